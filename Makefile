@@ -1,0 +1,28 @@
+# One virtual environment for all targets; `make demo` and `make test` need nothing but Python >= 3.11.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+THREADS ?= 2
+export OMP_NUM_THREADS ?= $(THREADS)
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)  ## train recipes/joint.yaml on the embedded data and print the before/after table
+	$(BIN)/prior3d-train recipes/joint.yaml
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the environment and what runs left
+	rm -rf $(VENV) runs build dist *.egg-info
+
+# Rebuilt when what is installed changes; plugins and modules themselves are read where they lie.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(STAMP)
