@@ -1,0 +1,18 @@
+"""Fixtures shared by all tests: where the optional real data lies, and quiet defaults for two CPU cores."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+torch.set_num_threads(1)  # two threads spin-wait on a busy machine: a 2 s test took 136 s
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data beside the checkout; the test is skipped, visibly, where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data not present: {SHARED_DATA}")
+    return SHARED_DATA
