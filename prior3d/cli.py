@@ -1,0 +1,119 @@
+"""The command `prior3d-train`: arguments, listings, and how errors reach the user; it imports torch only to train."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from prior3d import __version__
+from prior3d.errors import UserError
+from prior3d.registry import KINDS, Registry
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Run `prior3d-train`.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0 when done, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C. A bug in
+        prior3d or in a plugin ends with its traceback.
+    """
+    try:
+        return _train(_parser().parse_intermixed_args(argv))
+    except UserError as error:
+        print(f"prior3d-train: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells wrong arguments as every other error, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help names what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="prior3d-train",
+        description="Train a backbone with the priors of a recipe.",
+        epilog="example: prior3d-train joint data.batch_size=4 trainer.max_steps=50",
+    )
+    add = parser.add_argument
+    add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships with prior3d")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="values over the recipe's, such as optim.lr=1e-3")
+    add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a prior, dataset or probe")
+    add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
+    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, by its folder; takes no recipe")
+    add("--list", action="store_true", help="name the priors, datasets and probes there are, and where they are from")
+    add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
+    add("--version", action="version", version=f"prior3d {__version__}")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print(_listing(Registry(arguments.plugin)))
+        return 0
+    if arguments.schema:
+        print(_json_schema(Registry(arguments.plugin)))
+        return 0
+    recipe = _recipe(arguments)
+    if arguments.check:
+        print(f"{recipe.source.name} is fine")
+        return 0
+    from prior3d.pretraining import run
+
+    try:
+        return run(recipe, Registry(recipe.plugins), out=arguments.out, resume=arguments.resume)
+    except UserError as error:
+        raise recipe.source.locate(error) from error
+
+
+def _recipe(arguments: argparse.Namespace) -> "Recipe":
+    """Load the recipe that the arguments name; a run that is resumed brings its own."""
+    name = arguments.recipe
+    if arguments.resume is not None:
+        if name is not None:
+            raise UserError(f"a run that is resumed keeps its own recipe: leave out {name}", "--resume")
+        if arguments.out is not None:
+            raise UserError(f"a run that is resumed stays in its folder: leave out --out {arguments.out}", "--resume")
+        name = arguments.resume / "recipe.yaml"
+        if not name.is_file():
+            raise UserError(f"{arguments.resume} is no run folder: it holds no {name.name}", "--resume")
+    if name is None:
+        raise UserError("which recipe? Give a YAML file or the name of a shipped recipe; --help says more")
+    from prior3d.recipe import load_recipe
+
+    return load_recipe(name, arguments.overrides, arguments.plugin)
+
+
+def _listing(registry: Registry) -> str:
+    """Return a table of all plugins by kind, with their origins; what cannot work is marked."""
+    lines = []
+    for kind in KINDS:
+        plugins, problems = registry.list(kind), registry.problems(kind)
+        width = max((len(plugin.name) for plugin in plugins), default=0)
+        lines.append(f"{kind}:" if plugins else f"{kind}: none")
+        for plugin in plugins:
+            mark = f"  ! {problems[plugin]}" if plugin in problems else ""
+            lines.append(f"  {plugin.name:<{width}}  {plugin.origin}{mark}")
+    return "\n".join([*lines, *(f"! {problem}" for problem in registry.unreadable)])
+
+
+def _json_schema(registry: Registry) -> str:
+    import json
+
+    from prior3d.recipe_schema import recipe_json_schema
+
+    return json.dumps(recipe_json_schema(registry), indent=2)

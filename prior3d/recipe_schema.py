@@ -1,0 +1,98 @@
+"""The JSON schema of whole recipes, with the options of everything installed, so that editors complete them."""
+
+import inspect
+from typing import Any
+
+from prior3d.errors import UserError
+from prior3d.recipe import PLAIN_SECTIONS, TopLevel, own_options
+from prior3d.registry import Kind, Registry
+from prior3d.schema import Options, options_of
+from prior3d.sections import DataSection, PriorSection
+
+Schema = dict[str, Any]
+
+
+def recipe_json_schema(registry: Registry) -> Schema:
+    """Return the JSON schema of recipes.
+
+    A plugin that cannot be used leaves its section open, with a note that says why.
+
+    Args:
+        registry: the plugins whose options the schema describes; all of them are imported.
+    """
+    definitions: Schema = {}
+    top = _described(own_options(TopLevel), "recipe", definitions)["properties"]
+    fixed = {key: _described(own_options(cls), key, definitions) for key, cls in PLAIN_SECTIONS.items()}
+    datasets = _references(registry, "datasets", definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "prior3d recipe",
+        "type": "object",
+        "properties": {
+            **top,
+            **fixed,
+            "data": {"anyOf": [{"allOf": [schema, {"required": ["name"]}]} for schema in datasets.values()]},
+            "priors": _priors(_references(registry, "priors", definitions)),
+            "probes": {
+                "type": "object",
+                "properties": {name: _or_null(s) for name, s in _references(registry, "probes", definitions).items()},
+                "additionalProperties": False,
+            },
+        },
+        "required": ["backbone", "data", "priors", "trainer"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _references(registry: Registry, kind: Kind, definitions: Schema) -> dict[str, Schema]:
+    """Define the section of every plugin of a kind; return the references to them, by name."""
+    names = dict.fromkeys(plugin.name for plugin in registry.list(kind))
+    for name in names:
+        definitions[f"{kind}.{name}"] = _section(registry, kind, name, definitions)
+    return {name: {"$ref": f"#/$defs/{kind}.{name}"} for name in names}
+
+
+def _section(registry: Registry, kind: Kind, name: str, definitions: Schema) -> Schema:
+    """Return the schema of a section that uses one plugin: fixed keys and the plugin's own."""
+    cls, naming = {"datasets": (DataSection, "name"), "priors": (PriorSection, "prior"), "probes": (None, None)}[kind]
+    fixed: Schema = {"properties": {}, "required": []}
+    if cls is not None:
+        fixed = _described(own_options(cls), kind, definitions)
+        fixed["properties"][naming] = {"const": name, "description": fixed["properties"][naming]["description"]}
+    try:
+        plugin = registry.get(kind, name)
+        options = options_of(plugin, name, reserved=fixed["properties"])
+        own = _described(options, f"{kind}.{name}", definitions)
+    except UserError as error:
+        return {"type": "object", "properties": fixed["properties"], "description": f"Not checked here: {error}"}
+    required = {*fixed.get("required", ()), *own.get("required", ())} - {naming}
+    return {
+        "type": "object",
+        "description": (inspect.getdoc(plugin) or name).partition("\n\n")[0],
+        "properties": fixed["properties"] | own.get("properties", {}),
+        "required": sorted(required),
+        "additionalProperties": False,
+    }
+
+
+def _priors(references: dict[str, Schema]) -> Schema:
+    """Return the schema of `priors:`; under a prior's own name `prior:` may be left out."""
+    named = [{"allOf": [schema, {"required": ["prior"]}]} for schema in references.values()]
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {name: {"anyOf": [_or_null(schema), *named]} for name, schema in references.items()},
+        "additionalProperties": {"anyOf": named},
+    }
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _described(options: Options, prefix: str, definitions: Schema) -> Schema:
+    """Return the schema of options, with what it refers to moved to the recipe's definitions."""
+    schema = options.json_schema(prefix)
+    definitions |= {f"{prefix}.{name}": inner for name, inner in schema.pop("$defs", {}).items()}
+    return schema
