@@ -1,0 +1,39 @@
+"""Exact pinhole geometry on batches of posed depth maps; no losses, no data reading, no learnable parts.
+
+Conventions: metres; OpenCV axes (x right, y down, z forward); pixels (x, y) with centres at +0.5; depth along the
+optical axis, 0 = unknown. Everything runs in float32 (float64 if given) and is written with elementwise operations
+only, which neither autocast nor TF32 touches: under bf16 a point 4 m away would move by up to 3 cm.
+"""
+
+from prior3d.geometry.cameras import (
+    baseline,
+    invert_rigid,
+    known_depth,
+    pixel_centres,
+    project,
+    unproject,
+    unproject_pixels,
+    view_angle,
+    warp_pixels,
+)
+from prior3d.geometry.matching import ViewMatches, default_search_radius, match_views, match_views_batched
+from prior3d.geometry.overlap import pairwise_overlap
+from prior3d.geometry.precision import full_precision
+
+__all__ = [
+    "ViewMatches",
+    "baseline",
+    "default_search_radius",
+    "full_precision",
+    "invert_rigid",
+    "known_depth",
+    "match_views",
+    "match_views_batched",
+    "pairwise_overlap",
+    "pixel_centres",
+    "project",
+    "unproject",
+    "unproject_pixels",
+    "view_angle",
+    "warp_pixels",
+]
