@@ -1,0 +1,1 @@
+"""Everything between files and a batch: datasets, view pairs, augmentation, loading; no losses and no models."""

@@ -1,0 +1,248 @@
+"""Plain images, from one folder or several, with pseudo-depth beside them where there is some."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from prior3d.data.dataset import Dataset, DataSpec, View
+from prior3d.data.decoding import read_16bit, read_array, read_color
+from prior3d.data.listing import PathTable, list_files
+from prior3d.errors import UserError
+from prior3d.randomness import generator
+
+PSEUDO_KINDS = ("depth", "disparity")
+"""What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""
+
+_PSEUDO_EXTENSIONS = (".png", ".npy")
+_EPOCHS_KEPT = 2  # at the turn of an epoch, one worker's samples come from two
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The sub-folder of `root` that holds each split, where a split has a folder of its own.
+
+    Attributes:
+        train: sub-folder of the training images, such as `train`.
+        validation: that of the validation images, if there are any.
+        test: that of the test images, if there are any.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+
+class ImageFolder(Dataset):
+    """Images in folders, found recursively, each a sample of one view; no poses and no scenes beyond the folders.
+
+    Every epoch shows each image once, in an order that follows from the seed and the epoch alone. Files and folders
+    whose names begin with a dot are ignored, and so is the EXIF orientation.
+
+    Args:
+        spec: what every dataset is told.
+        root: folder of images, or several.
+        extensions: endings of image files, upper or lower case.
+        folders: sub-folders of `root` that hold the splits.
+        test_fraction: share of the images kept for the split "test", chosen by a hash of each image's path below
+            `root`: adding, removing or moving the whole folder changes no image's split.
+        validation_fraction: likewise for "validation".
+        pseudo_depth: folder (one for each root) with a 16-bit `.png` or a `.npy` of the same relative name for each
+            image: depth or disparity of unknown scale and shift over the same field of view; 0 = unknown.
+        pseudo_kind: which of the two it is; may be said by a file `kind.json`, {"kind": "disparity"}, in that folder.
+
+    Raises:
+        UserError: if a folder is missing or empty, the splits contradict each other, or the kind is not said.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        root: Path | list[Path],
+        extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp"),
+        folders: SplitFolders | None = None,
+        test_fraction: float = 0.0,
+        validation_fraction: float = 0.0,
+        pseudo_depth: Path | list[Path] | None = None,
+        pseudo_kind: Literal["depth", "disparity"] | None = None,
+    ) -> None:
+        super().__init__(spec)
+        if spec.views > 1:
+            raise UserError(f"single images make samples of 1 view, got {spec.views}", "data.views")
+        self.splits = _splits(folders, test_fraction, validation_fraction)
+        if spec.split not in self.splits:
+            raise UserError(
+                f"this data has no split {spec.split}: set this share or data.folders", f"data.{spec.split}_fraction"
+            )
+        self._roots = _existing(_as_list(root), "data.root")
+        self._pseudo_roots = _existing(_as_list(pseudo_depth), "data.pseudo_depth")
+        self._pseudo_kind = self._declared_kind(pseudo_kind)
+        if self._pseudo_roots:
+            self.provides = frozenset({"image", "pseudo_depth"})
+        self.scenes = _distinct_names(self._roots)
+        endings = tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)
+        shares = test_fraction, validation_fraction
+        self._paths = [PathTable(self._list(root, endings, folders, shares)) for root in self._roots]
+        self._first = np.cumsum([0, *(len(paths) for paths in self._paths)])
+        self._orders: dict[int, torch.Tensor] = {}
+        if not len(self):
+            where = ", ".join(str(root) for root in self._roots)
+            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {where}", "data.root")
+
+    def __len__(self) -> int:
+        """Return the number of images of this split."""
+        return int(self._first[-1])
+
+    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+        """Decode the image of this draw; see `Dataset.sample`."""
+        epoch, position = divmod(draw, len(self))
+        number = int(self._order(epoch)[position])
+        scene = int(np.searchsorted(self._first, number, side="right")) - 1
+        frame = number - int(self._first[scene])
+        name = self._paths[scene][frame]
+        view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
+        if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
+            view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
+            view.pseudo_kind = self._pseudo_kind
+        return [view]
+
+    def path(self, scene: int, frame: int) -> Path:
+        """Return the file of an image, by the `scene` and `frame` of its view."""
+        return self._roots[scene] / self._paths[scene][frame]
+
+    def verify(self) -> None:
+        """Check that every image has its pseudo-depth."""
+        for pseudo_root, paths in zip(self._pseudo_roots, self._paths, strict=False):
+            stems = {os.path.splitext(name)[0] for name in list_files(pseudo_root, _PSEUDO_EXTENSIONS)}
+            missing = [name for name in paths if os.path.splitext(name)[0] not in stems]
+            if missing:
+                raise UserError(
+                    f"{len(missing)} of {len(paths)} images have no .png or .npy in {pseudo_root}, the first:"
+                    f" {missing[0]}",
+                    "data.pseudo_depth",
+                )
+
+    def describe(self) -> list[str]:
+        """Say how many images there are, by folder."""
+        counts = [f"{name}: {len(paths)}" for name, paths in zip(self.scenes, self._paths, strict=True)]
+        pseudo = f", with pseudo-{PSEUDO_KINDS[self._pseudo_kind]}" if self._pseudo_roots else ""
+        return [f"{len(self)} images of the split {self.spec.split}{pseudo} ({', '.join(counts)})"]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._orders:
+            while len(self._orders) >= _EPOCHS_KEPT:
+                self._orders.pop(next(iter(self._orders)))
+            stream = generator("image_folder", self.spec.seed, epoch)
+            self._orders[epoch] = torch.randperm(len(self), generator=stream)
+        return self._orders[epoch]
+
+    def _list(
+        self, root: Path, endings: tuple[str, ...], folders: SplitFolders | None, shares: tuple[float, float]
+    ) -> list[str]:
+        if folders is not None:
+            below = getattr(folders, self.spec.split)
+            if not (root / below).is_dir():
+                raise UserError(f"no folder {root / below}", f"data.folders.{self.spec.split}")
+            return [f"{below.strip('/')}/{name}" for name in list_files(root / below, endings, self._pseudo_roots)]
+        names = list_files(root, endings, self._pseudo_roots)
+        if not any(shares):
+            return names
+        return [name for name in names if split_of(name, *shares) == self.spec.split]
+
+    def _declared_kind(self, declared: str | None) -> int | None:
+        if not self._pseudo_roots:
+            if declared is not None:
+                raise UserError("there is no data.pseudo_depth it could be the kind of", "data.pseudo_kind")
+            return None
+        if len(self._pseudo_roots) != len(self._roots):
+            raise UserError(
+                f"expected one folder for each of the {len(self._roots)} roots, got {len(self._pseudo_roots)}",
+                "data.pseudo_depth",
+            )
+        kinds = {declared, *(_kind_in(root) for root in self._pseudo_roots)} - {None}
+        if not kinds:
+            raise UserError(
+                "say whether the pseudo-depth is depth or disparity, here or in its kind.json: the two are not affine"
+                " in each other",
+                "data.pseudo_kind",
+            )
+        if len(kinds) > 1:
+            raise UserError(
+                f"pseudo-depth is said to be both {' and '.join(sorted(kinds))} (recipe, kind.json)", "data.pseudo_kind"
+            )
+        return PSEUDO_KINDS.index(kinds.pop())
+
+
+def split_of(name: str, test_fraction: float, validation_fraction: float) -> str:
+    """Return the split of an image, from a hash of its path below the root.
+
+    Args:
+        name: path below the root.
+        test_fraction: share of the images in "test".
+        validation_fraction: share of the images in "validation".
+    """
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    position = int.from_bytes(digest, "little") / 2**64
+    if position < test_fraction:
+        return "test"
+    return "validation" if position < test_fraction + validation_fraction else "train"
+
+
+def _as_list(roots: Path | list[Path] | None) -> list[Path]:
+    if roots is None:
+        return []
+    return [Path(root).expanduser() for root in (roots if isinstance(roots, list) else [roots])]
+
+
+def _existing(roots: list[Path], key: str) -> list[Path]:
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no folder {root}", key)
+    return roots
+
+
+def _distinct_names(roots: list[Path]) -> list[str]:
+    names = [root.resolve().name for root in roots]
+    return names if len(set(names)) == len(names) else [str(root) for root in roots]
+
+
+def _splits(folders: SplitFolders | None, test_fraction: float, validation_fraction: float) -> tuple[str, ...]:
+    if not (test_fraction >= 0 and validation_fraction >= 0 and test_fraction + validation_fraction < 1):
+        raise UserError(
+            f"expected shares from 0 that leave something to train on, got {test_fraction} for test and"
+            f" {validation_fraction} for validation",
+            "data.test_fraction",
+        )
+    shares = {"validation": validation_fraction, "test": test_fraction}
+    if folders is None:
+        return ("train", *(split for split, share in shares.items() if share > 0))
+    if any(shares.values()):
+        raise UserError("splits come either from sub-folders or from fractions, not from both", "data.folders")
+    return ("train", *(split for split in shares if getattr(folders, split) is not None))
+
+
+def _kind_in(root: Path) -> str | None:
+    """Return the kind that the folder's `kind.json` declares, if it has one."""
+    path = root / "kind.json"
+    if not path.is_file():
+        return None
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "data.pseudo_depth") from error
+    kind = declared.get("kind") if isinstance(declared, dict) else None
+    if kind not in PSEUDO_KINDS:
+        raise UserError(f'expected {{"kind": "depth"}} or {{"kind": "disparity"}} in {path}', "data.pseudo_depth")
+    return kind
+
+
+def _read_pseudo(image: Path) -> np.ndarray:
+    """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown."""
+    array = image.with_suffix(".npy")
+    return read_array(array) if array.exists() else read_16bit(image.with_suffix(".png")).astype(np.float32)

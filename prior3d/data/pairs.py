@@ -1,0 +1,212 @@
+"""Pairs of overlapping views of a scene: found once from depth and poses, drawn evenly over the angle between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prior3d.geometry import baseline, pairwise_overlap, view_angle
+
+ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
+"""Bins of the angle between the optical axes of two views, degrees; pairs are drawn evenly over those not empty."""
+
+NARROW_ANGLE_DEG = 5.0
+"""A set of pairs whose median angle is below this hardly shows anything from two sides."""
+
+_COARSE_SAMPLES = 64
+_COARSE_MARGIN = 0.15  # about 3.5 standard deviations of an overlap estimated from twice _COARSE_SAMPLES points
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Which two views of a scene make a pair.
+
+    Attributes:
+        min_overlap: least share of the known pixels of both views that see a common surface, above 0 to 1.
+        max_distance: metres within which two points count as the same surface.
+        relative_distance: the same, as a share of depth; the larger of the two counts. 0 is Pri3D's definition, 0.01
+            suits depth sensors.
+        samples: points per view from which the overlap is estimated.
+        max_angle: degrees between the optical axes of a pair at most.
+        max_frames: frames per scene that are compared; a longer scene is thinned evenly.
+    """
+
+    min_overlap: float = 0.3
+    max_distance: float = 0.02
+    relative_distance: float = 0.01
+    samples: int = 1024
+    max_angle: float = 180.0
+    max_frames: int = 400
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_overlap <= 1:
+            raise ValueError(f"expected min_overlap above 0 and at most 1, got {self.min_overlap}")
+        if not (self.max_distance > 0 and self.relative_distance >= 0):
+            raise ValueError(
+                "expected max_distance above 0 and relative_distance of at least 0,"
+                f" got {self.max_distance} and {self.relative_distance}"
+            )
+        if self.samples < 1 or self.max_frames < 2:
+            raise ValueError(f"expected samples >= 1 and max_frames >= 2, got {self.samples} and {self.max_frames}")
+        if not 0 < self.max_angle <= 180:
+            raise ValueError(f"expected max_angle above 0 and at most 180 degrees, got {self.max_angle}")
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """The pairs of one scene, each once, with the smaller frame first.
+
+    Attributes:
+        first: [P] int64 frame of the one view.
+        second: [P] int64 frame of the other.
+        overlap: [P] float32, 0..1.
+        angle_deg: [P] float32 degrees between the optical axes.
+        baseline_m: [P] float32 metres between the camera centres.
+    """
+
+    first: Tensor
+    second: Tensor
+    overlap: Tensor
+    angle_deg: Tensor
+    baseline_m: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, rows: Tensor) -> "PairTable":
+        """Return the chosen rows, by index or mask."""
+        return PairTable(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def save(self, path: Path) -> None:
+        """Write the table as an `.npz` file."""
+        np.savez(path, **{field.name: getattr(self, field.name).numpy() for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "PairTable":
+        """Read a table that `save` wrote."""
+        with np.load(path) as columns:
+            return cls(**{field.name: torch.from_numpy(columns[field.name]) for field in fields(cls)})
+
+
+def mine_pairs(
+    depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, options: PairOptions | None = None
+) -> PairTable:
+    """Find the pairs of a scene's views that overlap enough, at the resolution of the depth maps.
+
+    Args:
+        depth: [F, H, W] metres along the optical axis, 0 = unknown. Full resolution: the overlap under a limit of
+            centimetres is lost in small maps.
+        intrinsics: [F, 3, 3] pixels of the depth maps, centres at +0.5.
+        world_from_camera: [F, 4, 4] metres.
+        options: `PairOptions()` by default.
+    """
+    options = options or PairOptions()
+    first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=depth.device)
+    angle = view_angle(world_from_camera[first], world_from_camera[second])
+    first, second = first[angle <= options.max_angle], second[angle <= options.max_angle]
+
+    limits = options.max_distance, options.relative_distance
+    if options.samples > 2 * _COARSE_SAMPLES:  # most pairs of a long scene are nowhere near: a few points tell
+        coarse = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES)
+        near = coarse >= options.min_overlap - _COARSE_MARGIN
+        first, second = first[near], second[near]
+    overlap = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, options.samples)
+    kept = overlap >= options.min_overlap
+    first, second, overlap = first[kept], second[kept], overlap[kept]
+    poses = world_from_camera[first], world_from_camera[second]
+    columns = first, second, overlap.float(), view_angle(*poses).float(), baseline(*poses).float()
+    return PairTable(*(column.cpu() for column in columns))
+
+
+def angle_bin(angle_deg: Tensor | float) -> Tensor:
+    """Return the number of the bin of `ANGLE_BINS_DEG` that an angle falls into.
+
+    Args:
+        angle_deg: degrees, any shape.
+
+    Returns:
+        int64 of the same shape.
+    """
+    edges = torch.tensor([low for low, _ in ANGLE_BINS_DEG[1:]])
+    return torch.bucketize(torch.as_tensor(angle_deg, dtype=edges.dtype), edges, right=True)
+
+
+class PairSampler:
+    """Draws views evenly over the angle bins that are not empty, then over scenes, then over the scene's pairs.
+
+    Args:
+        tables: one table per scene.
+        views: views per sample: a pair in either order and, beyond 2, further partners of its first view. Only first
+            views with enough partners are drawn.
+    """
+
+    def __init__(self, tables: Sequence[PairTable], views: int = 2) -> None:
+        if views < 2:
+            raise ValueError(f"expected at least 2 views, got {views}")
+        self.views = views
+        self._partners: list[dict[int, Tensor]] = []
+        self._bins: list[list[tuple[int, Tensor]]] = [[] for _ in ANGLE_BINS_DEG]  # per bin: (scene, pairs [n, 2])
+        for scene, table in enumerate(tables):
+            pairs = torch.cat(
+                [torch.stack([table.first, table.second], 1), torch.stack([table.second, table.first], 1)]
+            )
+            partner_count = torch.bincount(pairs[:, 0], minlength=1)
+            enough = partner_count[pairs[:, 0]] >= views - 1
+            bins = angle_bin(table.angle_deg).repeat(2)
+            for number, scenes in enumerate(self._bins):
+                rows = pairs[enough & (bins == number)]
+                if len(rows):
+                    scenes.append((scene, rows))
+            anchors = pairs[enough, 0].unique().tolist() if views > 2 else []
+            self._partners.append({anchor: pairs[pairs[:, 0] == anchor, 1] for anchor in anchors})
+        self._bins = [scenes for scenes in self._bins if scenes]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self._bins)
+
+    def draw(self, generator: torch.Generator) -> tuple[int, list[int]]:
+        """Return a scene and its frames, as many as there are views, all different."""
+        if not self._bins:
+            raise ValueError(f"expected at least one pair of views with {self.views - 1} partners, got none")
+        scene, pairs = _choose(_choose(self._bins, generator), generator)
+        first, second = _choose(pairs, generator).tolist()
+        frames = [first, second]
+        if self.views > 2:
+            others = self._partners[scene][first]
+            others = others[others != second]
+            frames += others[torch.randperm(len(others), generator=generator)[: self.views - 2]].tolist()
+        return scene, frames
+
+
+def _choose(items: Sequence[Item], generator: torch.Generator) -> Item:
+    return items[int(torch.randint(len(items), (), generator=generator))]
+
+
+def describe_pairs(tables: Sequence[PairTable]) -> list[str]:
+    """Say how many pairs there are and how far their views lie apart; a set of hardly moving views is said to be so."""
+    angle = torch.cat([torch.zeros(0), *(table.angle_deg for table in tables)]).double()
+    distance = torch.cat([torch.zeros(0), *(table.baseline_m for table in tables)]).double()
+    if not len(angle):
+        return ["no pairs of views"]
+    low, median, high = angle.quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
+    counts = torch.bincount(angle_bin(angle), minlength=len(ANGLE_BINS_DEG)).tolist()
+    bins = ", ".join(
+        f"{lower:.0f}-{upper:.0f}: {count}" for (lower, upper), count in zip(ANGLE_BINS_DEG, counts, strict=True)
+    )
+    lines = [
+        f"{len(angle)} pairs of views; angle median {median:.1f} degrees (10-90 %: {low:.1f}-{high:.1f}),"
+        f" baseline median {distance.median():.2f} m; pairs by degrees {bins}"
+    ]
+    if median < NARROW_ANGLE_DEG:
+        lines.append(
+            f"warning: the median angle between paired views is {median:.1f} degrees, under {NARROW_ANGLE_DEG:.0f}:"
+            " these views hardly show anything from two sides, so there is little 3D to learn from them"
+        )
+    return lines

@@ -1,0 +1,85 @@
+"""Where an image lies in the output: one affine map, scale and translation, that moves everything of a view."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which part of an image fills the output: the one affine map of a view.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the image (pixel centres at +0.5).
+        image_size: height and width of the image, pixels.
+        size: height and width of the output, pixels.
+        mirrored: whether left and right are swapped in the output.
+    """
+
+    box: tuple[float, float, float, float]
+    image_size: tuple[int, int]
+    size: tuple[int, int]
+    mirrored: bool = False
+
+    @property
+    def output_from_image(self) -> np.ndarray:
+        """[3, 3] homography: pixels of the image to pixels of the output, centres at +0.5."""
+        left, top, right, bottom = self.box
+        (height, width), direction = self.size, -1 if self.mirrored else 1
+        scale_x, scale_y = direction * width / (right - left), height / (bottom - top)
+        start = right if self.mirrored else left
+        return np.array([[scale_x, 0, -scale_x * start], [0, scale_y, -scale_y * top], [0, 0, 1.0]])
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Return [H, W, 3] uint8: the box of an image [h, w, 3], resized with antialiasing."""
+        height, width = self.size
+        whole = self.box == (0, 0, width, height) and self.image_size == self.size
+        if not whole:
+            # reducing_gap: shrinking more than fourfold first averages whole pixels, which is quicker and as smooth
+            resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, self.box, 2.0)
+            image = np.asarray(resized)
+        return image[:, ::-1] if self.mirrored else image
+
+    def nearest(self, values: np.ndarray) -> np.ndarray:
+        """Return [H, W]: the values nearest to the output's pixel centres.
+
+        Args:
+            values: [h', w'], the image's field of view at any resolution. Nothing is mixed across edges.
+        """
+        rows = self._indices(values.shape[0], axis=0)
+        columns = self._indices(values.shape[1], axis=1)
+        return values[rows[:, None], columns[None, :]]
+
+    def _indices(self, cells: int, axis: int) -> np.ndarray:
+        start, stop = self.box[1 - axis], self.box[3 - axis]
+        centers = start + (np.arange(self.size[axis]) + 0.5) * ((stop - start) / self.size[axis])
+        indices = (centers * (cells / self.image_size[axis])).astype(np.int64).clip(0, cells - 1)
+        return indices[::-1] if axis == 1 and self.mirrored else indices
+
+
+def centered(image_size: tuple[int, int], size: tuple[int, int]) -> Placement:
+    """Return the largest centred crop of the output's aspect: what a view looks like without augmentation."""
+    return crop(image_size, size, 1.0, 0.5, 0.5, mirrored=False)
+
+
+def crop(
+    image_size: tuple[int, int], size: tuple[int, int], share: float, across: float, down: float, *, mirrored: bool
+) -> Placement:
+    """Place a crop of the output's aspect whose sides are `share` of the largest such crop's.
+
+    Args:
+        image_size: height and width of the image, pixels.
+        size: height and width of the output, pixels.
+        share: side of the crop over that of the largest crop.
+        across: 0 = at the left edge, 1 = at the right edge.
+        down: 0 = at the top edge, 1 = at the bottom edge.
+        mirrored: whether left and right are swapped.
+    """
+    (height, width), (out_height, out_width) = image_size, size
+    pixels_per_output = share * min(height / out_height, width / out_width)
+    crop_height = min(out_height * pixels_per_output, height)  # min: PIL refuses a box that rounding pushes outside
+    crop_width = min(out_width * pixels_per_output, width)
+    left, top = across * (width - crop_width), down * (height - crop_height)
+    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
+    return Placement(box, image_size, size, mirrored)

@@ -1,0 +1,145 @@
+"""The dataset `synthetic_rooms`: rooms rendered once into the cache, then read from memory maps."""
+
+from pathlib import Path
+
+import numpy as np
+
+from prior3d.data.dataset import DataSpec, Progress, Split, View, silent
+from prior3d.data.pairs import PairOptions
+from prior3d.data.posed import DEFAULT_PAIRS, PosedDataset
+from prior3d.data.store import content_key
+from prior3d.data.synthetic_rooms.catalogue import CLASSES
+from prior3d.data.synthetic_rooms.rendering import render
+from prior3d.data.synthetic_rooms.rooms import draw_room
+from prior3d.data.synthetic_rooms.trajectories import pinhole
+from prior3d.errors import UserError
+
+CONTENT_VERSION = 1
+"""Raise it when anything about the rooms changes, so that caches are made anew."""
+
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_ARRAYS = ("image", "depth", "semantic", "normals", "world_from_camera")
+
+
+class SyntheticRooms(PosedDataset):
+    """Furnished rooms, drawn from a seed and ray-cast: exact depth, poses, normals and classes; no download.
+
+    No room occurs in two splits. What covers a thing is drawn independently of what the thing is, so texture and colour
+    say nothing about shape or class. A camera walks around each room; more frames come closer together.
+
+    Args:
+        spec: what every dataset is told; the images have its size.
+        rooms: rooms of the split "train".
+        validation_rooms: rooms of the split "validation".
+        test_rooms: rooms of the split "test".
+        frames: views per room.
+        field_of_view: degrees across the width of a view.
+        exposure: spread of the views' brightness: each is multiplied by up to e^exposure or e^-exposure, and each of
+            its channels by a quarter of that, so that the colour of a point differs between views.
+        content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
+        pairs: which two views of a room make a pair.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+
+    provides = PosedDataset.provides | {"semantic"}
+    splits = _SPLITS
+    class_names = CLASSES
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        rooms: int = 12,
+        validation_rooms: int = 4,
+        test_rooms: int = 4,
+        frames: int = 24,
+        field_of_view: float = 65.0,
+        exposure: float = 0.15,
+        content_seed: int = 0,
+        pairs: PairOptions = DEFAULT_PAIRS,
+    ) -> None:
+        super().__init__(spec, pairs)
+        counts = {"rooms": rooms, "validation_rooms": validation_rooms, "test_rooms": test_rooms}
+        for name, value in {**counts, "frames": frames}.items():
+            _check_range(name, value, 1, 1_000_000)
+        _check_range("field_of_view", field_of_view, 10, 150)
+        _check_range("exposure", exposure, 0, 1)
+        _check_range("content_seed", content_seed, 0, 2**63 - 1)
+        split = _SPLITS.index(spec.split)
+        self.frames = frames
+        self.field_of_view = field_of_view
+        self.exposure = exposure
+        self._seeds = [(content_seed, split, room) for room in range(tuple(counts.values())[split])]
+        self.scenes = [f"{spec.split}-{room:03d}" for _, _, room in self._seeds]
+        self._open: dict[int, dict[str, np.ndarray]] = {}
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of views of a room."""
+        return self.frames
+
+    def cache_key(self, scene: int) -> str:
+        """Return a text that changes with whatever the room's content depends on."""
+        return content_key(self._facts(scene))
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Render the rooms that are not in the cache, then find pairs."""
+        for scene in progress(range(len(self.scenes)), f"{self.spec.split} rooms", len(self.scenes)):
+            self._arrays(scene)
+        super().prepare(progress)
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Read one view; see `PosedDataset.load`."""
+        arrays = self._arrays(scene)
+        view = View(scene=scene, frame=frame)
+        for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
+            setattr(view, name, np.array(arrays[name][frame]))
+        if "intrinsics" in fields:
+            view.intrinsics, view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+        return view
+
+    def normals(self, scene: int, frame: int) -> np.ndarray:
+        """Return the surface normals [H, W, 3] float32 of a view: unit length, world axes, towards the camera."""
+        normals = self._arrays(scene)["normals"][frame].astype(np.float32)
+        return normals / np.linalg.norm(normals, axis=-1, keepdims=True)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the memory maps behind: pickled, they would travel as copies of all rooms."""
+        return {**self.__dict__, "_open": {}}
+
+    def _facts(self, scene: int) -> dict[str, object]:
+        return {
+            "version": CONTENT_VERSION,
+            "seed": self._seeds[scene],
+            "frames": self.frames,
+            "size": self.spec.size,
+            "field_of_view": self.field_of_view,
+            "exposure": self.exposure,
+        }
+
+    def _arrays(self, scene: int) -> dict[str, np.ndarray]:
+        if scene not in self._open:
+            entry = self.store.build("synthetic_rooms", self._facts(scene), lambda folder: self._render(scene, folder))
+            self._open[scene] = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        return self._open[scene]
+
+    def _render(self, scene: int, folder: Path) -> None:
+        # Streams of their own: how many numbers a room takes must not change how its views are exposed.
+        content, exposures = (
+            np.random.default_rng(seed) for seed in np.random.SeedSequence(self._seeds[scene]).spawn(2)
+        )
+        room = draw_room(content)
+        poses = room.trajectory.poses(self.frames)
+        rng = np.random.default_rng(exposures)
+        spread = rng.uniform(-1, 1, (self.frames, 1)) + rng.uniform(-0.25, 0.25, (self.frames, 3))
+        gains = np.exp(self.exposure * spread)
+        rendering = render(room, poses, pinhole(self.spec.size, self.field_of_view), self.spec.size, gains)
+        np.save(folder / "world_from_camera.npy", poses)
+        for name in _ARRAYS[:4]:
+            np.save(folder / f"{name}.npy", getattr(rendering, name))
+
+
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"expected {low} to {high}, got {value}", f"data.{option}")

@@ -1,0 +1,89 @@
+"""Where the camera of a room goes: around the room and up and down, looking across it."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+LOWEST, HIGHEST = 1.0, 1.9
+"""Metres between which the camera's height stays."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A walk around the middle of a room, as a curve that any number of views can be taken from.
+
+    Attributes:
+        room_size: [3] metres.
+        start, sweep: radians around the middle of the room, where the walk begins and how far it goes.
+        swing: metres the camera goes up and down.
+        phases: [4] radians, of the ways nearer and farther, up and down, and of where the camera looks.
+    """
+
+    room_size: np.ndarray
+    start: float
+    sweep: float
+    swing: float
+    phases: np.ndarray
+
+    def poses(self, count: int) -> np.ndarray:
+        """Return `count` evenly spaced poses, world_from_camera [count, 4, 4] float64, OpenCV axes."""
+        turn = self.start + self.sweep * np.arange(count) / count
+        radius = 0.15 + 0.2 * np.sin(2 * turn + self.phases[0])
+        height = (LOWEST + HIGHEST) / 2 + self.swing * np.sin(3 * turn + self.phases[1])
+        ahead = turn + math.copysign(1, self.sweep) * (2.6 + 0.5 * np.sin(2 * turn + self.phases[2]))
+        aim = 0.9 + 0.3 * np.sin(2 * turn + self.phases[3])
+        roll = np.radians(3.0) * np.sin(5 * turn + self.phases[2])
+        middle, extent = self.room_size[:2, None] / 2, self.room_size[:2, None]
+        centres = np.stack([*(middle + extent * radius * _circle(turn)), height], axis=1)
+        targets = np.stack([*(middle + extent * 0.45 * _circle(ahead)), aim], axis=1)
+        return look_at(centres, targets, roll)
+
+
+def draw_trajectory(rng: np.random.Generator, room_size: np.ndarray) -> Trajectory:
+    """Draw a walk through a room of the given size, [3] metres."""
+    return Trajectory(
+        room_size=room_size,
+        start=rng.uniform(0, 2 * math.pi),
+        sweep=rng.choice([-1.0, 1.0]) * rng.uniform(1.0, 1.4) * math.pi,
+        swing=rng.uniform(0.5, 1.0) * (HIGHEST - LOWEST) / 2,
+        phases=rng.uniform(0, 2 * math.pi, 4),
+    )
+
+
+def look_at(centres: np.ndarray, targets: np.ndarray, roll: np.ndarray) -> np.ndarray:
+    """Point cameras at targets.
+
+    Args:
+        centres: [F, 3] metres.
+        targets: [F, 3] metres, not straight above or below.
+        roll: [F] radians each camera is turned about its optical axis; without, x is level.
+
+    Returns:
+        world_from_camera [F, 4, 4].
+    """
+    forward = _normalised(targets - centres)
+    level = _normalised(np.cross(forward, [0.0, 0.0, 1.0]))
+    down = np.cross(forward, level)
+    cosine, sine = np.cos(roll)[:, None], np.sin(roll)[:, None]
+    poses = np.tile(np.eye(4), (len(centres), 1, 1))
+    poses[:, :3, 0] = cosine * level + sine * down
+    poses[:, :3, 1] = cosine * down - sine * level
+    poses[:, :3, 2] = forward
+    poses[:, :3, 3] = centres
+    return poses
+
+
+def pinhole(size: tuple[int, int], field_of_view: float) -> np.ndarray:
+    """Return the intrinsics [3, 3] of a camera of `field_of_view` degrees across an image of `size` (height, width)."""
+    height, width = size
+    focal = width / 2 / math.tan(math.radians(field_of_view) / 2)
+    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+def _circle(turn: np.ndarray) -> np.ndarray:
+    return np.stack([np.cos(turn), np.sin(turn)])
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,0 +1,126 @@
+"""Pictures that datasets, priors and runs draw: views, matches across two views, depth, features in colour.
+
+Every function returns a matplotlib Figure made without pyplot: no global state, safe in threads and workers.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from prior3d.data.dataset import View
+
+_INCHES = 2.6
+"""Side of one panel."""
+
+
+def draw_views(views: "Sequence[View]") -> Figure:
+    """Draw the views of a sample, colour above depth."""
+    figure, axes = panels(2 if any(view.depth is not None for view in views) else 1, len(views))
+    for column, view in enumerate(views):
+        axes[0][column].imshow(view.image)
+        axes[0][column].set_title(f"scene {view.scene} frame {view.frame}", fontsize=8)
+        if view.depth is not None:
+            show_depth(axes[1][column], view.depth)
+    return figure
+
+
+def draw_matches(
+    image_a: Tensor,  # [3, H, W] 0..1
+    image_b: Tensor,  # [3, H, W] 0..1
+    pixels_a: Tensor,  # [M, 2] x, y; centres at +0.5
+    pixels_b: Tensor,  # [M, 2]
+    shown: int = 40,
+) -> Figure:
+    """Draw two views side by side with lines between (an even subset of) their matches."""
+    figure, ((left, right),) = panels(1, 2)
+    left.imshow(to_picture(image_a))
+    right.imshow(to_picture(image_b))
+    chosen = torch.linspace(0, max(len(pixels_a) - 1, 0), min(shown, len(pixels_a))).long()
+    for order, index in enumerate(chosen.tolist()):
+        color = _hue(order / max(len(chosen), 1))
+        # imshow puts the centre of the first pixel at 0, our coordinates put it at 0.5
+        from_a, to_b = (pixels[index].float().cpu().numpy() - 0.5 for pixels in (pixels_a, pixels_b))
+        line = ConnectionPatch(from_a, to_b, "data", "data", axesA=left, axesB=right, color=color, lw=0.8, alpha=0.8)
+        figure.add_artist(line)
+        left.plot(*from_a, "o", color=color, ms=2.5)
+        right.plot(*to_b, "o", color=color, ms=2.5)
+    left.set_title(f"{len(pixels_a)} matches, {len(chosen)} drawn", fontsize=8)
+    return figure
+
+
+def draw_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
+    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in metres, row by row with one scale per row."""
+    figure, axes = panels(len(images), 3)
+    for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
+        axes[row][0].imshow(to_picture(image))
+        known = target[target > 0]
+        limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        show_depth(axes[row][1], prediction.float().cpu().numpy(), limits)
+        show_depth(axes[row][2], target.float().cpu().numpy(), limits)
+        if row == 0:
+            for axis, title in zip(axes[0], ("image", "predicted depth", "measured depth"), strict=True):
+                axis.set_title(title, fontsize=8)
+    return figure
+
+
+def draw_features(images: Tensor, features: Tensor) -> Figure:
+    """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
+    figure, axes = panels(2, len(images))
+    colours = principal_colours(features)
+    for column, (image, colour) in enumerate(zip(images, colours, strict=True)):
+        axes[0][column].imshow(to_picture(image))
+        axes[1][column].imshow(colour)
+    return figure
+
+
+def principal_colours(features: Tensor) -> np.ndarray:
+    """Map features [N, C, h, w] to colours [N, h, w, 3] by their first three principal components, over all N.
+
+    One basis and one range for all images: equal colours mean equal features, also across views.
+    """
+    count, channels, height, width = features.shape
+    rows = features.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
+    centred = rows - rows.mean(0)
+    _, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
+    components = centred @ axes[:, -3:].flip(1)
+    low, high = components.quantile(0.02, 0), components.quantile(0.98, 0)
+    colours = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    if colours.shape[1] < 3:
+        colours = torch.nn.functional.pad(colours, (0, 3 - colours.shape[1]))
+    return colours.reshape(count, height, width, 3).numpy()
+
+
+def show_depth(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
+    """Show a depth map in metres, unknown depth (0) left white."""
+    low, high = limits or (None, None)
+    shown = axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)
+    axis.figure.colorbar(shown, ax=axis, fraction=0.035, pad=0.01).ax.tick_params(labelsize=6)
+
+
+def to_picture(image: Tensor) -> np.ndarray:
+    """Turn an image tensor [3, H, W] in 0..1 into an array [H, W, 3] to show."""
+    return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+def panels(rows: int, columns: int) -> "tuple[Figure, list[list[Axes]]]":
+    """Make a figure of rows x columns panels without ticks."""
+    figure = Figure(figsize=(_INCHES * columns * 1.25, _INCHES * rows), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes.tolist()
+
+
+def _hue(position: float) -> tuple[float, float, float]:
+    import colorsys
+
+    return colorsys.hsv_to_rgb(position, 0.9, 0.95)

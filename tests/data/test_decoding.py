@@ -1,0 +1,100 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prior3d.data.decoding import image_size, read_16bit, read_array, read_color
+from prior3d.errors import DamagedFile
+
+
+def noise(height=40, width=30, top=256, dtype=np.uint8, channels=3):
+    shape = (height, width, channels) if channels else (height, width)
+    return np.random.default_rng(0).integers(0, top, shape).astype(dtype)
+
+
+def test_color_is_rgb_bytes_whatever_the_file_holds(tmp_path):
+    pixels = noise()
+    Image.fromarray(pixels).save(tmp_path / "rgb.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(np.concatenate([pixels, pixels[..., :1]], -1)).save(tmp_path / "rgba.png")
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    assert np.array_equal(read_color(tmp_path / "rgb.png"), pixels)
+    assert np.array_equal(read_color(tmp_path / "rgba.png"), pixels)
+    assert np.array_equal(read_color(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
+    photo = read_color(tmp_path / "photo.jpg")
+    assert photo.shape == pixels.shape and photo.dtype == np.uint8
+    assert image_size(tmp_path / "photo.jpg") == (40, 30)
+
+
+def test_all_16_bits_survive(tmp_path):
+    codes = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(codes).save(tmp_path / "depth.png")
+    read = read_16bit(tmp_path / "depth.png")
+    assert read.dtype == np.uint16 and np.array_equal(read, codes)
+
+
+def test_arrays_are_float32_with_unknown_as_zero(tmp_path):
+    np.save(tmp_path / "map.npy", np.array([[1.5, np.nan], [np.inf, 2.0]]))
+    read = read_array(tmp_path / "map.npy")
+    assert read.dtype == np.float32 and read.tolist() == [[1.5, 0.0], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("name", ["color.png", "color.jpg", "depth.png", "map.npy"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.3, 0.9])
+def test_truncated_files_are_damaged(tmp_path, name, kept):
+    path = tmp_path / name
+    reader = {"color": read_color, "depth": read_16bit, "map": read_array}[path.stem]
+    if path.suffix == ".npy":
+        np.save(path, noise(channels=0, dtype=np.float32))
+    else:
+        pixels = noise(channels=0, top=65536, dtype=np.uint16) if path.stem == "depth" else noise()
+        Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    reader(path)
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(DamagedFile) as caught:
+        reader(path)
+    assert caught.value.path == path and caught.value.why
+    assert "\n" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.path, again.why) == (path, caught.value.why)
+
+
+def test_any_turned_bit_and_any_missing_byte_of_a_png_is_damage(tmp_path):
+    path = tmp_path / "depth.png"
+    Image.fromarray(noise(30, 30, 65536, np.uint16, channels=0)).save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(whole), 200).tolist():
+        content = bytearray(whole)
+        content[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        with pytest.raises(DamagedFile):
+            read_16bit(path)
+    for missing in (1, 12, 16, 20, 100):
+        path.write_bytes(whole[:-missing])
+        with pytest.raises(DamagedFile, match="truncated"):
+            read_16bit(path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "why"),
+    [
+        (read_color, "gone.png", "missing"),
+        (read_16bit, "eight.png", "expected a 16-bit grey image, got mode L"),
+        (read_16bit, "rgb.png", "expected a 16-bit grey image, got mode RGB"),
+        (read_array, "cube.npy", "expected one array of numbers with two axes"),
+        (read_array, "objects.npy", "pickle"),
+        (read_color, "text.png", "no image, or without its beginning"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, reader, name, why):
+    Image.fromarray(noise(channels=0)).save(tmp_path / "eight.png")
+    Image.fromarray(noise()).save(tmp_path / "rgb.png")
+    np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
+    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(DamagedFile, match=why) as caught:
+        reader(tmp_path / name)
+    assert str(caught.value).count(name) == 1
