@@ -1,0 +1,171 @@
+"""From a recipe to objects: dataset, backbone, priors; every refusal happens here, before any data is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prior3d.backbone import Backbone, set_trainable
+from prior3d.data.dataset import Dataset, DataSpec, Split
+from prior3d.data.loading import DrawnSamples
+from prior3d.errors import UserError
+from prior3d.fields import DERIVED_FIELDS, is_known, missing_fields
+from prior3d.objective import JointObjective, Term
+from prior3d.prior import READABLE, Prior
+from prior3d.probes.probe import Probe
+from prior3d.randomness import reseed
+from prior3d.schema import validate_options
+from prior3d.weights import load_encoder, read_weights
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+    from prior3d.registry import Registry
+
+
+@dataclass
+class Parts:
+    """What a recipe names, made and found to fit together."""
+
+    dataset: Dataset
+    backbone: Backbone
+    objective: JointObjective
+    probes: dict[str, Probe]
+    held_out: dict[Split, Dataset]
+
+
+def build(recipe: "Recipe", registry: "Registry") -> Parts:
+    """Make everything a recipe names; no data is read and no file written.
+
+    Raises:
+        UserError: with the key path, where the parts do not exist or do not fit together.
+    """
+    dataset = build_dataset(recipe, registry, "train")
+    backbone = build_backbone(recipe)
+    objective = _build_objective(recipe, registry, backbone)
+    for label, prior in objective.priors.items():
+        _check_needs(label, prior, dataset, recipe)
+    reads = objective.reads
+    set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
+    probes = _build_probes(recipe, registry)
+    held_out = _build_held_out(recipe, registry, dataset, probes)
+    return Parts(dataset, backbone, objective, probes, held_out)
+
+
+def build_dataset(recipe: "Recipe", registry: "Registry", split: Split, views: int | None = None) -> Dataset:
+    """Make the dataset a recipe names, serving one split; `views` per sample are the recipe's by default."""
+    data = recipe.data
+    cls = registry.get("datasets", data.name, "data.name")
+    spec = DataSpec(size=data.size, views=views or data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
+    return _make(cls, spec, key="data", options=data.options)
+
+
+def build_backbone(recipe: "Recipe") -> Backbone:
+    """Make the backbone with its initial weights: random by the run's seed, timm's, or those of a local file."""
+    options = recipe.backbone
+    reseed("backbone", recipe.seed)
+    backbone = Backbone(
+        options.name,
+        recipe.data.size,
+        pretrained=options.pretrained,
+        decoder_stride=options.decoder_stride,
+        channels=options.channels,
+        timm_options=options.timm_options,
+        mean=options.mean,
+        std=options.std,
+    )
+    if options.weights is not None:
+        load_encoder(backbone.encoder.model, read_weights(options.weights), str(options.weights))
+    return backbone
+
+
+def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:
+    """Resolve what priors need into what the loader decodes; of alternatives, the first the dataset has."""
+    chosen = {_first_available(need, dataset) for need in objective.fields}
+    return frozenset(name for name in chosen if "/" not in name)
+
+
+def training_samples(recipe: "Recipe", parts: Parts) -> DrawnSamples:
+    """Return the training samples with the fields the priors need."""
+    fields = fields_to_decode(parts.objective, parts.dataset)
+    data = recipe.data
+    return DrawnSamples(parts.dataset, fields, data.augment, recipe.seed, skip_damaged=data.on_damage == "skip")
+
+
+def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone) -> JointObjective:
+    priors, terms = {}, {}
+    for label, section in recipe.priors.items():
+        cls = registry.get("priors", section.prior, f"priors.{label}")
+        # By the label: adding a prior changes no other's initial head.
+        reseed("prior", recipe.seed, label)
+        prior = _make(cls, backbone.spec, key=f"priors.{label}", options=section.options)
+        _check_reads(label, prior, recipe)
+        priors[label] = prior
+        terms[label] = Term(section.weight, section.warmup)
+    return JointObjective(priors, terms)
+
+
+def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:
+    unknown = set(prior.reads) - READABLE
+    if unknown:
+        raise UserError(f"reads {sorted(unknown)}; there are {sorted(READABLE)}", f"priors.{label}")
+    if "ema" in prior.reads and recipe.backbone.ema is None:
+        raise UserError("reads the moving average of the backbone; set backbone.ema, to 0.99 say", f"priors.{label}")
+    for name in (*prior.needs, *prior.encodes):
+        if not all(is_known(part) for part in name.split("|")):
+            raise UserError(f"needs the field {name!r}, which no batch has", f"priors.{label}")
+    if any("semantic" in need.split("|") for need in prior.needs):
+        raise UserError("needs semantic labels, which are for probes only", f"priors.{label}")
+
+
+def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
+    key, name = f"priors.{label}", recipe.priors[label].prior
+    missing = missing_fields((*prior.needs, *(f for f in prior.encodes if "/" not in f)), dataset.provides)
+    if missing:
+        raise UserError(f"{name} needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
+    if prior.views > recipe.data.views:
+        raise UserError(f"{name} needs {prior.views} views of a scene, data.views is {recipe.data.views}", key)
+
+
+def _build_probes(recipe: "Recipe", registry: "Registry") -> dict[str, Probe]:
+    probes = {}
+    for name, options in recipe.probes.items():
+        cls = registry.get("probes", name, f"probes.{name}")
+        probes[name] = _make(cls, key=f"probes.{name}", options=options)
+    return probes
+
+
+def _build_held_out(
+    recipe: "Recipe", registry: "Registry", dataset: Dataset, probes: dict[str, Probe]
+) -> dict[Split, Dataset]:
+    held_out: dict[Split, Dataset] = {}
+    for name, probe in probes.items():
+        key = f"probes.{name}"
+        missing = missing_fields(probe.needs, dataset.provides)
+        if missing:
+            raise UserError(f"needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
+        if probe.split not in dataset.splits:
+            raise UserError(
+                f"is measured on the {probe.split} split, and this {recipe.data.name} has only {dataset.splits}: name"
+                f" scenes to hold out (data.{probe.split}_scenes, say) or remove the probe",
+                key,
+            )
+        views = max(probe.views, recipe.data.views)
+        held_out.setdefault(probe.split, build_dataset(recipe, registry, probe.split, views))
+    return held_out
+
+
+def _make(cls: type, *told: object, key: str, options: Mapping[str, object]) -> Any:
+    """Call a plugin's constructor; what it refuses is the recipe's error."""
+    try:
+        return cls(*told, **validate_options(cls, options, key))
+    except UserError as error:
+        raise UserError(error.message, error.key or key) from error
+    except ValueError as error:
+        raise UserError(str(error), key) from error
+
+
+def _first_available(need: str, dataset: Dataset) -> str:
+    for name in need.split("|"):
+        if name in dataset.provides or DERIVED_FIELDS.get(name) in dataset.provides:
+            return name
+    return need

@@ -1,0 +1,127 @@
+"""The run folder: what a run leaves behind, and how a later process finds its way in it."""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from prior3d import __version__
+from prior3d.backbone import Backbone
+from prior3d.errors import UserError
+from prior3d.weights import find_mismatches, save_weights, summarise, write_atomically
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within a run folder.
+
+    recipe.yaml: the resolved recipe, with plugin origins as comments; initial.safetensors: encoder and decoder before
+    training; checkpoints/last.ckpt; events.*: TensorBoard; probes.json, summary.json; and, when training is complete,
+    backbone.safetensors (loads strictly into `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def initial(self) -> Path:
+        """Weights of encoder and decoder before training; written once."""
+        return self.path / "initial.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def backbone(self) -> Path:
+        """The trained encoder, as timm reads it; its presence means that training is complete."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def decoder(self) -> Path:
+        """The trained decoder, where there is one."""
+        return self.path / "decoder.safetensors"
+
+    @property
+    def probes(self) -> Path:
+        """Measurements before and after."""
+        return self.path / "probes.json"
+
+    @property
+    def summary(self) -> Path:
+        """What was run, for how long, with what outcome."""
+        return self.path / "summary.json"
+
+    @classmethod
+    def create(cls, parent: Path, name: str, recipe: str) -> "RunFolder":
+        """Make a new folder `<parent>/<name>-<time>` holding the recipe.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for attempt in range(100):
+            path = parent / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue  # two runs within one second
+            except OSError as error:
+                raise UserError(f"cannot make the run folder {path}: {error.strerror}", "--out") from error
+            folder = cls(path)
+            write_atomically(folder.recipe, recipe.encode())
+            return folder
+        raise UserError(f"cannot find a free name for a run folder in {parent}", "--out")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open the folder of an earlier run.
+
+        Raises:
+            UserError: this is no run folder.
+        """
+        folder = cls(path)
+        if not folder.recipe.is_file():
+            raise UserError(f"{path} is no run folder: it holds no {folder.recipe.name}", "--resume")
+        return folder
+
+    def save_initial(self, backbone: Backbone) -> None:
+        """Write the initial weights, unless they are there: a resumed run must not replace them."""
+        if not self.initial.exists():
+            save_weights(self.initial, backbone.state_dict(), {"what": "initial backbone", "model": backbone.spec.name})
+
+    def load_initial(self, backbone: Backbone) -> None:
+        """Load the initial weights into a backbone of the same recipe."""
+        weights = load_file(self.initial)
+        mismatches = find_mismatches(backbone.state_dict(), weights)
+        if mismatches:
+            raise UserError(f"{self.initial} does not fit the recipe's backbone: {summarise(mismatches)}")
+        backbone.load_state_dict(weights)
+
+    def export(self, backbone: Backbone, options: dict[str, object]) -> None:
+        """Write the trained weights for use elsewhere."""
+        about = {"model": backbone.spec.name, "timm_options": options, "prior3d": __version__}
+        about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
+        if backbone.decoder is not None:
+            save_weights(self.decoder, backbone.decoder.state_dict(), {"what": "decoder", **about})
+        save_weights(self.backbone, backbone.encoder.model.state_dict(), {"what": "encoder", **about})
+
+    def write_summary(self, facts: dict[str, object]) -> None:
+        """Write what was run, with the versions it ran on."""
+        versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
+        write_atomically(self.summary, json.dumps({**facts, "versions": versions | _versions()}, indent=2).encode())
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "timm", "lightning")}

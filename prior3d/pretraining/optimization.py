@@ -1,0 +1,52 @@
+"""Optimiser, parameter groups and learning-rate schedule of a run."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from prior3d.recipe import OptimSection
+
+
+def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimSection") -> torch.optim.Optimizer:
+    """Return the optimiser over all trainable parameters.
+
+    Weight decay touches matrices and kernels only, never norms, biases or other vectors; the encoder's learning rate is
+    scaled by `encoder_lr_scale`, for encoders that start from good weights beside heads that start from none.
+    """
+    groups = []
+    rates = ((encoder, options.lr * options.encoder_lr_scale), *((module, options.lr) for module in others))
+    for module, rate in rates:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for decay, chosen in (
+            (options.weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
+            (0.0, [parameter for parameter in parameters if parameter.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
+    return torch.optim.AdamW(groups, lr=options.lr)
+
+
+def learning_rate_factor(options: "OptimSection", max_steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate at an optimiser step: linear warm-up, then the schedule down to 0.
+
+    Args:
+        options: `schedule` is cosine, poly ((1 - t) ** poly_power) or constant.
+        max_steps: steps of the whole run.
+    """
+
+    def factor(step: int) -> float:
+        progress = min(step / max(max_steps, 1), 1.0)
+        decay = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "poly": (1 - progress) ** options.poly_power,
+            "constant": 1.0,
+        }[options.schedule]
+        return decay * min(1.0, (step + 1) / max(options.warmup, 1))
+
+    return factor

@@ -1,0 +1,95 @@
+"""Pictures for TensorBoard: features in colour, and whatever each prior draws."""
+
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prior3d.fields import IMAGE_FIELDS
+from prior3d.figures import draw_features
+
+if TYPE_CHECKING:
+    from prior3d.pretraining.task import PretrainingTask
+
+_SAMPLES = 4
+"""Samples of a batch that are encoded for pictures."""
+
+
+class Pictures(lightning.Callback):
+    """Draws every n optimiser steps, on rank 0, from the head of the batch just trained on.
+
+    Drawing runs in evaluation mode and without gradients, and the step reseeds the global generators itself: a run
+    draws the same samples with and without pictures.
+
+    Args:
+        every: optimiser steps between two drawings; 0 for none.
+        accumulate: micro-batches per optimiser step.
+    """
+
+    def __init__(self, every: int, accumulate: int) -> None:
+        self.every = every
+        self.accumulate = accumulate
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: "PretrainingTask",
+        outputs: object,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Draw at the first step and every n after it."""
+        at_boundary = (batch_idx + 1) % self.accumulate == 0
+        due = self.every and (trainer.global_step == 1 or trainer.global_step % self.every == 0)
+        if at_boundary and due and trainer.is_global_zero:
+            figures = draw(pl_module, batch)
+            for name, figure in figures.items():
+                writer = trainer.logger.experiment
+                writer.add_image(name, render(figure), trainer.global_step, dataformats="HWC")
+
+
+@torch.no_grad()
+def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]:
+    """Return the figures of a run at its present weights, by name."""
+    seed = task.seeder(0)
+    batch = head(batch, _SAMPLES)
+    trained = (task.backbone, task.objective)
+    for module in trained:
+        module.eval()
+    try:
+        with task.trainer.precision_plugin.forward_context():
+            batch = task.objective.prepare_batch(batch, seed)
+            features = task.encode(batch, seed).features
+            figures: dict[str, Any] = {}
+            for label, prior in task.objective.priors.items():
+                seed(f"{label}/draw")
+                figures |= {f"{label}/{name}": figure for name, figure in prior.draw(batch, features).items()}
+    finally:
+        for module in trained:
+            module.train()
+    for field, feature in features.items():
+        if feature.dense is not None and field in IMAGE_FIELDS:
+            images, dense = batch[field][:2].flatten(0, 1), feature.dense[:2].flatten(0, 1)
+            figures[f"features/{field}"] = draw_features(images, dense)
+    return figures
+
+
+def head(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return the first samples of a batch; packed fields are cut to the views that are left."""
+    views = batch["frame"].shape[1] if "frame" in batch else 1
+    kept = {name: value[:count] for name, value in batch.items() if name not in ("surface", "surface_view")}
+    if "surface" in batch:
+        mine = batch["surface_view"] < count * views
+        kept |= {name: batch[name][mine] for name in ("surface", "surface_view")}
+    return kept
+
+
+def render(figure: Figure) -> np.ndarray:
+    """Return a figure as an array [H, W, 3] of bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,61 @@
+"""Progress bars: of the stages before training, and of training itself."""
+
+from collections.abc import Iterable
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_REFRESH = 10
+"""Optimiser steps between two readings of the loss, which waits for the device."""
+
+
+def track(items: Iterable, description: str, total: int, console: Console) -> Iterable:
+    """Yield items under a progress bar that disappears when done."""
+    with _bar(console) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+class StepBar(lightning.Callback):
+    """Shows optimiser steps of the whole run, also of a resumed one, and the joint loss.
+
+    Args:
+        console: where to; a quiet one shows nothing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Open the bar at the step that was reached."""
+        self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}"))
+        self._task = self._progress.add_task(
+            "training", total=trainer.max_steps, completed=trainer.global_step, loss="-"
+        )
+        self._progress.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar; read the loss now and then."""
+        self._progress.update(self._task, completed=trainer.global_step)
+        if trainer.global_step % _REFRESH == 0:
+            self._progress.update(self._task, loss=f"{trainer.callback_metrics['loss']:.3f}")
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Close the bar, also after an error."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _bar(console: Console, *more: TextColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    return Progress(*columns, console=console, transient=True, disable=console.quiet)

@@ -1,0 +1,235 @@
+"""A run from recipe to table: build, prepare, measure, train, export, measure again."""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from prior3d.backbone import Backbone
+from prior3d.data.dataset import Dataset
+from prior3d.errors import UserError
+from prior3d.pretraining.building import Parts, build, build_backbone, training_samples
+from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
+from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.pictures import Pictures
+from prior3d.pretraining.progress import StepBar, track
+from prior3d.pretraining.task import PretrainingTask
+from prior3d.probes.measuring import frozen, measure, tabulate, to_json
+from prior3d.weights import write_atomically
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+    from prior3d.registry import Registry
+
+
+_RESUMED = "You're resuming from a checkpoint that ended before the epoch ended.*"
+"""What Lightning says of loaders with a state; ours has none and starts at the step."""
+
+
+def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume: Path | None = None) -> int:
+    """Train a backbone as a recipe says; everything is checked before a run folder is made.
+
+    Args:
+        recipe: what to do.
+        registry: finds the plugins it names.
+        out: folder in which the run folder is made, `runs` by default.
+        resume: the run folder of an earlier run to go on with, instead.
+
+    Returns:
+        The exit status: 0 when training is complete, 130 or 143 when a signal stopped it at a resumable step.
+
+    Raises:
+        UserError: recipe, data or weights do not work; nothing is left behind.
+    """
+    _quieten()
+    first_rank = not rank_zero_only.rank
+    console = Console(quiet=not first_rank, highlight=False)
+    parts = build(recipe, registry)
+    prepare(parts, recipe, console)
+    folder = RunFolder.open(resume) if resume else None
+    if first_rank:
+        folder = folder or _create_folder(recipe, registry, out)
+        folder.save_initial(parts.backbone)
+        console.print(f"run folder {folder.path}")
+    if folder is not None:
+        folder.load_initial(parts.backbone)
+    if first_rank and recipe.trainer.probe_before:
+        measure_once(folder, parts, recipe, "before", console)
+    status = train(recipe, parts, folder, console)
+    if first_rank and status == 0:
+        if recipe.trainer.probe_after:
+            measure_once(folder, parts, recipe, "after", console)
+        console.print(f"weights for timm: {folder.backbone}")
+    return status
+
+
+def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
+    """Verify the data and compute what is computed once; say what there is, and what is damaged."""
+    datasets = {"train": parts.dataset, **parts.held_out}
+    for dataset in datasets.values():
+        dataset.verify()
+    for split, dataset in datasets.items():
+        dataset.prepare(lambda items, what, total: track(items, what, total, console))
+        _judge_damage(dataset, recipe, console)
+        for line in dataset.describe():
+            console.print(f"{split}: {line}")
+
+
+def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Console) -> int:
+    """Fit from the last checkpoint, if any, and export; returns the exit status."""
+    if folder is not None and folder.backbone.exists():
+        console.print(f"training in {folder.path} is complete")
+        _load_trained(parts.backbone, folder)
+        return 0
+    task = PretrainingTask(
+        parts.backbone, parts.objective, recipe, training_samples(recipe, parts), _reference(recipe, parts)
+    )
+    checkpoints = Checkpoints(folder and folder.checkpoints, recipe.trainer.checkpoint_every, recipe.trainer.accumulate)
+    trainer = make_trainer(recipe, folder, [checkpoints, StepBar(console)])
+    last = folder and folder.checkpoints / LAST
+    started = time.perf_counter()
+    trainer.fit(task, ckpt_path=last if last and last.exists() else None)
+    seconds = time.perf_counter() - started
+    console.print(f"trained to step {trainer.global_step} of {recipe.trainer.max_steps} in {seconds:.0f} s")
+    if trainer.is_global_zero:
+        _report_damage(task, console)
+        if checkpoints.stopped_by is None:
+            folder.export(parts.backbone, dict(recipe.backbone.timm_options))
+        folder.write_summary(_facts(recipe, trainer, task, seconds))
+    if checkpoints.stopped_by is not None:
+        console.print(f"stopped by {checkpoints.stopped_by} at step {trainer.global_step}, ", end="")
+        console.print(f"go on with: prior3d-train --resume {folder.path}")
+        return 143 if checkpoints.stopped_by == "SIGTERM" else 130
+    return 0
+
+
+def make_trainer(recipe: "Recipe", folder: RunFolder | None, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    """Return the Lightning trainer for a recipe's `trainer` section."""
+    options = recipe.trainer
+    logger = _Events(folder.path, name="", version="") if folder is not None else False
+    return lightning.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=recipe.optim.clip,
+        logger=logger,
+        log_every_n_steps=options.log_every,
+        callbacks=[*callbacks, Pictures(options.draw_every, options.accumulate)],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,  # ours counts the steps of the whole run
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our stream already knows its rank
+    )
+
+
+def measure_once(folder: RunFolder, parts: Parts, recipe: "Recipe", when: str, console: Console) -> None:
+    """Run the probes on the present weights, unless a run that was interrupted already did; print the table."""
+    results = json.loads(folder.probes.read_text()) if folder.probes.exists() else {}
+    if parts.probes and not all(when in results.get(name, {}) for name in parts.probes):
+        device = probe_device(recipe)
+        with frozen(parts.backbone, parts.dataset, device, recipe.data.on_damage == "skip") as model:
+            for name, metrics in measure(parts.probes, parts.held_out, model).items():
+                results.setdefault(name, {})[when] = metrics
+        for name, probe in parts.probes.items():
+            if when == "before" or "before" not in results[name]:
+                results[name] |= probe.controls(parts.held_out[probe.split])
+        write_atomically(folder.probes, to_json(results))
+    if results and when == "after":
+        console.print(tabulate(_ordered(results), "frozen features on held-out scenes"))
+
+
+def probe_device(recipe: "Recipe") -> str:
+    """Return the device probes run on: the training's."""
+    use_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "cuda" if use_gpu else "cpu"
+
+
+def _ordered(results: dict) -> dict:
+    first = ("before", "after")
+    return {
+        name: {column: by_column[column] for column in (*first, *(c for c in by_column if c not in first))}
+        for name, by_column in results.items()
+    }
+
+
+class _Events(TensorBoardLogger):
+    """TensorBoard events and nothing else: the recipe is already in the run folder."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+def _quieten() -> None:
+    """Silence what Lightning says about choices that are ours: frozen parts in evaluation mode, short runs, workers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode.*",
+        ".*is smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        _RESUMED,
+    ):
+        warnings.filterwarnings("ignore", message, module="lightning.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
+
+
+def _create_folder(recipe: "Recipe", registry: "Registry", out: Path | None) -> RunFolder:
+    origins = "".join(f"# {line}\n" for line in registry.origins(recipe))
+    return RunFolder.create(out or Path("runs"), recipe.name, origins + recipe.to_yaml())
+
+
+def _reference(recipe: "Recipe", parts: Parts) -> Backbone | None:
+    if "reference" not in parts.objective.reads:
+        return None
+    reference = build_backbone(recipe)
+    reference.load_state_dict(parts.backbone.state_dict())  # the initial weights: no checkpoint is loaded yet
+    return reference
+
+
+def _load_trained(backbone: Backbone, folder: RunFolder) -> None:
+    from safetensors.torch import load_file
+
+    backbone.encoder.model.load_state_dict(load_file(folder.backbone))
+    if backbone.decoder is not None:
+        backbone.decoder.load_state_dict(load_file(folder.decoder))
+
+
+def _judge_damage(dataset: Dataset, recipe: "Recipe", console: Console) -> None:
+    if dataset.damaged and recipe.data.on_damage == "refuse":
+        first = dataset.damaged[0]
+        raise UserError(
+            f"damaged file {first.path}: {first.why} ({len(dataset.damaged)} in all); repair it, or set"
+            " data.on_damage: skip",
+            "data.on_damage",
+        )
+    for damage in dataset.damaged:
+        console.print(f"skipped: {damage}")
+
+
+def _report_damage(task: PretrainingTask, console: Console) -> None:
+    for path, why in sorted(task.damaged.items()):
+        console.print(f"skipped: {path}: {why}")
+
+
+def _facts(recipe: "Recipe", trainer: lightning.Trainer, task: PretrainingTask, seconds: float) -> dict[str, object]:
+    return {
+        "steps": trainer.global_step,
+        "of": recipe.trainer.max_steps,
+        "seconds of this process": round(seconds, 1),
+        "device": str(trainer.strategy.root_device),
+        "losses, mean of the last batches": task.recent_losses(),
+        "damaged": {"count": len(task.damaged), "files": dict(sorted(task.damaged.items()))},
+    }

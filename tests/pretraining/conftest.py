@@ -1,0 +1,79 @@
+"""Runs of the real command on rooms small enough for a test."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from prior3d import cli
+
+RECIPE = """
+seed: 3
+backbone: {{name: convnext_atto, decoder_stride: 4, channels: 16}}
+data:
+  name: synthetic_rooms
+  rooms: 2
+  test_rooms: 1
+  frames: 6
+  size: [48, 64]
+  batch_size: 2
+  workers: 0
+  cache: {cache}
+priors:
+  view_invariance: {{points: 64}}
+  augmentation_invariance: {{weight: 0.2, points: 64}}
+  depth_regression: {{weight: 0.2}}
+optim: {{lr: 1.0e-3, warmup: 2}}
+trainer: {{max_steps: 24, accelerator: cpu, checkpoint_every: 4, log_every: 1, gradients_every: 3, draw_every: 0}}
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    """A small recipe: 24 steps in a few seconds."""
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "small.yaml"
+    path.write_text(RECIPE.format(cache=folder / "cache"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def train(recipe):
+    """Run the command in this process; returns its run folder."""
+
+    def run(out, *arguments):
+        status = cli.train([str(argument) for argument in (recipe, *arguments, "--out", out)])
+        assert status == 0
+        return run_folder(out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Start the command in a process of its own, from a server that has imported everything once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prior3d.pretraining.run", "prior3d.recipe", "prior3d.data.synthetic_rooms"])
+    started = []
+
+    def run(*arguments):
+        process = context.Process(target=cli.train, args=([str(argument) for argument in arguments],))
+        process.start()
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(train, tmp_path_factory):
+    """The small recipe, run from beginning to end."""
+    return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def run_folder(out: Path) -> Path:
+    """Return the one run folder in a folder."""
+    (found,) = (path.parent for path in Path(out).glob("*/recipe.yaml"))
+    return found
