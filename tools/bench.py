@@ -1,0 +1,109 @@
+"""Speed and memory of a recipe's training step, with and without its priors, in one run.
+
+    python tools/bench.py recipes/joint.yaml data.size=[240,320] backbone.name=resnet50 --steps 30
+
+A batch is drawn once and stays on the device, so the loader is not measured. "backbone alone" encodes the same images
+and differentiates the mean of the same features; each prior stands alone on the backbone, then all together. Times are
+medians over steps after a warm-up, with the device synchronised; memory is the allocator's peak.
+"""
+
+import argparse
+import contextlib
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from prior3d.data.loading import DrawStream, make_loader, raise_errors, to_float
+from prior3d.fields import IMAGE_FIELDS
+from prior3d.objective import JointObjective, encode
+from prior3d.pretraining.building import Parts, build, training_samples
+from prior3d.pretraining.optimization import make_optimizer
+from prior3d.randomness import reseed
+from prior3d.recipe import Recipe, load_recipe
+from prior3d.registry import Registry
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.overrides)
+    parts = build(recipe, Registry(recipe.plugins))
+    parts.dataset.prepare()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = one_batch(recipe, parts, device)
+    parts.backbone.to(device).train()
+    parts.objective.to(device).train()
+    cases = {"backbone alone": {}} | {label: {label} for label in parts.objective.priors}
+    cases["all priors"] = set(parts.objective.priors)
+    results = {name: measure(recipe, parts, batch, chosen, options.steps, device) for name, chosen in cases.items()}
+    images = sum(batch[field].shape[:2].numel() for field in parts.objective.encodes)
+    height, width = recipe.data.size
+    setting = f"{images} images of {height} x {width} a step, {recipe.trainer.precision}, {name_of(device)}"
+    print(f"{recipe.backbone.name}, {setting}")
+    alone = results["backbone alone"]["ms"]
+    for name, result in results.items():
+        speed, ratio = images / result["ms"] * 1000, result["ms"] / alone
+        print(f"{name:28} {result['ms']:9.1f} ms  x{ratio:5.2f}  {speed:9.1f} images/s  {result['gib']:7.2f} GiB")
+    if options.json:
+        options.json.write_text(json.dumps({"images": images, "results": results}, indent=2))
+
+
+def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
+    """Return one batch on the device."""
+    loader = make_loader(training_samples(recipe, parts), DrawStream(0, 1, recipe.data.batch_size), 0)
+    batch = next(iter(loader))
+    raise_errors(batch)
+    return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, IMAGE_FIELDS)
+
+
+def measure(
+    recipe: Recipe, parts: Parts, batch: dict[str, Tensor], chosen: set[str], steps: int, device: str
+) -> dict[str, float]:
+    """Return the median time of a step in ms, and the peak memory in GiB, with the chosen priors."""
+    terms = {label: term for label, term in parts.objective.terms.items() if label in chosen}
+    objective = JointObjective({label: parts.objective.priors[label] for label in terms}, terms)
+    optimizer = make_optimizer(parts.backbone, [objective], recipe.optim)
+    fields = parts.objective.encodes  # the same images in every case
+    bf16 = torch.autocast(device, torch.bfloat16) if recipe.trainer.precision == "bf16" else contextlib.nullcontext()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for step in range(steps + 5):
+        synchronise(device)
+        start = time.perf_counter()
+        with bf16:
+            result = encode(parts.backbone, batch, fields, parts.objective.reads)
+            if terms:
+                loss = objective(batch, result.features, step, lambda use, step=step: reseed("bench", step, use)).total
+            else:
+                loss = sum(
+                    tensor.float().mean() for tensor in (result.maps.dense, result.maps.pooled) if tensor is not None
+                )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    return {"ms": median(times[5:]) * 1000, "gib": peak}
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
+if __name__ == "__main__":
+    main()
