@@ -1,9 +1,7 @@
 """Run a recipe and variants of it over seeds, and print one table: what a claim in the documentation rests on.
 
     python tools/seeds.py recipes/joint.yaml --seeds 0 1 2 --out runs/seeds \
-        --variant joint \
-        --variant "frozen encoder" backbone.train=frozen \
-        --variant "without priors 2 and 3" priors.augmentation_invariance.weight=0 priors.depth_regression.weight=0
+        --variant joint --variant "frozen encoder" backbone.train=frozen
 
 Runs that are complete are not run again. A table row is a metric of a variant: the mean over seeds of before and after,
 the smallest and largest change, and the controls.
@@ -11,8 +9,11 @@ the smallest and largest change, and the controls.
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
@@ -22,11 +23,18 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--variant", nargs="+", action="append", metavar=("NAME", "key=value"), required=True)
     options = parser.parse_args()
-    for name, *overrides in options.variant:
-        folders = [run(options.recipe, name, overrides, seed, options.out) for seed in options.seeds]
-        print(describe(name, folders), flush=True)
+    jobs = [
+        (options.recipe, name, overrides, seed, options.out)
+        for name, *overrides in options.variant
+        for seed in options.seeds
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        folders = dict(zip([(job[1], job[3]) for job in jobs], pool.map(lambda job: run(*job), jobs), strict=True))
+    for name, *_ in options.variant:
+        print(describe(name, [folders[name, seed] for seed in options.seeds]), flush=True)
 
 
 def run(recipe: str, name: str, overrides: list[str], seed: int, out: Path) -> Path:
@@ -35,8 +43,9 @@ def run(recipe: str, name: str, overrides: list[str], seed: int, out: Path) -> P
     for folder in parent.glob("*/"):
         if (folder / "backbone.safetensors").exists() and (folder / "summary.json").exists():
             return folder
-    command = ["prior3d-train", recipe, f"seed={seed}", *overrides, "--out", str(parent)]
-    subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True, stdout=subprocess.DEVNULL)
+    program = shutil.which("prior3d-train", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    command = [program, recipe, f"seed={seed}", *overrides, "--out", str(parent)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return max(parent.glob("*/"), key=lambda folder: folder.stat().st_mtime)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prior3d.geometry import full_precision
 from prior3d.objective import Maps
 
 _CELLS = 1024
@@ -20,8 +21,13 @@ def feature_health(maps: Maps) -> dict[str, Tensor]:
         `effective_rank`: exp of the entropy of the normalised singular values (Roy and Vetterli, 2007), at most C.
     """
     feature = maps.dense if maps.dense is not None else next(iter(maps.encoder.values()))
+    with full_precision(feature.device):  # there is no eigenvalue decomposition in bf16
+        return _health(feature.detach().float())
+
+
+def _health(feature: Tensor) -> dict[str, Tensor]:
     channels = feature.shape[1]
-    rows = feature.detach().float().movedim(1, -1).reshape(-1, channels)
+    rows = feature.movedim(1, -1).reshape(-1, channels)
     rows = F.normalize(rows[:: max(1, len(rows) // _CELLS)], dim=1)
     spread = rows.std(0).pow(2).mean().sqrt() * channels**0.5
     variances = torch.linalg.eigvalsh(torch.cov(rows.T)).clamp_min(0)

@@ -71,8 +71,8 @@ def test_threshold_and_limits_are_obeyed():
 
 
 def test_no_view_one_view_and_unknown_depth_have_no_pairs():
-    for count in (0, 1):
-        assert len(mine_pairs(*shifted([0.0] * count))) == 0 if count else True
+    for offsets in ([], [0.0]):
+        assert len(mine_pairs(*shifted(offsets))) == 0
     depth, *cameras = shifted([0.0, 0.1])
     assert len(mine_pairs(torch.zeros_like(depth), *cameras)) == 0
 
