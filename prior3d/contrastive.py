@@ -107,6 +107,8 @@ def gather_negatives(keys: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return keys
+    if not keys.is_floating_point():
+        return _GatherRanks.apply(keys.float()).to(keys.dtype)  # exact up to 2**24; not every backend gathers bool
     return _GatherRanks.apply(keys)
 
 

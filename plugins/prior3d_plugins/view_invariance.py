@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contrastive import masked_point_info_nce
+from prior3d.contrastive import gather_negatives, masked_point_info_nce
 from prior3d.figures import draw_matches
 from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
 from prior3d.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
@@ -26,7 +26,8 @@ class ViewInvariance(Prior):
         points: matches sampled per pair of views, at most one per feature cell.
         max_distance: metres within which two points are the same.
         relative_distance: the same as a share of depth (sensors are less exact far away); the larger of both counts.
-        negatives: where other features come from: the same pair of views, or every pair of the batch.
+        negatives: where other features come from: the same pair of views, every pair of the batch, or of the batches
+            of all ranks.
         exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
             negatives. 0 keeps all.
         min_angle: degrees between the optical axes below which a pair is passed over.
@@ -50,7 +51,7 @@ class ViewInvariance(Prior):
         points: Annotated[int, Ge(2)] = 384,
         max_distance: Annotated[float, Gt(0)] = 0.05,
         relative_distance: Annotated[float, Ge(0)] = 0.02,
-        negatives: Literal["pair", "batch"] = "pair",
+        negatives: Literal["pair", "batch", "ranks"] = "pair",
         exclude_radius: Annotated[float, Ge(0)] = 0.0,
         min_angle: Annotated[float, Ge(0)] = 0.0,
         max_angle: Annotated[float, Gt(0)] = 180.0,
@@ -76,9 +77,15 @@ class ViewInvariance(Prior):
             [gather_cells(dense[:, other], match.cells_b) for other, match in zip(others, matches, strict=True)]
         )
         valid = torch.cat([match.valid for match in matches])
-        exclude = self._exclude(batch, matches) if self.exclude_radius else None
-        loss = masked_point_info_nce(queries, keys, valid, self.temperature, negatives=self.negatives, exclude=exclude)
-        return loss, {"matches": kept_fraction(valid)}
+        found = kept_fraction(valid)
+        points, scene = self._points_in_a(batch, matches) if self.exclude_radius else (None, None)
+        if self.negatives == "ranks":
+            queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
+            points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
+        exclude = None if points is None else self._exclude(points, scene)
+        over = "pair" if self.negatives == "pair" else "batch"
+        loss = masked_point_info_nce(queries, keys, valid, self.temperature, negatives=over, exclude=exclude)
+        return loss, {"matches": found}
 
     def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the matches of the first sample across its first two views."""
@@ -114,17 +121,19 @@ class ViewInvariance(Prior):
             relative_distance=self.relative_distance,
         )
 
-    def _exclude(self, batch: Batch, matches: list[CellMatches]) -> Tensor:
-        """Mask of pairs that are no negatives: [G, N, N] within pairs of views, [G N, G N] within the batch."""
-        points = torch.cat([self._points_in_a(batch, match) for match in matches])
+    def _exclude(self, points: Tensor, scene: Tensor) -> Tensor:
+        """Mask of pairs that are no negatives: [G, N, N] within pairs of views, else [G N, G N]."""
         if self.negatives == "pair":
             return torch.cdist(points, points) < self.exclude_radius
-        scene = batch["scene"].repeat(len(matches)).repeat_interleave(points.shape[1])
-        flat = points.flatten(0, 1)
+        flat, scene = points.flatten(0, 1), scene.repeat_interleave(points.shape[1])
         return (torch.cdist(flat, flat) < self.exclude_radius) & (scene[:, None] == scene)
 
-    def _points_in_a(self, batch: Batch, match: CellMatches) -> Tensor:
-        depth = batch["depth"][:, 0]
-        column, row = match.pixels_a.floor().long().unbind(-1)
-        at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
-        return unproject_pixels(match.pixels_a, at, batch["intrinsics"][:, 0], batch["world_from_camera"][:, 0])
+    def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
+        """World points [G, N, 3] of the sampled pixels of the first views, metres, and their scenes [G]."""
+        depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
+        points = []
+        for match in matches:
+            column, row = match.pixels_a.floor().long().unbind(-1)
+            at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
+            points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
+        return torch.cat(points), batch["scene"].repeat(len(matches))

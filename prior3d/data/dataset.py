@@ -14,6 +14,8 @@ from prior3d.errors import DamagedFile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from prior3d.data.surface import Surface
+
 Split = Literal["train", "validation", "test"]
 Progress = Callable[[Iterable, str, int], Iterable]
 """Wraps an iterable in a progress bar: (items, description, how many) -> the same items."""
@@ -82,12 +84,14 @@ class Dataset(ABC):
         provides: fields this dataset can decode (see `prior3d.fields`); may depend on options.
         splits: the splits it has; "train" always, others where evaluation data is kept apart.
         scenes: names of the scenes of this split, in the order of the `scene` field.
+        max_surface_points: points of the surface that a view gets at most.
         damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
     """
 
     contract: ClassVar[int] = 1
     provides: frozenset[str] = frozenset({"image"})
     splits: tuple[Split, ...] = ("train",)
+    max_surface_points: int = 200_000
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
@@ -114,6 +118,16 @@ class Dataset(ABC):
 
     def prepare(self, progress: Progress = silent) -> None:
         """Compute what is computed once (idempotent, safe for several processes, interruptible)."""
+
+    def prepare_surface(self, progress: Progress = silent) -> None:
+        """Compute the scenes' surfaces, as `prepare` does; called only for runs that read the field `surface`."""
+
+    def surface(self, scene: int) -> "Surface":
+        """Return the surface of a scene: whoever provides the field `surface` implements this.
+
+        The sample's own part is cut out elsewhere (`prior3d.data.surface.add_surface`), for the views as augmented.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no surface")
 
     def describe(self) -> list[str]:
         """Return lines for the log: how many scenes, frames, pairs; warnings about the data."""

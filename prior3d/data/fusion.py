@@ -36,7 +36,7 @@ def fuse(frames: Iterable[PosedDepth], options: SurfaceOptions) -> np.ndarray:
     means, support, origin, count = _Bins(), _Bins(), None, 0
     for depth, intrinsics, world_from_camera in frames:
         origin = world_from_camera[:3, 3].astype(np.float64) if origin is None else origin
-        points = _unproject(depth, intrinsics, world_from_camera, options.edge) - origin
+        points = _unproject(depth, intrinsics, world_from_camera, origin, options.edge)
         cells = np.floor(points / options.voxel_size).astype(np.int64)
         near = (np.abs(cells) < 2 ** (_BITS - 1)).all(1)
         points, keys = points[near], _pack(cells[near])
@@ -64,7 +64,8 @@ def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
         edge: share of depth.
     """
     limit = max(edge, math.tan(math.radians(MAX_SLOPE_DEG)) / focal)
-    good = np.isfinite(depth) & (depth > 0)
+    depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
+    good = depth > 0
     for axis in (0, 1):
         here, there = (slice(None),) * axis + (slice(1, None),), (slice(None),) * axis + (slice(None, -1),)
         step = np.abs(depth[here] - depth[there]) <= limit * np.minimum(depth[here], depth[there])
@@ -74,12 +75,15 @@ def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
     return good
 
 
-def _unproject(depth: np.ndarray, intrinsics: np.ndarray, world_from_camera: np.ndarray, edge: float) -> np.ndarray:
-    row, column = np.nonzero(away_from_edges(depth, float(intrinsics[0, 0]), edge))
+def _unproject(
+    depth: np.ndarray, intrinsics: np.ndarray, world_from_camera: np.ndarray, origin: np.ndarray, edge: float
+) -> np.ndarray:
+    """Return the points [n, 3] of a depth map away from edges, in world axes, from `origin`."""
+    row, column = np.nonzero(away_from_edges(depth, abs(float(intrinsics[0, 0])), edge))
     z = depth[row, column].astype(np.float64)
     rays = np.stack([column + 0.5, row + 0.5, np.ones(len(z))]) * z
     rotation = world_from_camera[:3, :3] @ np.linalg.inv(intrinsics)
-    return (rotation @ rays).T + world_from_camera[:3, 3]
+    return (rotation @ rays).T + (world_from_camera[:3, 3] - origin)
 
 
 def _pack(cells: np.ndarray) -> np.ndarray:

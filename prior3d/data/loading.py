@@ -14,7 +14,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from prior3d.data.augmentation import AugmentOptions, assemble
 from prior3d.data.dataset import Dataset
+from prior3d.data.surface import SURFACE_NEEDS, add_surface
 from prior3d.errors import DamagedFile, UserError
+from prior3d.fields import DERIVED_FIELDS
 from prior3d.randomness import generator
 
 PACKED = {"surface": "surface_view"}
@@ -70,7 +72,8 @@ class DrawnSamples(TorchDataset):
         self, dataset: Dataset, fields: frozenset[str], augment: AugmentOptions | None, seed: int, skip_damaged: bool
     ) -> None:
         self.dataset = dataset
-        self.fields = fields
+        self.fields = fields | SURFACE_NEEDS if "surface" in fields else fields
+        self.decoded = self.fields | {DERIVED_FIELDS[name] for name in self.fields & DERIVED_FIELDS.keys()}
         self.augment = augment
         self.seed = seed
         self.skip_damaged = skip_damaged
@@ -81,8 +84,10 @@ class DrawnSamples(TorchDataset):
         for attempt in range(_ATTEMPTS):
             stream = generator("draw", self.seed, draw, attempt)
             try:
-                views = self.dataset.sample(draw + attempt, self.fields, stream)
+                views = self.dataset.sample(draw + attempt, self.decoded, stream)
                 sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream)
+                if "surface" in self.fields:
+                    add_surface(sample, self.dataset, stream)
             except DamagedFile as damage:
                 damaged.append((str(damage.path), damage.why))
                 if not self.skip_damaged:

@@ -2,6 +2,7 @@
 
 import json
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +12,24 @@ import torch
 from torch import Tensor
 
 from prior3d.data.dataset import Dataset, DataSpec, Progress, View, silent
+from prior3d.data.fusion import PosedDepth, fuse
 from prior3d.data.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.store import Store
+from prior3d.data.surface import Surface, SurfaceOptions
 from prior3d.errors import DamagedFile, UserError
 from prior3d.randomness import generator
 
 PAIRS_VERSION = 1
 """Raise it when mining changes, so that tables in caches are made anew."""
 
-DEFAULT_PAIRS = PairOptions()
+SURFACE_VERSION = 1
+"""The same for fused surfaces."""
 
-_MINED_FIELDS = frozenset({"depth", "intrinsics", "world_from_camera"})
+DEFAULT_PAIRS = PairOptions()
+DEFAULT_SURFACE = SurfaceOptions()
+
+_DAMAGED = "damaged.json"
+_GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 
 
 class PosedDataset(Dataset):
@@ -34,15 +42,21 @@ class PosedDataset(Dataset):
     Args:
         spec: what every dataset is told.
         pairs: which two views of a scene make a pair.
+        surface: how a scene's surface is fused from its depth maps.
     """
 
-    provides: frozenset[str] = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
+    provides: frozenset[str] = frozenset({"image", "depth", "intrinsics", "world_from_camera", "surface"})
 
-    def __init__(self, spec: DataSpec, pairs: PairOptions = DEFAULT_PAIRS) -> None:
+    def __init__(
+        self, spec: DataSpec, pairs: PairOptions = DEFAULT_PAIRS, surface: SurfaceOptions = DEFAULT_SURFACE
+    ) -> None:
         super().__init__(spec)
         self.pair_options = pairs
+        self.surface_options = surface
+        self.max_surface_points = surface.max_points
         self.store = Store(spec.cache)
         self._tables: dict[int, PairTable] = {}
+        self._surfaces: dict[int, Surface] = {}
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     @abstractmethod
@@ -81,9 +95,23 @@ class PosedDataset(Dataset):
             facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": asdict(self.pair_options)}
             entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
-            damaged = json.loads((entry / "damaged.json").read_text(encoding="utf-8"))
-            self.damaged += [DamagedFile(path, why) for path, why in damaged]
+            self._count_damaged(entry)
         return self._tables[scene]
+
+    def prepare_surface(self, progress: Progress = silent) -> None:
+        """Fuse the surface of every scene; they are cached on disk."""
+        for scene in progress(range(len(self.scenes)), f"{self.spec.split} surfaces", len(self.scenes)):
+            self.surface(scene)
+
+    def surface(self, scene: int) -> Surface:
+        """Return the surface of one scene, from the cache or fused now from its depth maps."""
+        if scene not in self._surfaces:
+            options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
+            facts = {"version": SURFACE_VERSION, "scene": self.cache_key(scene), "options": options}
+            entry = self.store.build("surfaces", facts, lambda folder: self._fuse(scene, folder))
+            self._surfaces[scene] = Surface(entry)
+            self._count_damaged(entry)
+        return self._surfaces[scene]
 
     def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode one frame, or overlapping views of one scene; see the class and `Dataset.sample`."""
@@ -131,19 +159,31 @@ class PosedDataset(Dataset):
         )
 
     def _mine(self, scene: int, folder: Path) -> None:
-        frames, views, damaged = [], [], []
-        wanted = min(self.frame_count(scene), self.pair_options.max_frames)
-        for frame in np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist():
-            try:
-                views.append(self.load(scene, frame, _MINED_FIELDS))
-                frames.append(frame)
-            except DamagedFile as damage:
-                damaged.append((str(damage.path), damage.why))
+        views = list(self._read_evenly(scene, self.pair_options.max_frames, folder))
         table = _mine_views(views, self.pair_options, self.scenes[scene])
-        numbers = torch.tensor(frames, dtype=torch.int64)
+        numbers = torch.tensor([view.frame for view in views], dtype=torch.int64)
         columns = numbers[table.first], numbers[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
-        (folder / "damaged.json").write_text(json.dumps(damaged), encoding="utf-8")
+
+    def _fuse(self, scene: int, folder: Path) -> None:
+        views = self._read_evenly(scene, self.surface_options.max_frames, folder)
+        Surface.save(fuse(map(_posed_depth, views), self.surface_options), folder)
+
+    def _read_evenly(self, scene: int, most: int, folder: Path) -> Iterator[View]:
+        """Read at most so many frames, evenly spaced; leave out what is damaged, and say so in `folder`."""
+        damaged: list[tuple[str, str]] = []
+        wanted = min(self.frame_count(scene), most)
+        for frame in np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist():
+            try:
+                yield self.load(scene, frame, _GEOMETRY)
+            except DamagedFile as damage:
+                damaged.append((str(damage.path), damage.why))
+        (folder / _DAMAGED).write_text(json.dumps(damaged), encoding="utf-8")
+
+    def _count_damaged(self, entry: Path) -> None:
+        known = {damage.path for damage in self.damaged}
+        damaged = json.loads((entry / _DAMAGED).read_text(encoding="utf-8"))
+        self.damaged += [DamagedFile(path, why) for path, why in damaged if Path(path) not in known]
 
 
 def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTable:
@@ -156,6 +196,10 @@ def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTabl
     intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
     poses = torch.from_numpy(np.stack([view.world_from_camera for view in views]))
     return mine_pairs(depth, intrinsics, poses, options)
+
+
+def _posed_depth(view: View) -> PosedDepth:
+    return view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera
 
 
 def _depth_intrinsics(view: View) -> Tensor:

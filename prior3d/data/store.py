@@ -59,23 +59,24 @@ class Store:
         """Return where the entry for these facts lies, or would lie."""
         return Path(self.root) / kind / content_key(facts)
 
-    def build(self, kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    def build(self, kind: str, facts: Mapping[str, Any], build: Callable[[Path], None], wait: bool = True) -> Path:
         """Return the entry's folder, built first where it does not exist; the facts are kept in its `facts.json`.
 
         Args:
             kind: what sort of entry, a folder name such as `rooms`.
             facts: what the entry depends on, see `content_key`.
             build: writes the entry's files into the (empty) folder it is given.
+            wait: as in `build_once`.
         """
 
         def build_with_facts(folder: Path) -> None:
             build(folder)
             (folder / "facts.json").write_text(_canonical(facts) + "\n", encoding="utf-8")
 
-        return build_once(self.path(kind, facts), build_with_facts)
+        return build_once(self.path(kind, facts), build_with_facts, wait)
 
 
-def build_once(entry: Path, build: Callable[[Path], None]) -> Path:
+def build_once(entry: Path, build: Callable[[Path], None], wait: bool = True) -> Path:
     """Return the folder `entry`, built first where it does not exist; safe for many processes, threads and kills.
 
     The first to come locks the entry, builds into a temporary folder beside it, forces that to the disk and renames
@@ -85,8 +86,10 @@ def build_once(entry: Path, build: Callable[[Path], None]) -> Path:
     Args:
         entry: the folder; its name must not begin with a dot.
         build: writes the entry's files into the (empty) folder it is given.
+        wait: for whoever builds the entry at the moment.
 
     Raises:
+        BlockingIOError: somebody is building the entry, and `wait` is false.
         UserError: the file system of the cache has no locks, or the cache cannot be written.
     """
     if entry.is_dir():  # without a lock, so that a finished cache may be read-only
@@ -95,7 +98,7 @@ def build_once(entry: Path, build: Callable[[Path], None]) -> Path:
         entry.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the cache folder {entry.parent}: {error.strerror}", "data.cache") from error
-    with _locked(entry):
+    with _locked(entry, wait):
         if not entry.is_dir():
             _remove_stale(entry.parent, entry.name)
             _build(entry, build)

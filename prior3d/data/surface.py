@@ -29,7 +29,7 @@ class SurfaceOptions:
     Attributes:
         voxel_size: metres; at most one point per voxel of this size is kept, at the mean of those measured in it.
         max_frames: frames per scene that are fused; a longer scene is thinned evenly.
-        min_frames: frames that must have seen a point, give or take two voxels; 1 for depth without noise.
+        min_frames: frames that must have seen something within the same 4 x 4 x 4 voxels; 1 for depth without noise.
         edge: share of depth by which neighbouring pixels may differ; beyond it they belong to different things, and
             sensors put points between them that do not exist. Surfaces seen at up to 80 degrees always pass.
         max_points: points per view at most, an even random subset.
@@ -96,20 +96,16 @@ class Surface:
         if not len(touched):
             return _NO_POINTS
         inside = ((self._low[touched] >= low) & (self._high[touched] <= high)).all(1)
-        parts = [self._runs(touched[inside])]
-        for part in self._runs(touched[~inside]), :
-            candidates = np.concatenate([_NO_POINTS, *part])
-            x, y, z = candidates.T
-            kept = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
-            parts.append([candidates[kept]])
-        return np.concatenate([_NO_POINTS, *(piece for part in parts for piece in part)])
+        candidates = self._read(touched[~inside])
+        x, y, z = candidates.T
+        kept = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
+        return np.concatenate([self._read(touched[inside]), candidates[kept]])
 
-    def _runs(self, blocks: np.ndarray) -> list[np.ndarray]:
-        """Views of the points of given blocks (ascending), neighbouring blocks in one piece."""
-        if not len(blocks):
-            return []
-        runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1)
-        return [self.points[self._starts[run[0]] : self._starts[run[-1] + 1]] for run in runs]
+    def _read(self, blocks: np.ndarray) -> np.ndarray:
+        """Return the points of some blocks (ascending)."""
+        runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
+        pieces = [self.points[self._starts[run[0]] : self._starts[run[-1] + 1]] for run in runs]
+        return np.concatenate([_NO_POINTS, *pieces])
 
 
 def frustum_box(
@@ -163,8 +159,9 @@ def even_subset(points: np.ndarray, most: int, generator: torch.Generator) -> np
     """Return at most `most` of the points [N, 3]: one drawn from each of as many equal stretches of their order."""
     if len(points) <= most:
         return points
-    places = torch.arange(most) + torch.rand(most, generator=generator, dtype=torch.float64)
-    return points[(places * (len(points) / most)).long().numpy()]
+    ends = torch.arange(most + 1) * len(points) // most
+    places = torch.rand(most, generator=generator, dtype=torch.float64) * ends.diff()
+    return points[(ends[:-1] + places.long()).numpy()]
 
 
 def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.Generator) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.data.dataset import Dataset, DataSpec, Split
 from prior3d.data.loading import DrawnSamples
+from prior3d.data.posed import PosedDataset
 from prior3d.errors import UserError
 from prior3d.fields import DERIVED_FIELDS, is_known, missing_fields
 from prior3d.objective import JointObjective, Term
@@ -44,6 +45,7 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
     objective = _build_objective(recipe, registry, backbone)
     for label, prior in objective.priors.items():
         _check_needs(label, prior, dataset, recipe)
+        _check_offline_stage(label, prior, dataset, recipe)
     reads = objective.reads
     set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
     probes = _build_probes(recipe, registry)
@@ -80,7 +82,7 @@ def build_backbone(recipe: "Recipe") -> Backbone:
 
 def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:
     """Resolve what priors need into what the loader decodes; of alternatives, the first the dataset has."""
-    chosen = {_first_available(need, dataset) for need in objective.fields}
+    chosen = {first_available(need, dataset) for need in objective.fields}
     return frozenset(name for name in chosen if "/" not in name)
 
 
@@ -119,11 +121,20 @@ def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:
 
 def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
     key, name = f"priors.{label}", recipe.priors[label].prior
-    missing = missing_fields((*prior.needs, *(f for f in prior.encodes if "/" not in f)), dataset.provides)
+    reads = (*prior.needs, *prior.prepares, *(field for field in prior.encodes if "/" not in field))
+    missing = dict.fromkeys(missing_fields(reads, dataset.provides))
     if missing:
         raise UserError(f"{name} needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
     if prior.views > recipe.data.views:
         raise UserError(f"{name} needs {prior.views} views of a scene, data.views is {recipe.data.views}", key)
+
+
+def _check_offline_stage(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
+    key = f"priors.{label}"
+    if prior.prepares and not isinstance(dataset, PosedDataset):
+        raise UserError(f"prepares whole scenes, and {recipe.data.name} is no dataset of posed scenes", key)
+    if prior.refresh_steps and recipe.backbone.ema is None:
+        raise UserError("its teacher is the moving average of the backbone; set backbone.ema, to 0.99 say", key)
 
 
 def _build_probes(recipe: "Recipe", registry: "Registry") -> dict[str, Probe]:
@@ -164,7 +175,8 @@ def _make(cls: type, *told: object, key: str, options: Mapping[str, object]) -> 
         raise UserError(str(error), key) from error
 
 
-def _first_available(need: str, dataset: Dataset) -> str:
+def first_available(need: str, dataset: Dataset) -> str:
+    """Return the first of the alternatives `a|b` that a dataset has."""
     for name in need.split("|"):
         if name in dataset.provides or DERIVED_FIELDS.get(name) in dataset.provides:
             return name

@@ -1,8 +1,10 @@
 """The run folder: what a run leaves behind, and how a later process finds its way in it."""
 
+import contextlib
 import json
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +22,8 @@ class RunFolder:
     """Paths within a run folder.
 
     recipe.yaml: the resolved recipe, with plugin origins as comments; initial.safetensors: encoder and decoder before
-    training; checkpoints/last.ckpt; events.*: TensorBoard; probes.json, summary.json; and, when training is complete,
+    training; checkpoints/last.ckpt; prepared/: what priors prepared within training, where they do; events.*:
+    TensorBoard; probes.json, summary.json; and, when training is complete,
     backbone.safetensors (loads strictly into `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
 
@@ -50,6 +53,11 @@ class RunFolder:
     def decoder(self) -> Path:
         """The trained decoder, where there is one."""
         return self.path / "decoder.safetensors"
+
+    @property
+    def prepared(self) -> Path:
+        """What priors prepared within training."""
+        return self.path / "prepared"
 
     @property
     def probes(self) -> Path:
@@ -93,6 +101,14 @@ class RunFolder:
         if not folder.recipe.is_file():
             raise UserError(f"{path} is no run folder: it holds no {folder.recipe.name}", "--resume")
         return folder
+
+    def remove_if_nothing_is_lost(self) -> None:
+        """Remove the folder of a run that failed before its first checkpoint, and its parent if that is left empty."""
+        if self.checkpoints.exists():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty
+            self.path.parent.rmdir()
 
     def save_initial(self, backbone: Backbone) -> None:
         """Write the initial weights, unless they are there: a resumed run must not replace them."""

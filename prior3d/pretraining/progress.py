@@ -6,18 +6,21 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-_REFRESH = 10
-"""Optimiser steps between two readings of the loss, which waits for the device."""
+_READINGS = 20
+"""How often in a run the loss is read, which waits for the device; and how many lines a log file gets."""
 
 
 def track(items: Iterable, description: str, total: int, console: Console) -> Iterable:
-    """Yield items under a progress bar that disappears when done."""
+    """Yield items under a progress bar that disappears when done; without a terminal, quietly."""
+    if not console.is_terminal:
+        yield from items
+        return
     with _bar(console) as progress:
         yield from progress.track(items, total=total, description=description)
 
 
 class StepBar(lightning.Callback):
-    """Shows optimiser steps of the whole run, also of a resumed one, and the joint loss.
+    """Shows optimiser steps of the whole run, also of a resumed one, and the joint loss; lines where no terminal is.
 
     Args:
         console: where to; a quiet one shows nothing.
@@ -30,11 +33,11 @@ class StepBar(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar at the step that was reached."""
-        self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}"))
-        self._task = self._progress.add_task(
-            "training", total=trainer.max_steps, completed=trainer.global_step, loss="-"
-        )
-        self._progress.start()
+        if self.console.is_terminal:
+            self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}"))
+            done = trainer.global_step
+            self._task = self._progress.add_task("training", total=trainer.max_steps, completed=done, loss="-")
+            self._progress.start()
 
     def on_train_batch_end(
         self,
@@ -45,9 +48,13 @@ class StepBar(lightning.Callback):
         batch_idx: int,
     ) -> None:
         """Move the bar; read the loss now and then."""
-        self._progress.update(self._task, completed=trainer.global_step)
-        if trainer.global_step % _REFRESH == 0:
-            self._progress.update(self._task, loss=f"{trainer.callback_metrics['loss']:.3f}")
+        step, steps = trainer.global_step, trainer.max_steps
+        due = step % max(1, steps // _READINGS) == 0
+        loss = f"{trainer.callback_metrics['loss']:.3f}" if due else None
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, **({"loss": loss} if loss else {}))
+        elif loss:
+            self.console.print(f"step {step} of {steps}: loss {loss}")
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the bar, also after an error."""

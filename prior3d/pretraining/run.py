@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from rich.console import Console
 from prior3d.backbone import Backbone
 from prior3d.data.dataset import Dataset
 from prior3d.errors import UserError
-from prior3d.pretraining.building import Parts, build, build_backbone, training_samples
+from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
 from prior3d.pretraining.progress import StepBar, track
+from prior3d.pretraining.refreshing import Refreshes
 from prior3d.pretraining.task import PretrainingTask
 from prior3d.probes.measuring import frozen, measure, tabulate, to_json
 from prior3d.weights import write_atomically
@@ -51,12 +54,42 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
     """
     _quieten()
     first_rank = not rank_zero_only.rank
-    console = Console(quiet=not first_rank, highlight=False)
+    console = Console(quiet=not first_rank, highlight=False, soft_wrap=True)
     parts = build(recipe, registry)
-    prepare(parts, recipe, console)
     folder = RunFolder.open(resume) if resume else None
+    if folder is not None and folder.initial.exists():
+        folder.load_initial(parts.backbone)  # what is prepared, and was, is from these weights
+    prepare(parts, recipe, console)
+    if folder is None and first_rank:
+        folder = _create_folder(recipe, registry, out)
+    try:
+        return _run_in(folder, parts, recipe, console, first_rank)
+    except UserError:
+        if folder is not None and resume is None:
+            folder.remove_if_nothing_is_lost()
+        raise
+
+
+def prepare_only(recipe: "Recipe", registry: "Registry") -> int:
+    """Compute what runs of a recipe would compute before they train; any number of processes may share the work.
+
+    Args:
+        recipe: of the runs; with its seed or weights the backbone is initialised as theirs.
+        registry: finds the plugins it names.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        UserError: recipe, data or weights do not work.
+    """
+    _quieten()
+    prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True))
+    return 0
+
+
+def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", console: Console, first_rank: bool) -> int:
     if first_rank:
-        folder = folder or _create_folder(recipe, registry, out)
         folder.save_initial(parts.backbone)
         console.print(f"run folder {folder.path}")
     if folder is not None:
@@ -74,13 +107,20 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
 def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
     """Verify the data and compute what is computed once; say what there is, and what is damaged."""
     datasets = {"train": parts.dataset, **parts.held_out}
+
+    def progress(items: Iterable, what: str, total: int) -> Iterable:
+        return track(items, what, total, console)
+
     for dataset in datasets.values():
         dataset.verify()
     for split, dataset in datasets.items():
-        dataset.prepare(lambda items, what, total: track(items, what, total, console))
+        dataset.prepare(progress)
+        if dataset is parts.dataset and "surface" in fields_to_decode(parts.objective, dataset):
+            dataset.prepare_surface(progress)
         _judge_damage(dataset, recipe, console)
         for line in dataset.describe():
             console.print(f"{split}: {line}")
+    prepare_priors(parts, recipe, progress, console)
 
 
 def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Console) -> int:
@@ -93,17 +133,20 @@ def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Con
         parts.backbone, parts.objective, recipe, training_samples(recipe, parts), _reference(recipe, parts)
     )
     checkpoints = Checkpoints(folder and folder.checkpoints, recipe.trainer.checkpoint_every, recipe.trainer.accumulate)
-    trainer = make_trainer(recipe, folder, [checkpoints, StepBar(console)])
+    refreshes = Refreshes(folder and folder.prepared, recipe.trainer.checkpoint_every, console)
+    trainer = make_trainer(recipe, folder, [checkpoints, refreshes, StepBar(console)])
     last = folder and folder.checkpoints / LAST
     started = time.perf_counter()
     trainer.fit(task, ckpt_path=last if last and last.exists() else None)
     seconds = time.perf_counter() - started
     console.print(f"trained to step {trainer.global_step} of {recipe.trainer.max_steps} in {seconds:.0f} s")
     if trainer.is_global_zero:
-        _report_damage(task, console)
+        damaged = task.damaged | {str(damage.path): damage.why for damage in parts.dataset.damaged}
+        for path in sorted(task.damaged):
+            console.print(f"skipped: {path}: {damaged[path]}")
         if checkpoints.stopped_by is None:
             folder.export(parts.backbone, dict(recipe.backbone.timm_options))
-        folder.write_summary(_facts(recipe, trainer, task, seconds))
+        folder.write_summary(_facts(recipe, trainer, task, seconds) | _damage(damaged))
     if checkpoints.stopped_by is not None:
         console.print(f"stopped by {checkpoints.stopped_by} at step {trainer.global_step}, ", end="")
         console.print(f"go on with: prior3d-train --resume {folder.path}")
@@ -219,11 +262,6 @@ def _judge_damage(dataset: Dataset, recipe: "Recipe", console: Console) -> None:
         console.print(f"skipped: {damage}")
 
 
-def _report_damage(task: PretrainingTask, console: Console) -> None:
-    for path, why in sorted(task.damaged.items()):
-        console.print(f"skipped: {path}: {why}")
-
-
 def _facts(recipe: "Recipe", trainer: lightning.Trainer, task: PretrainingTask, seconds: float) -> dict[str, object]:
     return {
         "steps": trainer.global_step,
@@ -231,5 +269,8 @@ def _facts(recipe: "Recipe", trainer: lightning.Trainer, task: PretrainingTask, 
         "seconds of this process": round(seconds, 1),
         "device": str(trainer.strategy.root_device),
         "losses, mean of the last batches": task.recent_losses(),
-        "damaged": {"count": len(task.damaged), "files": dict(sorted(task.damaged.items()))},
     }
+
+
+def _damage(damaged: dict[str, str]) -> dict[str, object]:
+    return {"damaged": {"count": len(damaged), "files": dict(sorted(damaged.items()))}}

@@ -75,7 +75,7 @@ class Correspondence(Probe):
             hits["all"].append(hit)
             hits[_bin_names()[bin_index]].append(hit)
         return {
-            f"matching recall within {self.pixels:g} px, {name}": torch.cat(hit).mean().item()
+            f"recall@{self.pixels:g}px, {name}": torch.cat(hit).mean().item()
             for name, hit in hits.items()
             if hit
         }

@@ -106,3 +106,14 @@ def test_bytes_become_0_to_1_and_other_fields_stay():
         {"image": torch.tensor([0, 255], dtype=torch.uint8), "scene": torch.tensor([3])}, frozenset({"image"})
     )
     assert batch["image"].tolist() == [0, 1] and batch["scene"].dtype == torch.int64
+
+
+def test_what_is_made_of_an_image_has_the_image_decoded(spec):
+    class Strict(Noise):
+        def sample(self, draw, fields, generator):
+            assert "image" in fields
+            return super().sample(draw, fields, generator)
+
+    samples = DrawnSamples(Strict(spec), frozenset({"image_crops", "crop_from_image"}), AugmentOptions(), 0, False)
+    sample = samples[0]
+    assert sample["image_crops"].shape == (2, 3, 16, 24) and "image" not in sample

@@ -13,10 +13,11 @@ import numpy as np
 from prior3d.data.dataset import DataSpec, View
 from prior3d.data.decoding import read_16bit, read_color
 from prior3d.data.pairs import PairOptions
-from prior3d.data.posed import DEFAULT_PAIRS, PosedDataset
+from prior3d.data.posed import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed_rgbd.cameras import Calibration
 from prior3d.data.posed_rgbd.layouts import FrameFiles, SceneFolder, find_scenes, names_scene
 from prior3d.data.posed_rgbd.scene import CameraOptions, FocalAndCenter, OpenScene, open_scene
+from prior3d.data.surface import SurfaceOptions
 from prior3d.errors import DamagedFile, UserError
 from prior3d.fields import DERIVED_FIELDS, UNKNOWN_DEPTH
 
@@ -57,6 +58,7 @@ class PosedRGBD(PosedDataset):
         depth_to_color: the colour camera of scenes whose depth is not registered to it, by pattern; the first pattern
             that fits counts, and scenes that fit none are registered. Depth is re-projected, see `CameraPair`.
         pairs: which two views of a scene make a pair.
+        surface: how a scene's surface is fused from its depth maps, for priors that read it.
 
     Raises:
         UserError: if the folder or what an option names is missing, or options contradict each other.
@@ -81,8 +83,9 @@ class PosedRGBD(PosedDataset):
         max_frames: int | None = None,
         depth_to_color: dict[str, Calibration] | None = None,
         pairs: PairOptions = DEFAULT_PAIRS,
+        surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
-        super().__init__(spec, pairs)
+        super().__init__(spec, pairs, surface)
         self._cameras = CameraOptions(Path(root).expanduser(), intrinsics, pixel_centers)
         self._depth_m = _depth_table(depth_scale, invalid_depth, min_depth, max_depth)
         self._step, self._most = _at_least_one(frame_step, "frame_step"), _at_least_one(max_frames, "max_frames")

@@ -6,8 +6,9 @@ import numpy as np
 
 from prior3d.data.dataset import DataSpec, Progress, Split, View, silent
 from prior3d.data.pairs import PairOptions
-from prior3d.data.posed import DEFAULT_PAIRS, PosedDataset
+from prior3d.data.posed import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.store import content_key
+from prior3d.data.surface import SurfaceOptions
 from prior3d.data.synthetic_rooms.catalogue import CLASSES
 from prior3d.data.synthetic_rooms.rendering import render
 from prior3d.data.synthetic_rooms.rooms import draw_room
@@ -38,6 +39,7 @@ class SyntheticRooms(PosedDataset):
             its channels by a quarter of that, so that the colour of a point differs between views.
         content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
         pairs: which two views of a room make a pair.
+        surface: how a room's surface is fused from its depth maps, for priors that read it.
 
     Raises:
         UserError: if an option is out of range.
@@ -56,11 +58,12 @@ class SyntheticRooms(PosedDataset):
         test_rooms: int = 4,
         frames: int = 24,
         field_of_view: float = 65.0,
-        exposure: float = 0.15,
+        exposure: float = 0.1,
         content_seed: int = 0,
         pairs: PairOptions = DEFAULT_PAIRS,
+        surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
-        super().__init__(spec, pairs)
+        super().__init__(spec, pairs, surface)
         counts = {"rooms": rooms, "validation_rooms": validation_rooms, "test_rooms": test_rooms}
         for name, value in {**counts, "frames": frames}.items():
             _check_range(name, value, 1, 1_000_000)

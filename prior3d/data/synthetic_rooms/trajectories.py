@@ -8,6 +8,9 @@ import numpy as np
 LOWEST, HIGHEST = 1.0, 1.9
 """Metres between which the camera's height stays."""
 
+ROLL = 6.0
+"""Degrees by which the camera is tilted sideways at most."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -33,7 +36,7 @@ class Trajectory:
         height = (LOWEST + HIGHEST) / 2 + self.swing * np.sin(3 * turn + self.phases[1])
         ahead = turn + math.copysign(1, self.sweep) * (2.6 + 0.5 * np.sin(2 * turn + self.phases[2]))
         aim = 0.9 + 0.3 * np.sin(2 * turn + self.phases[3])
-        roll = np.radians(3.0) * np.sin(5 * turn + self.phases[2])
+        roll = math.radians(ROLL) * np.sin(5 * turn + self.phases[2])
         middle, extent = self.room_size[:2, None] / 2, self.room_size[:2, None]
         centres = np.stack([*(middle + extent * radius * _circle(turn)), height], axis=1)
         targets = np.stack([*(middle + extent * 0.45 * _circle(ahead)), aim], axis=1)

@@ -1,0 +1,103 @@
+"""Offline stages that run again within training, with the moving average of the backbone as their teacher."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from prior3d.backbone import Backbone
+from prior3d.data.dataset import silent
+from prior3d.data.store import build_once
+from prior3d.errors import UserError
+from prior3d.pretraining.offline import Preparation, stages
+from prior3d.prior import Prior
+
+if TYPE_CHECKING:
+    from prior3d.pretraining.task import PretrainingTask
+
+
+class Refreshes(lightning.Callback):
+    """Prepares scenes anew before the optimiser steps a prior names in `refresh_steps`.
+
+    All ranks share the scenes out among them. What is prepared is kept in the run folder, whole or not there: a run
+    that is resumed later takes it up as it was, and one that falls back behind the refresh makes the same again. What
+    no checkpoint leads back to any more is removed.
+
+    Args:
+        folder: where it is kept, None on ranks that are told by rank 0.
+        checkpoint_every: optimiser steps between two checkpoints.
+        console: where to say so.
+    """
+
+    def __init__(self, folder: Path | None, checkpoint_every: int, console: Console) -> None:
+        self.folder = folder
+        self.checkpoint_every = checkpoint_every
+        self.console = console
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: "PretrainingTask") -> None:
+        """Agree on the folder; on resume, take up what was prepared before."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        for label, prior in stages(pl_module.objective).items():
+            latest = _latest(prior, trainer.global_step)
+            if latest is not None and latest < trainer.global_step:
+                folders = [self._scene(label, latest, scene) for scene in range(len(pl_module.samples.dataset.scenes))]
+                lost = next((folder for folder in folders if not folder.is_dir()), None)
+                if lost is not None:
+                    raise UserError(f"{lost} is gone, without which this run cannot go on as it was", "--resume")
+                prior.attach(folders)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: "PretrainingTask", batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Prepare what is due at this step."""
+        if batch_idx % pl_module.recipe.trainer.accumulate:
+            return
+        step = trainer.global_step
+        for label, prior in stages(pl_module.objective).items():
+            if step in prior.refresh_steps:
+                started = time.perf_counter()
+                _align(trainer, pl_module.ema)
+                self._refresh(pl_module, label, prior, step)
+                self.console.print(f"{label}: prepared at step {step} in {time.perf_counter() - started:.0f} s")
+                if trainer.is_global_zero:
+                    self._remove_old(label, prior, step)
+
+    def _refresh(self, task: "PretrainingTask", label: str, prior: Prior, step: int) -> None:
+        def keep(scene: int, build: Callable[[Path], None], wait: bool) -> Path:
+            return build_once(self._scene(label, step, scene), build, wait)
+
+        data = task.samples
+        preparation = Preparation(label, prior, data.dataset, lambda: task.ema, data.skip_damaged)
+        prior.attach(preparation.run(keep, silent))
+        task.damaged.update({str(damage.path): damage.why for damage in preparation.damaged})
+
+    def _remove_old(self, label: str, prior: Prior, step: int) -> None:
+        """Remove what is older than the refresh that the last checkpoint leads back to."""
+        needed = _latest(prior, step - step % self.checkpoint_every)
+        for old in prior.refresh_steps:
+            if needed is not None and old < needed:
+                shutil.rmtree(self._step(label, old), ignore_errors=True)
+
+    def _step(self, label: str, step: int) -> Path:
+        return self.folder / label / f"step-{step:08d}"
+
+    def _scene(self, label: str, step: int, scene: int) -> Path:
+        return self._step(label, step) / f"scene-{scene:06d}"
+
+
+def _latest(prior: Prior, step: int) -> int | None:
+    """Return the last refresh at or before a step."""
+    return max((at for at in prior.refresh_steps if at <= step), default=None)
+
+
+def _align(trainer: lightning.Trainer, average: Backbone) -> None:
+    """Give all ranks one teacher: their running statistics differ, each has seen its own images."""
+    if trainer.world_size > 1:
+        for buffer in average.buffers():
+            torch.distributed.broadcast(buffer, 0)
