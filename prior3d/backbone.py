@@ -264,6 +264,10 @@ def _create(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Mo
         model = _create_for_any_size(name, pretrained, options)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot make {name}: {error}", "backbone") from error
+    except OSError as error:  # what fetching raises without a network, whichever library does it
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = "or give a file you have with backbone.weights"
+        raise UserError(f"cannot fetch timm's weights of {name}, {advice} ({why})", "backbone.pretrained") from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name} gives no intermediate features (no forward_intermediates)", "backbone.name")
     return model

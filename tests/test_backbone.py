@@ -129,3 +129,27 @@ def test_models_without_batch_norm_read_no_images():
         yield
 
     assert reestimate_batch_norm(torch.nn.LayerNorm(4), print, unread()) == 0
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch):
+    def no_network(*arguments, pretrained, **options):
+        assert pretrained
+        raise FileNotFoundError("no connection\nand a long story")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(UserError, match=r"^backbone.pretrained: cannot fetch timm's weights of resnet10t.*no connection"):
+        Backbone("resnet10t", (64, 64), pretrained=True)
+
+
+def test_pretrained_weights_are_asked_of_timm(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def as_downloaded(name, pretrained=False, **options):
+        asked.append(pretrained)
+        model = create(name, pretrained=False, **options)
+        torch.nn.init.constant_(model.conv1[0].weight, 0.5)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", as_downloaded)
+    backbone = Backbone("resnet10t", (64, 64), pretrained=True)
+    assert True in asked and (backbone.encoder.model.conv1[0].weight == 0.5).all()

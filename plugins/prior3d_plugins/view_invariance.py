@@ -124,9 +124,9 @@ class ViewInvariance(Prior):
     def _exclude(self, points: Tensor, scene: Tensor) -> Tensor:
         """Mask of pairs that are no negatives: [G, N, N] within pairs of views, else [G N, G N]."""
         if self.negatives == "pair":
-            return torch.cdist(points, points) < self.exclude_radius
+            return _distances(points) < self.exclude_radius
         flat, scene = points.flatten(0, 1), scene.repeat_interleave(points.shape[1])
-        return (torch.cdist(flat, flat) < self.exclude_radius) & (scene[:, None] == scene)
+        return (_distances(flat) < self.exclude_radius) & (scene[:, None] == scene)
 
     def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
         """World points [G, N, 3] of the sampled pixels of the first views, metres, and their scenes [G]."""
@@ -137,3 +137,8 @@ class ViewInvariance(Prior):
             at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
             points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
         return torch.cat(points), batch["scene"].repeat(len(matches))
+
+
+def _distances(points: Tensor) -> Tensor:
+    """Distances between rows, not by a matrix product: that loses centimetres, and more in TF32."""
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

@@ -20,7 +20,7 @@ NARROW_ANGLE_DEG = 5.0
 _COARSE_SAMPLES = 64
 _COARSE_MARGIN = 0.15  # about 3.5 standard deviations of an overlap estimated from twice _COARSE_SAMPLES points
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PairSampler:
         return scene, frames
 
 
-def _choose(items: Sequence[Item], generator: torch.Generator) -> Item:
+def _choose(items: Sequence[_Item], generator: torch.Generator) -> _Item:
     return items[int(torch.randint(len(items), (), generator=generator))]
 
 

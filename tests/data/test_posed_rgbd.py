@@ -236,6 +236,8 @@ def test_keys_of_the_cache_follow_the_content(tmp_path):
     Image.fromarray(codes(1) + 7).save(tmp_path / "frame-000001.depth.png")
     os.utime(tmp_path / "frame-000001.depth.png", ns=(1, 1))
     changed.append(key())
+    os.utime(tmp_path / "frame-000000.color.png", ns=(1, 1))
+    changed.append(key())
     np.savetxt(tmp_path / "frame-000002.pose.txt", pose(9))
     changed.append(key())
     assert len({first, *changed}) == len(changed) + 1

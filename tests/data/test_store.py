@@ -145,7 +145,9 @@ def test_a_child_that_outlives_a_killed_builder_does_not_keep_the_lock(tmp_path)
         entry, started, end = map(Path, sys.argv[1:4])
         def build(folder):
             if os.fork() == 0:
-                while not end.exists():
+                for _ in range(1500):
+                    if end.exists():
+                        break
                     time.sleep(0.01)
                 os._exit(0)
             started.write_text("")
@@ -156,7 +158,9 @@ def test_a_child_that_outlives_a_killed_builder_does_not_keep_the_lock(tmp_path)
     wait_for(tmp_path / "started")
     process.send_signal(signal.SIGKILL)
     process.wait()
+    begin = time.monotonic()
     build_once(tmp_path / "entry", lambda folder: (folder / "a.txt").write_text("mine"))
+    assert time.monotonic() - begin < 10  # its child lives for 15 s
     (tmp_path / "end").write_text("")
     assert (tmp_path / "entry" / "a.txt").read_text() == "mine"
 

@@ -128,9 +128,9 @@ class PosedRGBD(PosedDataset):
         digest = hashlib.sha256(self._depth_m.tobytes() + opened.world_from_color.tobytes())
         for camera in asdict(opened.cameras).values():
             digest.update(camera.tobytes())
-        for frame in opened.frames:
-            status = frame.depth.stat()
-            digest.update(f"{frame.depth.name} {status.st_size} {status.st_mtime_ns};".encode())
+        for file in (file for frame in opened.frames for file in (frame.color, frame.depth)):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns};".encode())
         return json.dumps(["posed_rgbd", self.scenes[scene], opened.image_size, digest.hexdigest()])
 
     def scene(self, scene: int) -> OpenScene:

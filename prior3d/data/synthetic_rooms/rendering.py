@@ -1,6 +1,6 @@
 """Ray-casting of a room: one ray through every pixel centre, all views of the room at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from prior3d.data.synthetic_rooms.textures import Texture
 from prior3d.geometry import full_precision
 
 _SURFACE_CLASSES = tuple(CLASSES.index(name) for name in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
+_RAYS_AT_ONCE = 1 << 20  # about 300 MB
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,26 @@ def render(
         size: height and width in pixels.
         gains: [F, 3] factors on the colours of each view: exposure and white balance.
     """
+    step = max(1, _RAYS_AT_ONCE // (size[0] * size[1]))
+    starts = range(0, len(world_from_camera), step)
+    batches = [(world_from_camera[start : start + step], gains[start : start + step]) for start in starts]
     with full_precision(torch.device("cpu")):
-        rays = _cast(world_from_camera, intrinsics, size)
-        hits = _hit_surfaces(room, rays)
-        textures = list(room.surfaces)
-        for piece in room.pieces:
-            _hit_piece(piece, len(textures), rays, hits)
-            textures += piece.textures
-        points = rays.origins + rays.directions * hits.depth
-        colours = _colours(textures, hits, points, footprint=hits.depth / float(intrinsics[0, 0]))
-        colours *= _shading(room, points, hits.normals)
+        parts = [_render_views(room, poses, intrinsics, size, factors) for poses, factors in batches]
+    return Rendering(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rendering)))
+
+
+def _render_views(
+    room: Room, world_from_camera: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], gains: np.ndarray
+) -> Rendering:
+    rays = _cast(world_from_camera, intrinsics, size)
+    hits = _hit_surfaces(room, rays)
+    textures = list(room.surfaces)
+    for piece in room.pieces:
+        _hit_piece(piece, len(textures), rays, hits)
+        textures += piece.textures
+    points = rays.origins + rays.directions * hits.depth
+    colours = _colours(textures, hits, points, footprint=hits.depth / float(intrinsics[0, 0]))
+    colours *= _shading(room, points, hits.normals)
     shape = (len(world_from_camera), *size)
     colours = colours.view(3, *shape) * torch.from_numpy(gains).float().T[:, :, None, None]
     return Rendering(
@@ -132,8 +143,8 @@ def _rays_near(piece: Piece, rays: _Rays) -> Tensor:
     starts, ends = (np.linalg.inv(rays.world_from_camera) @ piece.world_from_piece @ points for points in _edges(piece))
     # Only what is in front of the camera projects: cut each edge [F, 4, 12] at the near plane.
     with np.errstate(divide="ignore", invalid="ignore"):
-        cut = np.nan_to_num((NEAR - starts[:, 2]) / (ends[:, 2] - starts[:, 2]))[:, None]
-    cut_points = starts + cut * (ends - starts)
+        cut = (NEAR - starts[:, 2]) / (ends[:, 2] - starts[:, 2])
+    cut_points = starts + np.where(np.isfinite(cut), cut, 0.0)[:, None] * (ends - starts)
     in_front = [np.where(points[:, 2:3] < NEAR, cut_points, points) for points in (starts, ends)]
     points = np.concatenate(in_front, axis=2)
     seen = np.tile(np.maximum(starts[:, 2], ends[:, 2]) > NEAR, 2)

@@ -1,0 +1,270 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prior3d.data.augmentation import AugmentOptions, assemble
+from prior3d.data.dataset import DataSpec, View
+from prior3d.data.fusion import away_from_edges, fuse
+from prior3d.data.loading import DrawnSamples, collate
+from prior3d.data.posed import PosedDataset
+from prior3d.data.posed_rgbd import PosedRGBD
+from prior3d.data.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
+
+GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
+CAMERA = np.array([[50.0, 0, 32], [0, 40.0, 24], [0, 0, 1]])
+EXACT = SurfaceOptions(voxel_size=0.05, min_frames=1)
+
+
+def saved(points, folder):
+    folder.mkdir(exist_ok=True)
+    Surface.save(points, folder)
+    return Surface(folder)
+
+
+def turned(degrees, centre):
+    angle, pose = np.radians(degrees), np.eye(4)
+    pose[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    pose[:3, 3] = centre
+    return pose
+
+
+def wall_depth(pose, wall_z, size=(48, 64)):
+    """Depth of the plane z = wall_z, seen from a pose."""
+    rows, columns = np.indices(size) + 0.5
+    rays = np.stack([columns, rows, np.ones(size)], -1) @ np.linalg.inv(CAMERA).T
+    return ((wall_z - pose[2, 3]) / (rays @ pose[2, :3])).astype(np.float32)
+
+
+class Walls(PosedDataset):
+    """Two scenes of four views of a wall each; counts what is decoded."""
+
+    def __init__(self, spec, surface=EXACT):
+        super().__init__(spec, surface=surface)
+        self.scenes, self.loads = ["near", "far"], 0
+
+    def frame_count(self, scene):
+        return 4
+
+    def load(self, scene, frame, fields):
+        self.loads += 1
+        pose = turned(10 * frame, (0.1 * frame, 0, 0))
+        depth = wall_depth(pose, 2.0 + scene)
+        return View(np.zeros((48, 64, 3), np.uint8), depth, CAMERA, (48, 64), pose, scene=scene, frame=frame)
+
+    def cache_key(self, scene):
+        return self.scenes[scene]
+
+
+def walls(cache, views=2, **options):
+    return Walls(DataSpec(size=(48, 64), views=views, split="train", cache=cache), SurfaceOptions(**options))
+
+
+def test_the_box_of_a_straight_and_of_a_turned_frustum():
+    depth = np.full((48, 64), 2.0, np.float32)
+    depth[0] = 0
+    low, high = frustum_box(depth, CAMERA, np.eye(4))
+    assert np.allclose(low, [-32 / 50 * 2, -24 / 40 * 2, 0]) and np.allclose(high, [32 / 50 * 2, 24 / 40 * 2, 2])
+    low, high = frustum_box(depth, CAMERA, turned(90, (1, 2, 3)), near=0.5, far=1.0)  # looks along +x
+    assert np.allclose(low, [1.5, 2 - 24 / 40, 3 - 32 / 50]) and np.allclose(high, [2, 2 + 24 / 40, 3 + 32 / 50])
+
+
+def test_a_few_wrong_depths_do_not_stretch_the_box_and_none_at_all_has_no_box():
+    depth = np.full((48, 64), 2.0, np.float32)
+    depth.flat[::200] = 9.0
+    depth[40, 40] = np.nan
+    assert frustum_box(depth, CAMERA, np.eye(4))[1][2] == 2
+    depth[:, :32] = 0
+    assert frustum_box(depth, CAMERA, np.eye(4))[1][2] == 2
+    assert frustum_box(np.zeros((48, 64), np.float32), CAMERA, np.eye(4)) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 40_000])
+def test_a_crop_is_what_a_test_of_every_point_finds(tmp_path, count):
+    rng = np.random.default_rng(0)
+    points = (rng.uniform(-3, 3, (count, 3)) * [1, 0.3, 2]).astype(np.float32)
+    surface = saved(points, tmp_path)
+    assert len(surface) == count
+    for _ in range(20):
+        low, high = np.sort(rng.uniform(-4, 4, (2, 3)).astype(np.float32), axis=0)
+        expected = points[((points >= low) & (points <= high)).all(1)]
+        found = surface.within(low, high)
+        assert found.dtype == np.float32
+        assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
+    assert len(surface.within([-9] * 3, [9] * 3)) == count and len(surface.within([5] * 3, [6] * 3)) == 0
+
+
+def test_the_crop_of_a_real_view_holds_what_the_view_sees(shared_data, tmp_path):
+    spec = DataSpec(size=(96, 128), views=1, split="train", cache=tmp_path)
+    dataset = PosedRGBD(spec, root=shared_data / "rgbd" / "office", frame_step=6, surface=SurfaceOptions(0.02))
+    surface = dataset.surface(0)
+    for frame in (0, 4, 8):
+        sample = assemble([dataset.load(0, frame, GEOMETRY)], (96, 128), None, GEOMETRY, torch.Generator())
+        depth, intrinsics, pose = (sample[name][0].numpy() for name in ("depth", "intrinsics", "world_from_camera"))
+        found = crop_to_frustum(surface, depth, intrinsics, pose)
+        low, high = (corner.astype(np.float32) for corner in frustum_box(depth, intrinsics, pose))
+        assert len(found) == ((surface.points >= low) & (surface.points <= high)).all(1).sum() > 5000
+        rows, columns = np.nonzero(depth[::7, ::7])
+        z = depth[::7, ::7][rows, columns]
+        rays = np.linalg.inv(intrinsics) @ np.stack([columns * 7 + 0.5, rows * 7 + 0.5, np.ones(len(z))])
+        seen = (pose[:3, :3] @ (rays * z)).T + pose[:3, 3]
+        nearest = np.array([np.linalg.norm(found - point, axis=1).min() for point in seen])
+        assert np.mean(nearest < 0.05) > 0.9
+
+
+def test_a_subset_is_even_and_drawn_from_the_generator():
+    points = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    assert even_subset(points, 1000, None) is points
+    first, again, other = (even_subset(points, 300, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    rows = first[:, 0] / 3
+    assert len(np.unique(rows)) == 300 and np.all(np.abs(rows - np.arange(300) * 1000 / 300) < 1000 / 300 + 1)
+
+
+def test_edges_are_steps_and_the_borders_of_what_is_known():
+    depth = np.full((6, 8), 2.0, np.float32)
+    depth[:, 5:] = 2.2
+    depth[0, 0] = 0
+    expected = np.ones((6, 8), bool)
+    expected[:, 4:6] = False
+    expected[[0, 0, 1], [0, 1, 0]] = False
+    assert np.array_equal(away_from_edges(depth, 570.0, 0.02), expected)
+    # at 75 degrees to the line of sight neighbouring pixels are that far apart, and on one surface all the same
+    slope = 2 * (1 + np.tan(np.radians(75)) / 50) ** np.arange(8, dtype=np.float32)
+    assert away_from_edges(np.tile(slope, (6, 1)), 50.0, 0.02).all()
+    assert not away_from_edges(np.tile(slope, (6, 1)), 570.0, 0.02).any()
+
+
+def test_fusing_keeps_the_mean_of_each_voxel():
+    frames = [(wall_depth(pose, 2.03), CAMERA, pose) for pose in (turned(0, (0, 0, 0)), turned(20, (0.3, 0.1, 0)))]
+    points = fuse(iter(frames), EXACT)
+    assert np.allclose(points[:, 2], 2.03, atol=1e-6)
+    everything = []
+    for depth, _, pose in frames:
+        rows, columns = np.indices(depth.shape) + 0.5
+        rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(CAMERA).T
+        everything.append(((rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]).reshape(-1, 3))
+    everything = np.concatenate(everything)
+    cells = np.floor(everything / 0.05).astype(int)
+    means = [everything[(cells == cell).all(1)].mean(0) for cell in np.unique(cells, axis=0)]
+    order = [np.lexsort(np.floor(np.array(cloud) / 0.05).T) for cloud in (points, means)]
+    assert np.allclose(points[order[0]], np.array(means)[order[1]])
+
+
+def test_what_one_frame_alone_saw_is_dropped_unless_there_is_but_one():
+    pose = np.eye(4)
+    wall, ghost = wall_depth(pose, 2.0), wall_depth(pose, 2.0)
+    ghost[10:20, 10:20] = 1.0  # its inside is no edge
+    frames = [(wall, CAMERA, pose), (ghost, CAMERA, pose)]
+    assert (fuse(frames, SurfaceOptions(0.05))[:, 2] > 1.9).all()
+    assert (fuse(frames, EXACT)[:, 2] < 1.1).any()
+    assert (fuse(frames[1:], SurfaceOptions(0.05))[:, 2] < 1.1).any()
+    assert fuse([], EXACT).shape == (0, 3) and len(fuse([(wall * 0, CAMERA, pose)], EXACT)) == 0
+
+
+def test_a_scene_far_from_the_origin_keeps_its_shape():
+    far = turned(0, (5e5, -4e6, 100.0))
+    depth = wall_depth(np.eye(4), 2.03)
+    near, moved = (fuse([(depth, CAMERA, pose)], EXACT) for pose in (np.eye(4), far))
+    assert np.allclose(near, moved - far[:3, 3], atol=1e-6)
+
+
+def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
+    first = walls(tmp_path / "a", voxel_size=0.05)
+    first.prepare_surface()
+    assert first.loads == 8 and first.surface(0) is first.surface(0)
+    second = walls(tmp_path / "a", voxel_size=0.05, max_points=10)
+    second.prepare_surface()
+    assert second.loads == 0, "how many points a view gets changes nothing about the surface"
+    other = walls(tmp_path / "b", voxel_size=0.05)
+    other.prepare_surface()
+    for name in ("points.npy", "starts.npy"):
+        contents = [(dataset.surface(1).folder / name).read_bytes() for dataset in (first, other)]
+        assert contents[0] == contents[1]
+    assert walls(tmp_path / "a", voxel_size=0.06).surface(0).folder != first.surface(0).folder
+    assert np.abs(first.surface(1).points[:, 2] - 3).max() < 1e-5
+
+
+def test_long_scenes_are_thinned(tmp_path):
+    dataset = walls(tmp_path, max_frames=2, min_frames=1)
+    dataset.surface(0)
+    assert dataset.loads == 2
+
+
+def test_a_damaged_frame_is_left_out_and_counted_once(tmp_path):
+    root = tmp_path / "scene"
+    root.mkdir()
+    (root / "camera-intrinsics.txt").write_text("50 0 32\n0 40 24\n0 0 1\n")
+    for number in range(3):
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / f"frame-{number:06d}.color.png")
+        Image.fromarray(np.full((48, 64), 2000, np.uint16)).save(root / f"frame-{number:06d}.depth.png")
+        np.savetxt(root / f"frame-{number:06d}.pose.txt", turned(0, (0.2 * number, 0, 0)))
+    (root / "frame-000001.depth.png").write_bytes(b"no image")
+    dataset = PosedRGBD(DataSpec((48, 64), 2, "train", tmp_path / "cache"), root=root, surface=EXACT)
+    dataset.prepare()
+    dataset.prepare_surface()
+    assert [damage.path.name for damage in dataset.damaged] == ["frame-000001.depth.png"]
+    assert len(dataset.surface(0)) > 100
+
+
+def test_samples_carry_the_surface_of_their_augmented_views(tmp_path):
+    dataset = walls(tmp_path, voxel_size=0.05, min_frames=1)
+    dataset.prepare()
+    crops = AugmentOptions(crop=(0.3, 0.6))
+    samples = DrawnSamples(dataset, frozenset({"image", "surface"}), crops, seed=0, skip_damaged=False)
+    batch = collate([samples[draw] for draw in range(3)])
+    points, views = batch["surface"], batch["surface_view"]
+    assert points.dtype == torch.float32 and views.dtype == torch.int64 and points.shape == (len(views), 3)
+    assert views.unique().tolist() == list(range(6)) and (views.diff() >= 0).all()
+    for sample in range(3):
+        for view in range(2):
+            own = points[views == sample * 2 + view].numpy()
+            camera = (batch[name][sample, view].numpy() for name in ("depth", "intrinsics", "world_from_camera"))
+            low, high = frustum_box(*camera)
+            cloud = dataset.surface(int(batch["scene"][sample])).points
+            assert len(own) == ((cloud >= low.astype(np.float32)) & (cloud <= high.astype(np.float32))).all(1).sum()
+
+
+def test_at_most_so_many_points_a_view_drawn_anew_for_every_draw(tmp_path):
+    dataset = walls(tmp_path, voxel_size=0.05, min_frames=1, max_points=100)
+    dataset.prepare()
+    samples = DrawnSamples(dataset, frozenset({"image", "surface"}), None, seed=0, skip_damaged=False)
+    first, again = samples[0], samples[0]
+    assert first["surface_view"].bincount().tolist() == [100, 100]
+    assert torch.equal(first["surface"], again["surface"])
+    dataset.spec = None  # not looked at again
+    other = {**first}
+    add_surface(other, dataset, torch.Generator().manual_seed(9))
+    assert not torch.equal(first["surface"], other["surface"])
+
+
+def test_asking_for_the_surface_changes_no_other_field(tmp_path):
+    dataset = walls(tmp_path, voxel_size=0.05)
+    dataset.prepare()
+    plain, with_surface = (
+        DrawnSamples(dataset, GEOMETRY | extra, AugmentOptions(), 0, False)[5] for extra in (set(), {"surface"})
+    )
+    assert set(with_surface) - set(plain) == {"surface", "surface_view"}
+    assert all(torch.equal(plain[name], with_surface[name]) for name in GEOMETRY)
+
+
+def test_surfaces_travel_to_workers_by_folder(tmp_path):
+    surface = saved(np.random.default_rng(0).random((100_000, 3)), tmp_path)
+    assert len(pickle.dumps(surface)) < 1000
+    assert np.array_equal(pickle.loads(pickle.dumps(surface)).points, surface.points)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"voxel_size": 0.0}, "expected voxel_size and edge above 0, got 0.0 and 0.02"),
+        ({"edge": -1.0}, "expected voxel_size and edge above 0, got 0.01 and -1.0"),
+        ({"max_points": 0}, "expected max_points of at least 1, got 0"),
+        ({"min_frames": 0}, "expected min_frames of at least 1, got 0"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        SurfaceOptions(**options)
