@@ -1,0 +1,119 @@
+"""Which input row meets which output row under which kernel offset: the lookup that every sparse operation needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from prior3d.sparse.coordinates import CoordinateMap, KeyBox
+
+
+def offset_range(kernel_size: int) -> range:
+    """Offsets along one axis: centred for odd kernels, 0..K-1 for even ones."""
+    start = -(kernel_size // 2) if kernel_size % 2 else 0
+    return range(start, start + kernel_size)
+
+
+def kernel_offsets(kernel_size: int) -> Tensor:
+    """Offsets [K^3, 3] (x, y, z) in the order of kernel weights: first spatial axis fastest."""
+    axis = torch.tensor(list(offset_range(kernel_size)))
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """Pairs (input row, output row), grouped by kernel offset.
+
+    Within one offset no row occurs twice on either side. `identity` is the offset whose pairs are every row with itself
+    (the centre of a submanifold kernel), a hint that engines may use or ignore: its pairs are listed like the others.
+    """
+
+    in_rows: Tensor  # [P] int64
+    out_rows: Tensor  # [P] int64
+    counts: tuple[int, ...]  # pairs of each of the K offsets, on the host
+    in_size: int
+    out_size: int
+    identity: int | None = None
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(input rows, output rows) of each offset."""
+        return tuple(zip(self.in_rows.split(self.counts), self.out_rows.split(self.counts), strict=True))
+
+    @cached_property
+    def transposed(self) -> "KernelMap":
+        """The map of the transposed operation: inputs and outputs change places, offsets keep their index."""
+        return replace(self, in_rows=self.out_rows, out_rows=self.in_rows, in_size=self.out_size, out_size=self.in_size)
+
+
+def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: int, dilation: int = 1) -> KernelMap:
+    """Pair each target voxel u with the source voxels at u + offset * dilation * source stride.
+
+    Sorted int64 keys of the source are searched for the first cell of each kernel row (along x); the rest of the row
+    follows it in the sorted keys and costs a comparison each. Where source and target are one map and the kernel is
+    odd, half the offsets are looked up and the others mirrored. One host synchronisation: the number of pairs.
+
+    Args:
+        source: voxels that are read; the finer of the two levels.
+        target: voxels that are written, at coordinates that are multiples of the source's stride.
+        kernel_size: edge of the cubic kernel, in voxels.
+        dilation: spacing of the kernel's taps, in voxels of the source.
+    """
+    identity = None
+    if source is target:
+        identity = (kernel_size**3) // 2 if kernel_size % 2 else 0
+    if len(source) == 0 or len(target) == 0:
+        none = torch.empty(0, dtype=torch.long, device=source.coordinates.device)
+        return KernelMap(none, none, (0,) * kernel_size**3, len(source), len(target), identity)
+    mirror = source is target and kernel_size % 2 == 1
+    found, hit = _look_up_rows(source, target, kernel_size, dilation, mirror)
+    if mirror:
+        found, hit = found[: kernel_size**3 // 2], hit[: kernel_size**3 // 2]
+    counts = hit.sum(dim=1).tolist()
+    # The total is known by now: without it nonzero would synchronise once more.
+    place = torch.nonzero_static(hit.view(-1), size=sum(counts)).view(-1)
+    in_rows = source.rows(found.view(-1)[place])
+    out_rows = target.rows(place % len(target))
+    if mirror:
+        in_rows, out_rows, counts = _mirrored(in_rows, out_rows, counts, len(source))
+    return KernelMap(in_rows, out_rows, tuple(counts), len(source), len(target), identity)
+
+
+def _look_up_rows(
+    source: CoordinateMap, target: CoordinateMap, kernel_size: int, dilation: int, mirror: bool
+) -> tuple[Tensor, Tensor]:
+    """Places [K', N] in the sorted source, and whether the cell is there [K', N], offset by offset."""
+    taps = [offset * dilation for offset in offset_range(kernel_size)]
+    reach = max(abs(tap) for tap in taps)
+    bounds = [source.bounds(source.stride), target.bounds(source.stride)]
+    box = KeyBox.around(bounds, max(source.batch_size, target.batch_size), reach)
+    keys = box.keys(source.sorted_cells(source.stride))
+    queries = box.keys(target.sorted_cells(source.stride))
+    row_shifts = [box.shift((taps[0], y, z)) for z in taps for y in taps]
+    if mirror:
+        row_shifts = row_shifts[: len(row_shifts) // 2 + 1]
+    queries = queries + torch.tensor(row_shifts, device=keys.device)[:, None]  # [rows, N], each row sorted
+    ended = torch.cat([keys, keys.new_full((1,), -1)])  # what a search past the last key finds equals no query
+    place = torch.searchsorted(keys, queries, out_int32=True)  # places fill K^3 x N cells: half the memory
+    places, hits = [], []
+    for step, tap in enumerate(taps):
+        wanted = queries + (tap - taps[0])
+        if dilation > 1 and step > 0:
+            place = torch.searchsorted(keys, wanted, out_int32=True)
+        hit = ended[place] == wanted
+        places.append(place)
+        hits.append(hit)
+        place = place + hit  # the next cell along x is the next key, or absent
+    return torch.stack(places, dim=1).flatten(0, 1), torch.stack(hits, dim=1).flatten(0, 1)
+
+
+def _mirrored(in_rows: Tensor, out_rows: Tensor, counts: Sequence[int], size: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Complete the first half of the offsets by the centre and the other half, where inputs and outputs swap."""
+    here = torch.arange(size, device=in_rows.device)
+    in_half, out_half = in_rows.split(counts), out_rows.split(counts)
+    in_rows = torch.cat([in_rows, here, *reversed(out_half)])
+    out_rows = torch.cat([out_rows, here, *reversed(in_half)])
+    return in_rows, out_rows, [*counts, size, *reversed(counts)]

@@ -1,0 +1,90 @@
+"""Layers that keep the voxels, or only join or drop some: normalisation, ReLU, concatenation, pruning."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.sparse.coordinates import coordinate_map
+from prior3d.sparse.tensor import CoordinateManager, SparseTensor
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all voxels of the batch: torch's BatchNorm1d, held as `bn` as in MinkowskiEngine.
+
+    A single voxel (a small chunk at a coarse stride) has no variance to estimate: torch would raise in training, here
+    it is normalised by the running statistics. Synchronised normalisation keeps torch's behaviour.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        """Set channels, the variance's epsilon and the running statistics' momentum."""
+        super().__init__()
+        self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Normalise each channel."""
+        bn = self.bn
+        if len(x) < 2 and not isinstance(bn, nn.SyncBatchNorm):
+            out = F.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
+            return x.with_features(out)
+        return x.with_features(bn(x.features))
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation: over the voxels of each batch item, biased variance, in at least float32."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-8) -> None:
+        """Set channels and the variance's epsilon."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels))
+        self.bias = nn.Parameter(torch.zeros(1, channels))
+        self.eps = eps
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Normalise each channel of each item."""
+        features = x.features.to(torch.promote_types(x.features.dtype, torch.float32))
+        items = x.batch_index
+        centred = features - mean_per_item(features, items, x.batch_size)[items]
+        variance = mean_per_item(centred.square(), items, x.batch_size)
+        out = centred * (variance + self.eps).rsqrt()[items] * self.weight + self.bias
+        return x.with_features(out.to(x.features.dtype))
+
+
+class ReLU(nn.Module):
+    """Rectifier on the features."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Set negative features to zero."""
+        return x.with_features(F.relu(x.features))
+
+
+def mean_per_item(features: Tensor, items: Tensor, batch_size: int) -> Tensor:
+    """Mean of the rows [N, C] of each batch item: [B, C], zero for an item without voxels."""
+    count = features.new_zeros(batch_size, 1).index_add(0, items, features.new_ones(len(items), 1))
+    total = features.new_zeros(batch_size, features.shape[1]).index_add(0, items, features)
+    return total / count.clamp(min=1)
+
+
+def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
+    """Stack the channels of tensors that live on the same voxels.
+
+    Raises:
+        ValueError: if they do not, or if there are none.
+    """
+    if not tensors:
+        raise ValueError("expected at least one sparse tensor, got none")
+    first = tensors[0]
+    return first.with_features(torch.cat([first.aligned(t).features for t in tensors], dim=1))
+
+
+def prune(x: SparseTensor, keep: Tensor) -> SparseTensor:
+    """Only the voxels where `keep` [N] is true, in their order, under a coordinate manager of their own.
+
+    Raises:
+        ValueError: if `keep` is not one boolean per voxel.
+    """
+    if keep.dtype != torch.bool or keep.shape != (len(x),):
+        raise ValueError(f"expected a boolean mask [{len(x)}], got {keep.dtype} {list(keep.shape)}")
+    level = coordinate_map(x.coordinates[keep], x.stride, x.batch_size)
+    return SparseTensor(x.features[keep], stride=x.stride, manager=CoordinateManager(level))

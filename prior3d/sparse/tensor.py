@@ -1,0 +1,140 @@
+"""Sparse tensors, and the manager that the tensors of one network pass share: grid levels and kernel maps, cached."""
+
+from torch import Tensor
+
+from prior3d.sparse.coordinates import CoordinateMap, coordinate_map
+from prior3d.sparse.kernel_map import KernelMap, build_kernel_map, kernel_offsets
+
+
+class CoordinateManager:
+    """The levels of one grid, at most one per stride, and the kernel maps between them, each built once.
+
+    Levels are found by stride alone, as in MinkowskiEngine: the first level made at a stride serves every later
+    operation that leads there. It belongs to one pass over one batch; features and gradients are not in it.
+    """
+
+    def __init__(self, level: CoordinateMap) -> None:
+        """Start from one level, whatever its stride."""
+        self.levels: dict[int, CoordinateMap] = {level.stride: level}
+        self._kernel_maps: dict[tuple[int, int, int, int], KernelMap] = {}
+
+    def coarser(self, stride: int, factor: int) -> int:
+        """Stride of the level `factor` times coarser than the one at `stride`, which is made if missing."""
+        if stride * factor not in self.levels:
+            self.levels[stride * factor] = self.levels[stride].coarser(factor)
+        return stride * factor
+
+    def kernel_map(self, fine: int, coarse: int, kernel_size: int, dilation: int = 1) -> KernelMap:
+        """Kernel map that reads the level at stride `fine` and writes the one at `coarse`; both exist."""
+        key = (fine, coarse, kernel_size, dilation)
+        if key not in self._kernel_maps:
+            self._kernel_maps[key] = build_kernel_map(self.levels[fine], self.levels[coarse], kernel_size, dilation)
+        return self._kernel_maps[key]
+
+    def finer(
+        self, stride: int, factor: int, kernel_size: int, dilation: int = 1, fresh: bool = False
+    ) -> tuple["CoordinateManager", int, KernelMap]:
+        """Where a transposed operation from the level at `stride` leads: manager, stride and transposed kernel map.
+
+        That is the level this manager has at the finer stride. If it has none, or if a `fresh` one is wanted, it is
+        every cell that the kernel reaches; a fresh level whose stride is taken starts a manager of its own.
+
+        Raises:
+            ValueError: if `factor` does not divide the stride.
+        """
+        if stride % factor:
+            raise ValueError(f"expected a tensor whose stride {factor} divides, got stride {stride}")
+        fine = stride // factor
+        if fresh or fine not in self.levels:
+            level = self.levels[stride].finer(factor, kernel_offsets(kernel_size) * dilation)
+            if fine in self.levels:
+                own = build_kernel_map(level, self.levels[stride], kernel_size, dilation)
+                return CoordinateManager(level), fine, own.transposed
+            self.levels[fine] = level
+        return self, fine, self.kernel_map(fine, stride, kernel_size, dilation).transposed
+
+
+class SparseTensor:
+    """Features on the occupied voxels of a batch of grids.
+
+    Differs from MinkowskiEngine: coordinates must be unique (it drops duplicates silently; see `merge_duplicates`),
+    strides are equal along the axes, and pruning starts a new manager, so levels are never shared by accident.
+
+    Features go on new coordinates, or on a level that `manager` already has.
+
+    Args:
+        features: one row per voxel [N, C].
+        coordinates: (batch, x, y, z) [N, 4] int32 in units of the finest grid, unique; None with `manager`.
+        stride: edge of a voxel in units of the finest grid.
+        batch_size: number of batch items if the last ones may be empty; None reads it off the coordinates.
+        manager: manager of the tensor this one derives from.
+
+    Raises:
+        ValueError: if not exactly one of `coordinates` and `manager` is given, or sizes or devices differ.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        coordinates: Tensor | None = None,
+        *,
+        stride: int = 1,
+        batch_size: int | None = None,
+        manager: CoordinateManager | None = None,
+    ) -> None:
+        if (coordinates is None) == (manager is None):
+            raise ValueError("expected either coordinates or a manager, got both or neither")
+        if manager is None:
+            manager = CoordinateManager(coordinate_map(coordinates, stride, batch_size))
+        self.features = features
+        self.stride = stride
+        self.manager = manager
+        if features.ndim != 2 or len(features) != len(self.level):
+            raise ValueError(f"expected features [{len(self.level)}, C], got {list(features.shape)}")
+        if features.device != self.coordinates.device:
+            raise ValueError(f"expected features on {self.coordinates.device}, got {features.device}")
+
+    @property
+    def level(self) -> CoordinateMap:
+        """The grid level that the features live on."""
+        return self.manager.levels[self.stride]
+
+    @property
+    def coordinates(self) -> Tensor:
+        """Coordinates (batch, x, y, z) [N, 4] int32, in units of the finest grid."""
+        return self.level.coordinates
+
+    @property
+    def batch_index(self) -> Tensor:
+        """Batch item of each voxel [N] int64."""
+        return self.coordinates[:, 0].long()
+
+    @property
+    def batch_size(self) -> int:
+        """Number of batch items, empty ones included."""
+        return self.level.batch_size
+
+    def __len__(self) -> int:
+        """Number of voxels."""
+        return len(self.features)
+
+    def with_features(self, features: Tensor) -> "SparseTensor":
+        """Other features [N, C'] on the same voxels."""
+        return SparseTensor(features, stride=self.stride, manager=self.manager)
+
+    def __add__(self, other: "SparseTensor") -> "SparseTensor":
+        """Sum of two tensors on the same voxels."""
+        return self.with_features(self.features + self.aligned(other).features)
+
+    def aligned(self, other: "SparseTensor") -> "SparseTensor":
+        """The other tensor, once it is sure that its rows are the same voxels.
+
+        Raises:
+            ValueError: if it lives on another level or has another manager.
+        """
+        if other.level is not self.level:
+            raise ValueError(
+                f"expected tensors on the same voxels, got {len(self)} at stride {self.stride} and {len(other)} at "
+                f"stride {other.stride}{'' if other.manager is self.manager else ' of another coordinate manager'}"
+            )
+        return other

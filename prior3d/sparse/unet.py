@@ -1,0 +1,130 @@
+"""Sparse residual U-Nets of the MinkUNet family; parameter names and shapes are those of MinkowskiEngine's example."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from prior3d.sparse.convolution import Convolution, TransposedConvolution
+from prior3d.sparse.modules import BatchNorm, ReLU, concatenate
+from prior3d.sparse.tensor import SparseTensor
+
+_DEPTH = 4
+
+
+class BasicBlock(nn.Module):
+    """Two 3^3 convolutions with a residual connection, projected where the number of channels changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, engine: str = "auto") -> None:
+        """Set sizes."""
+        super().__init__()
+        self.conv1 = Convolution(in_channels, out_channels, 3, engine=engine)
+        self.norm1 = BatchNorm(out_channels)
+        self.conv2 = Convolution(out_channels, out_channels, 3, engine=engine)
+        self.norm2 = BatchNorm(out_channels)
+        self.relu = ReLU()
+        self.downsample = None
+        if in_channels != out_channels:
+            project = Convolution(in_channels, out_channels, 1, engine=engine)
+            self.downsample = nn.Sequential(project, BatchNorm(out_channels))
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Transform features; voxels stay."""
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class MinkUNet(nn.Module):
+    """Residual U-Net over voxels: a stem, four halvings, four doublings with concatenated skips, a linear head.
+
+    The output has a row per input voxel, in the input's order.
+
+    Reference: Choy, Gwak, Savarese, "4D Spatio-Temporal ConvNets", 2019, arXiv:1904.08755, and the example network of
+    its MinkowskiEngine; the 3D branch of Hou et al., "Pri3D", 2021, arXiv:2104.11225, is `mink_unet34c`. Differs in
+    the initial spread of 1^3 kernels: true fan-out, where MinkowskiEngine takes the fan-in of these for their fan-out.
+
+    Args:
+        in_channels: channels of the input features.
+        out_channels: channels of the output features.
+        planes: channels of the four stages down and the four stages up.
+        layers: residual blocks of the same eight stages.
+        stem_channels: channels of the stem.
+        stem_kernel: kernel size of the stem.
+        engine: `auto` or the name of a convolution engine.
+
+    Raises:
+        ValueError: if there are not eight stages, or the engine cannot be had.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        planes: Sequence[int],
+        layers: Sequence[int],
+        stem_channels: int = 32,
+        stem_kernel: int = 5,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        if len(planes) != 2 * _DEPTH or len(layers) != 2 * _DEPTH:
+            raise ValueError(f"expected {2 * _DEPTH} planes and layers, got {len(planes)} and {len(layers)}")
+        self.conv0p1s1 = Convolution(in_channels, stem_channels, stem_kernel, engine=engine)
+        self.bn0 = BatchNorm(stem_channels)
+        self.relu = ReLU()
+        self._down = [f"conv{i + 1}p{2**i}s2" for i in range(_DEPTH)]
+        self._up = [f"convtr{i + _DEPTH}p{2 ** (_DEPTH - i)}s2" for i in range(_DEPTH)]
+        channels, skips = stem_channels, []
+        for i, name in enumerate(self._down, start=1):
+            skips.append(channels)
+            self.add_module(name, Convolution(channels, channels, 2, stride=2, engine=engine))
+            self.add_module(f"bn{i}", BatchNorm(channels))
+            self.add_module(f"block{i}", _stage(channels, planes[i - 1], layers[i - 1], engine))
+            channels = planes[i - 1]
+        for i, name in enumerate(self._up, start=_DEPTH):
+            self.add_module(name, TransposedConvolution(channels, planes[i], 2, stride=2, engine=engine))
+            self.add_module(f"bntr{i}", BatchNorm(planes[i]))
+            self.add_module(f"block{i + 1}", _stage(planes[i] + skips.pop(), planes[i], layers[i], engine))
+            channels = planes[i]
+        self.final = Convolution(channels, out_channels, 1, bias=True, engine=engine)
+        self._initialise()
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features [N, out_channels] on the input's voxels."""
+        x = self.relu(self.bn0(self.conv0p1s1(x)))
+        skips = []
+        for i, name in enumerate(self._down, start=1):
+            skips.append(x)
+            x = self.relu(self.get_submodule(f"bn{i}")(self.get_submodule(name)(x)))
+            x = self.get_submodule(f"block{i}")(x)
+        for i, name in enumerate(self._up, start=_DEPTH):
+            x = self.relu(self.get_submodule(f"bntr{i}")(self.get_submodule(name)(x)))
+            x = self.get_submodule(f"block{i + 1}")(concatenate([x, skips.pop()]))
+        return self.final(x)
+
+    def _initialise(self) -> None:
+        """Normal kernels of variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                fan_out = module.kernel_size**3 * module.kernel.shape[-1]
+                nn.init.normal_(module.kernel, std=(2 / fan_out) ** 0.5)
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, engine: str) -> nn.Sequential:
+    channels = [in_channels] + [out_channels] * blocks
+    return nn.Sequential(*(BasicBlock(channels[i], out_channels, engine=engine) for i in range(blocks)))
+
+
+def mink_unet_small(in_channels: int, out_channels: int, *, engine: str = "auto") -> MinkUNet:
+    """A light U-Net for demonstrations on a CPU: 0.9 M parameters, 3^3 stem, one block per stage."""
+    planes = (16, 32, 48, 64, 48, 32, 32, 32)
+    return MinkUNet(
+        in_channels, out_channels, planes=planes, layers=(1,) * 8, stem_channels=16, stem_kernel=3, engine=engine
+    )
+
+
+def mink_unet34c(in_channels: int, out_channels: int, *, engine: str = "auto") -> MinkUNet:
+    """MinkUNet34C, the network of Pri3D's 3D branch: 37.9 M parameters from 3 to 96 channels."""
+    planes = (32, 64, 128, 256, 256, 128, 96, 96)
+    return MinkUNet(in_channels, out_channels, planes=planes, layers=(2, 3, 4, 6, 2, 2, 2, 2), engine=engine)
