@@ -1,0 +1,138 @@
+"""From features at points to density and colour, and whole rays or pictures of the planes."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prior3d.volume.pixels import pixel_positions
+from prior3d.volume.planes import sample_planes
+from prior3d.volume.precision import in_full_precision
+from prior3d.volume.rays import RaySamples, Space
+from prior3d.volume.rendering import Rendered, render_rays
+
+
+def linear_tail_exp(x: Tensor, knee: float = 5.0) -> Tensor:
+    """Exponential that goes on as its tangent above `knee`: never overflows, and its gradient never vanishes there."""
+    return torch.exp(x.clamp(max=knee)) * (1 + F.relu(x - knee))
+
+
+class RadianceMLP(nn.Module):
+    """Small network from plane features to density and colour.
+
+    Args:
+        feature_channels: channels F of the features (three times the planes' for `concat`).
+        hidden: channels of the hidden layers.
+        layers: number of hidden layers.
+        density: `softplus` or `exp` (continued linearly above its knee).
+        density_bias: added before that activation. At -1 softplus starts at a density of 0.31: a ray of length 2 keeps
+            half its light, so that every sample on it gets a gradient.
+
+    Raises:
+        ValueError: for another `density`.
+
+    Reference:
+        Chan et al. 2022, arXiv 2112.07945: softplus layers, bias -1, sigmoid widened by 0.001 (Barron et al. 2021,
+        arXiv 2103.13415) so that pure black and white can be reached.
+    """
+
+    def __init__(
+        self,
+        feature_channels: int,
+        hidden: int = 64,
+        layers: int = 2,
+        density: str = "softplus",
+        density_bias: float = -1.0,
+    ) -> None:
+        super().__init__()
+        if density not in ("softplus", "exp"):
+            raise ValueError(f"expected density 'softplus' or 'exp', got {density!r}")
+        self.density, self.density_bias = density, density_bias
+        sizes = [feature_channels] + [hidden] * layers
+        steps = [step for a, b in pairwise(sizes) for step in (nn.Linear(a, b), nn.Softplus())]
+        self.network = nn.Sequential(*steps, nn.Linear(sizes[-1], 4))
+        for step in self.network[:-1:2]:
+            # torch's own weights shrink what tells points apart to a third at each of these layers: colours then stay
+            # grey for hundreds of steps
+            nn.init.normal_(step.weight, std=math.sqrt(2 / step.in_features))
+            nn.init.zeros_(step.bias)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate points.
+
+        Args:
+            features: [..., F].
+
+        Returns:
+            Density per unit of length, non-negative [...], and RGB in 0..1 (give or take 0.001) [..., 3].
+        """
+        out = self.network(features)
+        raw_density = out[..., 0] + self.density_bias
+        density = F.softplus(raw_density) if self.density == "softplus" else linear_tail_exp(raw_density)
+        return density, torch.sigmoid(out[..., 1:]) * 1.002 - 0.001
+
+
+@in_full_precision
+def render_planes(planes: Tensor, field: RadianceMLP, samples: RaySamples, *, reduce: str = "concat") -> Rendered:
+    """Render rays through planes, in float32 with autocast off.
+
+    Where no sample stops the light, it ends at the far plane in the colour of the ray's last sample.
+
+    Args:
+        planes: [N, 3, P, S, S] of any dtype.
+        field: network from plane features to density and colour.
+        samples: samples along the rays, from `Space.samples`.
+        reduce: how the planes' features are joined, see `sample_planes`.
+
+    Returns:
+        The rendered rays with RGB as values.
+    """
+    features = sample_planes(planes, samples.points.flatten(1, 2), reduce=reduce)
+    density, rgb = field(features.unflatten(1, samples.points.shape[1:3]))
+    return render_rays(
+        density * samples.inside, rgb, samples.deltas, samples.depth, samples.far, background=rgb[:, :, -1]
+    )
+
+
+@torch.no_grad()
+def render_view(
+    planes: Tensor,
+    field: RadianceMLP,
+    space: Space,
+    height: int,
+    width: int,
+    samples: int,
+    *,
+    canonical_from_camera: Tensor | None = None,
+    reduce: str = "concat",
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render whole pictures without gradients.
+
+    Args:
+        planes: [N, 3, P, S, S].
+        field: network from plane features to density and colour.
+        space: camera and box.
+        height: picture height H in pixels.
+        width: picture width W in pixels.
+        samples: samples per ray, at their bins' midpoints.
+        canonical_from_camera: pose of another camera, [4, 4]; the fixed camera if none.
+        reduce: how the planes' features are joined, see `sample_planes`.
+        chunk: rays of each image rendered at a time.
+
+    Returns:
+        RGB [N, 3, H, W], expected depth [N, H, W] in the space's unit along the camera's axis, opacity [N, H, W].
+    """
+    indices = torch.arange(height * width, device=planes.device).expand(len(planes), -1)
+    parts = []
+    for part in pixel_positions(indices, height, width).split(chunk, dim=1):
+        rays = space.samples(part, samples, aspect=width / height, canonical_from_camera=canonical_from_camera)
+        rendered = render_planes(planes, field, rays, reduce=reduce)
+        parts.append((rendered.values, rendered.depth.unsqueeze(-1), rendered.opacity.unsqueeze(-1)))
+    rgb, depth, opacity = (
+        torch.cat(maps, dim=1).transpose(1, 2).unflatten(2, (height, width)) for maps in zip(*parts, strict=True)
+    )
+    return rgb, depth.squeeze(1), opacity.squeeze(1)

@@ -1,0 +1,60 @@
+"""Which pixels rays go through: drawing them, their positions, and reading maps at them."""
+
+import torch
+from torch import Tensor
+
+
+def random_pixels(
+    images: int,
+    rays: int,
+    height: int,
+    width: int,
+    *,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw pixels for each image, evenly and with replacement (fixed shape, no host synchronisation).
+
+    Args:
+        images: number of images N.
+        rays: rays per image R.
+        height: image height in pixels.
+        width: image width in pixels.
+        device: where the result shall lie.
+        generator: source of the draws; the global one of the device if none.
+
+    Returns:
+        Row-major pixel indices, [N, R] int64.
+    """
+    return torch.randint(height * width, (images, rays), device=device, generator=generator)
+
+
+def pixel_positions(indices: Tensor, height: int, width: int) -> Tensor:
+    """Give the centres of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
+
+    Args:
+        indices: row-major pixel indices, [N, R] int64.
+        height: image height in pixels.
+        width: image width in pixels.
+
+    Returns:
+        Positions, [N, R, 2] float32.
+    """
+    row, column = torch.div(indices, width, rounding_mode="floor"), indices % width
+    return torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)
+
+
+def read_pixels(maps: Tensor, indices: Tensor) -> Tensor:
+    """Read maps at pixels.
+
+    Args:
+        maps: [N, C, H, W] (or [N, H, W] for one channel without its axis).
+        indices: row-major pixel indices, [N, R] int64.
+
+    Returns:
+        [N, R, C] (or [N, R]).
+    """
+    if maps.ndim == 3:
+        return maps.flatten(1).gather(1, indices)
+    index = indices.unsqueeze(1).expand(-1, maps.shape[1], -1)
+    return maps.flatten(2).gather(2, index).transpose(1, 2)

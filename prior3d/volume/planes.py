@@ -1,0 +1,81 @@
+"""Reading features off three axis-aligned planes, and how much each of the planes holds."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prior3d.volume.precision import in_full_precision
+
+# (column coordinate, row coordinate) of each plane: the first letter of the plane's name runs along its columns.
+PLANE_AXES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
+
+
+@in_full_precision
+def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> Tensor:
+    """Project points onto the three planes and read them bilinearly.
+
+    The planes are XY, XZ, YZ in this order. Of each, columns (last axis) run along the first letter and rows along the
+    second: `planes[n, 0, :, row, column]` lies at y(row), x(column); plane 1 at z(row), x(column); plane 2 at z(row),
+    y(column). Cell i of S has its centre at -1 + (2 i + 1) / S, so the box [-1, 1] covers the cells edge to edge and
+    the XY plane is aligned with the pixels of an image that covers the same square. Values are held constant in the
+    outer half cell and outside the box; whoever renders points outside must drop their density.
+
+    Args:
+        planes: features on the planes, [N, 3, P, S, S].
+        points: positions (x, y, z) in the box [-1, 1]^3, [N, M, 3].
+        reduce: `concat` gives the three planes' channels side by side (XY, XZ, YZ), `mean` their average.
+
+    Returns:
+        Features, [N, M, 3 P] for `concat` and [N, M, P] for `mean`, in the wider dtype of both inputs.
+
+    Raises:
+        ValueError: on shapes or a `reduce` other than these.
+
+    Reference:
+        Chan et al. 2022, arXiv 2112.07945, introduced the representation; its released code reads (x, y), (x, z) and
+        (z, x), so that YZ is missing. Here all three projections are distinct.
+    """
+    if planes.ndim != 5 or planes.shape[1] != 3:
+        raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
+    if points.ndim != 3 or points.shape[-1] != 3 or points.shape[0] != planes.shape[0]:
+        raise ValueError(f"expected points [{planes.shape[0]}, M, 3], got {list(points.shape)}")
+    if reduce not in ("concat", "mean"):
+        raise ValueError(f"expected reduce 'concat' or 'mean', got {reduce!r}")
+    dtype = torch.promote_types(planes.dtype, points.dtype)
+    coordinates = points.to(dtype).unbind(-1)
+    projections = [torch.stack([coordinates[a], coordinates[b]], dim=-1) for a, b in PLANE_AXES.values()]
+    grid = torch.stack(projections, dim=1)  # [N, 3, M, 2]
+    read = F.grid_sample(
+        planes.flatten(0, 1).to(dtype),
+        grid.flatten(0, 1).unsqueeze(1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )  # [N * 3, P, 1, M]
+    read = read.squeeze(2).unflatten(0, (-1, 3))  # [N, 3, P, M]
+    return read.mean(dim=1).transpose(1, 2) if reduce == "mean" else read.flatten(1, 2).transpose(1, 2)
+
+
+@in_full_precision
+def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
+    """Give the mean squared value of each plane over the batch.
+
+    With one fixed camera the XY plane alone can hold an RGB-D image; energies of XZ and YZ that stay near zero show
+    that this is happening.
+
+    Args:
+        planes: features on the planes, [N, 3, P, S, S].
+        centred: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
+            apart no better than an empty one.
+
+    Returns:
+        Energy of XY, XZ, YZ, [3].
+
+    Raises:
+        ValueError: when `planes` has another shape.
+    """
+    if planes.ndim != 5 or planes.shape[1] != 3:
+        raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
+    if centred:
+        planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
+    return planes.square().mean(dim=(0, 2, 3, 4))

@@ -1,0 +1,99 @@
+"""Emission-absorption rendering along rays: weights, composited values, expected depth and inverse depth."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prior3d.volume.precision import in_full_precision
+
+
+class Rendered(NamedTuple):
+    """What a ray sees: N images, R rays, S samples, C channels.
+
+    Attributes:
+        weights: share of the ray that ends in each sample's interval, [N, R, S].
+        values: composited values, [N, R, C].
+        depth: expected depth E[t], in the unit of the sample depths, [N, R].
+        inverse_depth: expected inverse depth E[1/t] (not 1 / E[t]), [N, R].
+        opacity: share of the ray that ends before its far end, [N, R].
+    """
+
+    weights: Tensor
+    values: Tensor
+    depth: Tensor
+    inverse_depth: Tensor
+    opacity: Tensor
+
+
+@in_full_precision
+def ray_weights(density: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the share of each ray that ends in each interval, and the share that passes all of them.
+
+    Density is taken as constant within an interval, for which these shares are exact:
+    w_i = exp(-sum_{j<i} density_j delta_j) (1 - exp(-density_i delta_i)).
+
+    Args:
+        density: non-negative density per unit of length, [..., S].
+        deltas: lengths of the intervals, same unit, [..., S].
+
+    Returns:
+        Weights [..., S] and the leftover share [...]; together they sum to one.
+    """
+    optical_depth = density * deltas
+    # An exclusive sum is built by a shift: subtracting the own term from the inclusive sum would lose it to rounding
+    # behind an opaque sample (and turn inf - inf into NaN).
+    before = torch.cumsum(optical_depth[..., :-1], dim=-1)
+    before = torch.cat([torch.zeros_like(optical_depth[..., :1]), before], dim=-1)
+    weights = torch.exp(-before) * -torch.expm1(-optical_depth)
+    return weights, torch.exp(-optical_depth.sum(dim=-1))
+
+
+@in_full_precision
+def render_rays(
+    density: Tensor,
+    values: Tensor,
+    deltas: Tensor,
+    depth: Tensor,
+    far: Tensor,
+    background: Tensor | None = None,
+) -> Rendered:
+    """Composite samples along rays.
+
+    What passes all samples ends at the ray's own far depth, so E[t] and E[1/t] stay defined and smooth for an empty
+    ray, and no ray depends on another one.
+
+    Args:
+        density: non-negative density per unit of length, [N, R, S].
+        values: what the samples emit, [N, R, S, C].
+        deltas: length of each sample's interval, [N, R, S] or broadcastable.
+        depth: positive depth of each sample, [N, R, S] or broadcastable; any unit, it need not be that of `deltas`.
+        far: depth at which the leftover share of each ray ends, [N, R] or broadcastable.
+        background: values of the leftover share, broadcastable to [N, R, C]; none adds nothing (values stay
+            premultiplied by opacity).
+
+    Returns:
+        The rendered rays, in float32 (float64 for float64 inputs) whatever autocast says.
+
+    Raises:
+        ValueError: when density and values do not agree in shape.
+
+    Reference:
+        Mildenhall et al. 2020, arXiv 2003.08934, equation 3. Differs from it in where the leftover goes (the far depth
+        of the ray), and from EG3D's code (Chan et al. 2022, arXiv 2112.07945), which divides by the sum of weights and
+        clamps to the extremes of all depths in the batch.
+    """
+    if density.ndim != 3 or values.ndim != 4 or values.shape[:3] != density.shape:
+        expected = f"expected density [N, R, S] and values [N, R, S, C], got {list(density.shape)}"
+        raise ValueError(f"{expected} and {list(values.shape)}")
+    weights, leftover = ray_weights(density, deltas)
+    composited = (weights.unsqueeze(-1) * values).sum(dim=-2)
+    if background is not None:
+        composited = composited + leftover.unsqueeze(-1) * background
+    return Rendered(
+        weights=weights,
+        values=composited,
+        depth=(weights * depth).sum(dim=-1) + leftover * far,
+        inverse_depth=(weights / depth).sum(dim=-1) + leftover / far,
+        opacity=1 - leftover,
+    )
