@@ -1,0 +1,24 @@
+"""Gaussians from posed depth, their rendering with any channel count, and lifting of 2D features onto them.
+
+Not here: where the features come from, which views are used, and losses on what is rendered (plugins).
+"""
+
+from prior3d.splat.gaussians import Gaussians, gaussians_from_depth
+from prior3d.splat.lifting import Lifted, lift_average, lift_cg
+from prior3d.splat.rasterize import Rendering, rasterize
+from prior3d.splat.targets import FeatureTargets, render_feature_targets
+from prior3d.splat.weights import CompositingWeights, compositing_weights
+
+__all__ = [
+    "Gaussians",
+    "gaussians_from_depth",
+    "Rendering",
+    "rasterize",
+    "CompositingWeights",
+    "compositing_weights",
+    "Lifted",
+    "lift_average",
+    "lift_cg",
+    "FeatureTargets",
+    "render_feature_targets",
+]

@@ -1,0 +1,228 @@
+"""Gaussians and how they are laid onto the surfaces that posed depth maps show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prior3d.splat.precision import working_dtype
+
+FLATNESS = 0.1  # thickness of a flat Gaussian over its width
+MAX_CONTRADICTED = 0.2  # views that look through a Gaussian, per view that sees a surface there
+MIN_NEIGHBOURS = 4  # a straight edge leaves a pixel 5 of its 8 neighbours; a line of floating ones has 2 or 3
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """N Gaussians in the world.
+
+    Attributes:
+        means: metres  # [N, 3]
+        quaternions: w, x, y, z, rotating the own axes into the world; any length but zero  # [N, 4]
+        scales: standard deviations along the own axes, metres  # [N, 3]
+        opacities: in [0, 1]  # [N]
+        colours: in [0, 1], if images were given  # [N, 3]
+        features: if lifted  # [N, C]
+    """
+
+    means: Tensor
+    quaternions: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colours: Tensor | None = None
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.means)
+        expected = {"means": (count, 3), "quaternions": (count, 4), "scales": (count, 3), "opacities": (count,)}
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"expected {name} {list(shape)}, got {list(getattr(self, name).shape)}")
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Gaussians":
+        """Move or convert every tensor.
+
+        Args:
+            target: device or floating-point type.
+
+        Returns:
+            The Gaussians there.
+        """
+        return self._map(lambda tensor: tensor.to(target))
+
+    def __getitem__(self, chosen: Tensor) -> "Gaussians":
+        return self._map(lambda tensor: tensor[chosen])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Gaussians(**{name: None if tensor is None else change(tensor) for name, tensor in tensors.items()})
+
+
+@torch.no_grad()
+def gaussians_from_depth(
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    images: Tensor | None = None,
+    *,
+    spacing: float | None = None,
+    scale_over_spacing: float = 0.5,
+    opacity: float = 0.8,
+    shape: Literal["flat", "isotropic"] = "flat",
+    depth_tolerance: float = 0.04,
+) -> Gaussians:
+    """Lay Gaussians on the surfaces that posed depth maps show, one per occupied voxel.
+
+    A Gaussian is as wide as `scale_over_spacing` times the voxel or, where pixels are sparser than voxels, the distance
+    between them in the closest view; overlapping neighbours of that opacity leave no holes. Dropped are pixels that
+    float between two surfaces, and Gaussians that several views look through.
+
+    Args:
+        depth: metres along the optical axis, 0 = unknown  # [V, H, W]
+        intrinsics: pixels, centres at +0.5  # [3, 3] or [V, 3, 3]
+        world_from_camera: OpenCV axes, metres  # [V, 4, 4]
+        images: in [0, 1], for the colours  # [V, 3, H, W]
+        spacing: voxel edge, metres; by default the distance between pixels at the median depth.
+        scale_over_spacing: standard deviation of a Gaussian over the spacing; smaller leaves holes, larger blurs and
+            lets what is in front grow over its outline.
+        opacity: of every Gaussian; where depth is noisy and surfaces thick, a higher one shows the nearest noise.
+        shape: `flat` discs across the surface's normal, or `isotropic`.
+        depth_tolerance: relative difference up to which two depths are of one surface.
+
+    Returns:
+        The Gaussians, in the order of their voxels.
+
+    Raises:
+        ValueError: if arguments do not fit, or there is no valid depth.
+    """
+    _check(depth, intrinsics, world_from_camera, images, spacing, shape)
+    depth = depth.to(working_dtype(depth))
+    intrinsics, world_from_camera = intrinsics.to(depth), world_from_camera.to(depth)
+    valid = on_surface(depth, depth_tolerance)
+    if not valid.any():
+        raise ValueError("expected depth maps with surfaces in them, got no valid depth")
+
+    points = _world_points(depth, intrinsics, world_from_camera)
+    footprints = depth / intrinsics[..., 0, 0, None, None]
+    spacing = float(footprints[valid].median()) if spacing is None else spacing
+    voxel, count = _voxels(points[valid], spacing)
+    means = _mean_per_voxel(points[valid], voxel, count)
+    finest = means.new_full((count,), torch.inf).scatter_reduce_(0, voxel, footprints[valid], "amin")
+    widths = scale_over_spacing * finest.clamp(min=spacing)
+    scales, quaternions = widths[:, None].repeat(1, 3), means.new_tensor([1.0, 0, 0, 0]).repeat(count, 1)
+    if shape == "flat":
+        scales[:, 2] *= FLATNESS
+        normals = _normals(points, world_from_camera)
+        quaternions = _quaternion_from_z_to(_mean_per_voxel(normals[valid], voxel, count))
+    colours = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
+    kept = ~_looked_through(means, depth, intrinsics, world_from_camera, depth_tolerance)
+    opacities = means.new_full((count,), opacity)
+    return Gaussians(means, quaternions, scales, opacities, colours)[kept]
+
+
+def _check(
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    images: Tensor | None,
+    spacing: float | None,
+    shape: str,
+) -> None:
+    if shape not in ("flat", "isotropic"):
+        raise ValueError(f"expected shape flat or isotropic, got {shape!r}")
+    if spacing is not None and spacing <= 0:
+        raise ValueError(f"expected a spacing above 0 m, got {spacing}")
+    if depth.ndim != 3 or world_from_camera.shape != (len(depth), 4, 4):
+        expected = "depth [V, H, W] and world_from_camera [V, 4, 4]"
+        raise ValueError(f"expected {expected}, got {list(depth.shape)} and {list(world_from_camera.shape)}")
+    if list(intrinsics.shape) not in ([3, 3], [len(depth), 3, 3]):
+        raise ValueError(f"expected intrinsics [3, 3] or {[len(depth), 3, 3]}, got {list(intrinsics.shape)}")
+    if images is not None and images.shape != (len(depth), 3, *depth.shape[1:]):
+        raise ValueError(f"expected images {[len(depth), 3, *depth.shape[1:]]}, got {list(images.shape)}")
+
+
+def on_surface(depth: Tensor, tolerance: float) -> Tensor:
+    """Pixels whose depth their own side of an edge shares, unlike those that float between two surfaces.
+
+    Args:
+        depth: metres, 0 = unknown  # [V, H, W]
+        tolerance: relative difference in depth of neighbours on one surface.
+
+    Returns:
+        True where the depth is valid and at least 4 of the 8 neighbours agree  # [V, H, W]
+    """
+    height, width = depth.shape[1:]
+    around = torch.nn.functional.pad(depth[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    agreeing = torch.zeros_like(depth, dtype=torch.int8)
+    for dy, dx in ((dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)):
+        neighbour = around[:, dy : dy + height, dx : dx + width]
+        agreeing += (neighbour - depth).abs() < tolerance * depth
+    return (depth > 0) & (agreeing >= MIN_NEIGHBOURS)
+
+
+def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
+    """Pixels' points in the world, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
+    height, width = depth.shape[1:]
+    y = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] + 0.5
+    x = torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5
+    cameras = intrinsics.expand(len(depth), 3, 3)[:, :, :, None, None]
+    along_x = (x - cameras[:, 0, 2]) / cameras[:, 0, 0] * depth
+    along_y = (y - cameras[:, 1, 2]) / cameras[:, 1, 1] * depth
+    in_camera = torch.stack([along_x, along_y, depth], -1)
+    poses = world_from_camera[:, None, None]
+    return (poses[..., :3, :3] * in_camera[..., None, :]).sum(-1) + poses[..., :3, 3]
+
+
+def _voxels(points: Tensor, edge: float) -> tuple[Tensor, int]:
+    """Index of each point's voxel among the occupied ones, and their number."""
+    cells = (points / edge).floor().long()
+    cells -= cells.amin(0)
+    _, y_count, z_count = (cells.amax(0) + 1).tolist()
+    occupied, voxel = ((cells[:, 0] * y_count + cells[:, 1]) * z_count + cells[:, 2]).unique(return_inverse=True)
+    return voxel, len(occupied)
+
+
+def _mean_per_voxel(values: Tensor, voxel: Tensor, count: int) -> Tensor:
+    sums = values.new_zeros(count, values.shape[-1]).index_add_(0, voxel, values)
+    return sums / voxel.bincount(minlength=count)[:, None]
+
+
+def _looked_through(
+    means: Tensor, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, tolerance: float
+) -> Tensor:
+    """Gaussians that too many views see free space at, for the views that see a surface there."""  # [N]
+    free, surface = (torch.zeros_like(means[:, 0]) for _ in range(2))
+    cameras = intrinsics.expand(len(depth), 3, 3)
+    for view, camera, pose in zip(depth, cameras, world_from_camera, strict=True):
+        x, y, z = ((means - pose[:3, 3])[:, :, None] * pose[:3, :3]).sum(1).unbind(-1)
+        column = (x / z * camera[0, 0] + camera[0, 2]).floor()
+        row = (y / z * camera[1, 1] + camera[1, 2]).floor()
+        inside = (z > 0) & (column >= 0) & (column < view.shape[1]) & (row >= 0) & (row < view.shape[0])
+        index = torch.where(inside, row * view.shape[1] + column, 0).long()
+        measured = torch.where(inside, view.flatten()[index], 0)
+        free += (measured > 0) & (z < measured * (1 - tolerance))  # nothing is known behind a camera
+        surface += (measured > 0) & ((z - measured).abs() <= tolerance * measured)
+    return free > MAX_CONTRADICTED * surface
+
+
+def _normals(points: Tensor, world_from_camera: Tensor) -> Tensor:
+    """Unit normals towards the camera, from differences of the neighbouring pixels' points."""  # [V, H, W, 3]
+    around = torch.nn.functional.pad(points.movedim(-1, 1), (1, 1, 1, 1), mode="replicate").movedim(1, -1)
+    across, down = around[:, 1:-1, 2:] - around[:, 1:-1, :-2], around[:, 2:, 1:-1] - around[:, :-2, 1:-1]
+    normals = torch.nn.functional.normalize(torch.linalg.cross(down, across), dim=-1)
+    towards = world_from_camera[:, None, None, :3, 3] - points
+    return torch.where((normals * towards).sum(-1, keepdim=True) < 0, -normals, normals)
+
+
+def _quaternion_from_z_to(directions: Tensor) -> Tensor:
+    """Shortest rotations from the z axis; a direction opposite to it (or none) turns half a circle about x."""
+    x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
+    quaternions = torch.stack([1 + z, -y, x, torch.zeros_like(z)], -1)
+    degenerate = quaternions.norm(dim=-1, keepdim=True) < 1e-4
+    half_turn = quaternions.new_tensor([0.0, 1, 0, 0])
+    return torch.where(degenerate, half_turn, torch.nn.functional.normalize(quaternions, dim=-1))

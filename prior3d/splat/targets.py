@@ -1,0 +1,69 @@
+"""View-consistent targets at the feature grid, rendered from lifted features."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prior3d.geometry import full_precision
+from prior3d.splat.gaussians import Gaussians
+from prior3d.splat.lifting import Lifted
+from prior3d.splat.weights import compositing_weights
+
+
+class FeatureTargets(NamedTuple):
+    """What lifted features look like from one view, on a grid of h x w cells.
+
+    Attributes:
+        values: mean over a cell of sum of w f, over mean of sum of w; 0 where the mass is 0  # [C, h, w]
+        mass: mean over a cell of the weights of the Gaussians used: how much of it they cover, in [0, 1)  # [h, w]
+        views: by how many views the Gaussians used were seen, on average; 0 where the mass is 0  # [h, w]
+    """
+
+    values: Tensor
+    mass: Tensor
+    views: Tensor
+
+
+@torch.no_grad()
+def render_feature_targets(
+    gaussians: Gaussians,
+    lifted: Lifted,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    min_views: int = 3,
+) -> FeatureTargets:
+    """Render lifted features finely and average them over the cells of a feature grid, normalised by what is covered.
+
+    Gaussians seen by fewer than `min_views` views hide what is behind them but contribute nothing: with one view, the
+    target would be that image's own feature.
+
+    Args:
+        gaussians: that were lifted to.
+        lifted: features and how many views saw each Gaussian.
+        intrinsics: pixels of `size`  # [3, 3]
+        world_from_camera: rigid, OpenCV axes, metres  # [4, 4]
+        size: (height, width) in pixels of the rendering, a few pixels per cell.
+        grid: (h, w) in cells.
+        min_views: that must have seen a Gaussian.
+
+    Returns:
+        The targets; compare features only where the mass is high.
+
+    Raises:
+        ValueError: if shapes do not fit, or the grid is finer than the rendering.
+    """
+    if len(lifted.features) != len(gaussians):
+        raise ValueError(f"expected features of {len(gaussians)} Gaussians, got {len(lifted.features)}")
+    weights = compositing_weights(gaussians, intrinsics, world_from_camera, size).pooled(grid)
+    trusted = (lifted.views >= min_views).to(lifted.features)[:, None]
+    columns = torch.cat([lifted.features, torch.ones_like(trusted), lifted.views.to(trusted)[:, None]], -1)
+    with full_precision(columns.device):
+        sums = weights.matrix() @ (columns * trusted)
+    mass = sums[:, -2]
+    means = sums / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None]
+    fields = (means[:, :-2], mass / weights.areas, means[:, -1])
+    return FeatureTargets(*(field.movedim(0, -1).unflatten(-1, grid) for field in fields))
