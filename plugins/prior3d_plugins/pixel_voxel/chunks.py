@@ -1,0 +1,103 @@
+"""From the surface around each view to one batch of voxel grids, each turned and shifted at random."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prior3d.geometry import pixel_centres, unproject_pixels
+from prior3d.sparse import sparse_quantize
+
+
+class Grids(NamedTuple):
+    """Where the voxels of G chunks lie: grid axes are the world's, turned about the vertical, with a random origin.
+
+    Attributes:
+        origin: [G, 3] metres, world axes; the camera's centre, so that float32 has digits to spare.
+        turn: [G] radians about the vertical.
+        shift: [G, 3] voxels, 0..1.
+        voxel_size: metres.
+        axes: which world axes become the grid's x, y and (vertical) z.
+    """
+
+    origin: Tensor
+    turn: Tensor
+    shift: Tensor
+    voxel_size: float
+    axes: tuple[int, int, int]
+
+    def positions(self, points: Tensor, chunk: Tensor) -> Tensor:
+        """Return world points [..., 3] in voxels of the grids of their chunks [...]; the floor names the voxel."""
+        points = points.float() - self.origin[chunk]
+        x, y, z = (points[..., axis] for axis in self.axes)
+        cosine, sine = self.turn.cos()[chunk], self.turn.sin()[chunk]
+        turned = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
+        return turned / self.voxel_size + self.shift[chunk]
+
+    def centres(self, voxels: Tensor) -> Tensor:
+        """Return the centres [M, 3] of voxels [M, 4] (chunk, x, y, z): metres, world axes."""
+        chunk = voxels[:, 0].long()
+        x, y, z = ((voxels[:, 1:] + 0.5 - self.shift[chunk]) * self.voxel_size).unbind(-1)
+        cosine, sine = self.turn.cos()[chunk], self.turn.sin()[chunk]
+        turned = torch.stack([cosine * x + sine * y, cosine * y - sine * x, z], dim=-1)
+        return turned[:, [self.axes.index(axis) for axis in range(3)]] + self.origin[chunk]
+
+
+def random_grids(world_from_camera: Tensor, voxel_size: float, max_turn_deg: float, up: str) -> Grids:
+    """Draw a grid for the chunk of each view: a turn of up to `max_turn_deg` either way, a shift within a voxel.
+
+    Args:
+        world_from_camera: [G, 4, 4] poses, metres.
+        voxel_size: metres.
+        max_turn_deg: degrees.
+        up: the world axis along the vertical: x, y or z.
+    """
+    poses = world_from_camera.float()
+    turn = (2 * torch.rand(len(poses), device=poses.device) - 1) * (max_turn_deg * torch.pi / 180)
+    shift = torch.rand(len(poses), 3, device=poses.device)
+    vertical = "xyz".index(up)
+    return Grids(poses[:, :3, 3], turn, shift, voxel_size, ((vertical + 1) % 3, (vertical + 2) % 3, vertical))
+
+
+def voxelise(points: Tensor, chunk: Tensor, grids: Grids, max_voxels: int) -> Tensor:
+    """Return the occupied voxels [M, 4] int32 (chunk, x, y, z) of packed points [N, 3] with their chunk [N].
+
+    Of a chunk with more than `max_voxels` the nearest to the camera stay: a smaller chunk, as dense as before.
+    """
+    voxels = sparse_quantize(grids.positions(points, chunk), batch=chunk).coordinates
+    if len(voxels) <= max_voxels:
+        return voxels
+    distance = (grids.centres(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
+    order = distance.argsort()
+    order = order[voxels[order, 0].argsort(stable=True)]
+    counts = torch.bincount(voxels[:, 0].long(), minlength=len(grids.origin))
+    first = (counts.cumsum(0) - counts)[voxels[order, 0].long()]
+    return voxels[order[torch.arange(len(order), device=order.device) - first < max_voxels]]
+
+
+def within_reach(
+    points: Tensor,
+    chunk: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    size: tuple[int, int],
+    far: float,
+) -> Tensor:
+    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` metres.
+
+    The box of a shorter frustum lies within that of a longer one, so this cuts a chunk down to what `far` would have
+    made of it in the first place.
+
+    Args:
+        points: metres, world axes.
+        chunk: [N] int64.
+        intrinsics: [G, 3, 3] pixels, centres at +0.5.
+        world_from_camera: [G, 4, 4] metres.
+        size: height and width of the views, pixels.
+        far: metres along the optical axis.
+    """
+    corners = pixel_centres(2, 2, points.device) - 0.5  # 0 or 1 in x and y
+    corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)
+    depth = torch.tensor([0.0] * 4 + [far] * 4, device=points.device)
+    box = unproject_pixels(corners, depth.expand(len(intrinsics), -1), intrinsics, world_from_camera)
+    return ((points >= box.amin(1)[chunk]) & (points <= box.amax(1)[chunk])).all(-1)
