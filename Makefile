@@ -3,8 +3,6 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-THREADS ?= 2
-export OMP_NUM_THREADS ?= $(THREADS)
 
 .PHONY: demo test lint clean
 

@@ -1,8 +1,11 @@
-"""The command `prior3d-train`: arguments, listings, and how errors reach the user; it imports torch only to train."""
+"""The commands `prior3d-train` and `prior3d-prepare`: arguments, listings, and how errors reach the user.
+
+Torch is imported only to train or prepare.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
 _BAD_INPUT, _INTERRUPTED = 2, 130
+_WHICH = "which recipe? Give a YAML file or the name of a shipped recipe; --help says more"
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -26,10 +30,26 @@ def train(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when done, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C. A bug in
         prior3d or in a plugin ends with its traceback.
     """
+    return _command(_train, _train_parser(), argv)
+
+
+def prepare(argv: Sequence[str] | None = None) -> int:
+    """Run `prior3d-prepare`: what `prior3d-train` would compute before it trains; it then finds it done.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit status, as of `train`; run again after an interruption, it goes on.
+    """
+    return _command(_prepare, _prepare_parser(), argv)
+
+
+def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: Sequence[str] | None) -> int:
     try:
-        return _train(_parser().parse_intermixed_args(argv))
+        return run(parser.parse_intermixed_args(argv))
     except UserError as error:
-        print(f"prior3d-train: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -42,23 +62,35 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help names what there is")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="prior3d-train",
-        description="Train a backbone with the priors of a recipe.",
-        epilog="example: prior3d-train joint data.batch_size=4 trainer.max_steps=50",
-    )
+def _parser(name: str, description: str, example: str) -> _Parser:
+    """Return a parser of the arguments that all commands take."""
+    parser = _Parser(prog=name, description=description, epilog=f"example: {name} {example}")
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships with prior3d")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values over the recipe's, such as optim.lr=1e-3")
     add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a prior, dataset or probe")
+    add("--version", action="version", version=f"prior3d {__version__}")
+    return parser
+
+
+def _train_parser() -> _Parser:
+    example = "joint data.batch_size=4 trainer.max_steps=50"
+    parser = _parser("prior3d-train", "Train a backbone with the priors of a recipe.", example)
+    add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, by its folder; takes no recipe")
     add("--list", action="store_true", help="name the priors, datasets and probes there are, and where they are from")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
-    add("--version", action="version", version=f"prior3d {__version__}")
     return parser
+
+
+def _prepare_parser() -> _Parser:
+    description = (
+        "Compute what training with a recipe computes once before it starts: pairs of views, surfaces, what priors"
+        " prepare of each scene. Any number of these may run side by side; what is there is not computed again."
+    )
+    return _parser("prior3d-prepare", description, "gaussian_distillation data.cache=/big/disk")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -80,6 +112,20 @@ def _train(arguments: argparse.Namespace) -> int:
         raise recipe.source.locate(error) from error
 
 
+def _prepare(arguments: argparse.Namespace) -> int:
+    if arguments.recipe is None:
+        raise UserError(_WHICH)
+    from prior3d.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.plugin)
+    from prior3d.pretraining import prepare_only
+
+    try:
+        return prepare_only(recipe, Registry(recipe.plugins))
+    except UserError as error:
+        raise recipe.source.locate(error) from error
+
+
 def _recipe(arguments: argparse.Namespace) -> "Recipe":
     """Load the recipe that the arguments name; a run that is resumed brings its own."""
     name = arguments.recipe
@@ -92,7 +138,7 @@ def _recipe(arguments: argparse.Namespace) -> "Recipe":
         if not name.is_file():
             raise UserError(f"{arguments.resume} is no run folder: it holds no {name.name}", "--resume")
     if name is None:
-        raise UserError("which recipe? Give a YAML file or the name of a shipped recipe; --help says more")
+        raise UserError(_WHICH)
     from prior3d.recipe import load_recipe
 
     return load_recipe(name, arguments.overrides, arguments.plugin)

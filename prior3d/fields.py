@@ -55,6 +55,10 @@ DERIVED_FIELDS: dict[str, str] = {
 """Fields that come with (or are made from) another one: a dataset declares only the latter."""
 
 
+ALWAYS = frozenset({"scene", "frame"})
+"""Fields every sample has, whatever the dataset: where it comes from."""
+
+
 def is_known(name: str) -> bool:
     """Whether a field name is in the table or is a plugin's own (`<plugin>/<field>`)."""
     return name in FIELDS or "/" in name
@@ -69,6 +73,6 @@ def missing_fields(needs: tuple[str, ...], provides: frozenset[str]) -> list[str
     """
 
     def available(name: str) -> bool:
-        return name in provides or DERIVED_FIELDS.get(name) in provides
+        return name in provides or name in ALWAYS or DERIVED_FIELDS.get(name) in provides
 
     return [need for need in needs if not any(available(name) for name in need.split("|"))]

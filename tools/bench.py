@@ -10,17 +10,22 @@ medians over steps after a warm-up, with the device synchronised; memory is the 
 import argparse
 import contextlib
 import json
+import tempfile
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from prior3d.data.dataset import silent
 from prior3d.data.loading import DrawStream, make_loader, raise_errors, to_float
 from prior3d.fields import IMAGE_FIELDS
 from prior3d.objective import JointObjective, encode
-from prior3d.pretraining.building import Parts, build, training_samples
+from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
+from prior3d.pretraining.offline import Preparation, stages
 from prior3d.pretraining.optimization import make_optimizer
 from prior3d.randomness import reseed
 from prior3d.recipe import Recipe, load_recipe
@@ -37,10 +42,13 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))
     parts.dataset.prepare()
+    if "surface" in fields_to_decode(parts.objective, parts.dataset):
+        parts.dataset.prepare_surface()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = one_batch(recipe, parts, device)
     parts.backbone.to(device).train()
     parts.objective.to(device).train()
+    prepare_priors(parts)
+    batch = one_batch(recipe, parts, device)
     cases = {"backbone alone": {}} | {label: {label} for label in parts.objective.priors}
     cases["all priors"] = set(parts.objective.priors)
     results = {name: measure(recipe, parts, batch, chosen, options.steps, device) for name, chosen in cases.items()}
@@ -54,6 +62,23 @@ def main() -> None:
         print(f"{name:28} {result['ms']:9.1f} ms  x{ratio:5.2f}  {speed:9.1f} images/s  {result['gib']:7.2f} GiB")
     if options.json:
         options.json.write_text(json.dumps({"images": images, "results": results}, indent=2))
+
+
+def prepare_priors(parts: Parts) -> None:
+    """Run every offline stage once with the initial backbone, also of priors that would wait for a moving average."""
+    kept = Path(tempfile.mkdtemp())
+    for label, prior in stages(parts.objective).items():
+
+        def keep(scene: int, build: Callable[[Path], None], wait: bool, label: str = label) -> Path:
+            folder = kept / f"{label}-{scene}"
+            folder.mkdir()
+            build(folder)
+            return folder
+
+        teacher = deepcopy(parts.backbone).requires_grad_(False).eval()
+        start = time.perf_counter()
+        prior.attach(Preparation(label, prior, parts.dataset, lambda t=teacher: t, False).run(keep, silent))
+        print(f"{label}: {len(parts.dataset.scenes)} scenes prepared in {time.perf_counter() - start:.1f} s")
 
 
 def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:

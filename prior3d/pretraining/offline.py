@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
 Keep = Callable[[int, Callable[[Path], None], bool], Path]
-"""Returns the folder of a scene, built with a function first where it does not exist; false: not if another builds it."""
+"""(scene, build, wait): the scene's folder, built first where it does not exist, as `prior3d.data.store` does."""
 
 
 def prepare_priors(parts: Parts, recipe: "Recipe", progress: Progress, console: Console) -> None:

@@ -137,9 +137,16 @@ class PretrainingTask(lightning.LightningModule):
         step, rank, seed = self.global_step, self.global_rank, self.recipe.seed
         return lambda use: reseed("step", seed, step, micro, rank, use)
 
-    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
-        """Move the average after an optimiser step."""
-        if self.ema is not None and (batch_idx + 1) % self.recipe.trainer.accumulate == 0:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Move the average with the weights: the checkpoint of a step is written before the module hears of its end."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
             update_average(self.ema, self.backbone, self.recipe.backbone.ema)
 
     def recent_losses(self) -> dict[str, float]:

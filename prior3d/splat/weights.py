@@ -107,7 +107,8 @@ def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int,
     starts = torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device))
     with warnings.catch_warnings():  # PyTorch says once that CSR is in beta; our tests hold the products we use
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns[order], entries[order], shape, check_invariants=False)
+        with torch.sparse.check_sparse_tensor_invariants(False):  # sorted and in range by construction
+            return torch.sparse_csr_tensor(starts, columns[order], entries[order], shape)
 
 
 @torch.no_grad()

@@ -1,25 +1,26 @@
-"""What every prior must keep to, as one function for the tests of whoever writes one.
-
-from prior3d.testing import check_prior
-
-def test_my_prior():
-    check_prior(MyPrior)
-"""
+"""The contract of a prior as one function: `check_prior`."""
 
 import inspect
-from collections.abc import Mapping
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d.fields import FIELDS, is_known
-from prior3d.prior import READABLE, BackboneSpec, Batch, Features, Prior
+from prior3d.prior import READABLE, Batch, Features, Prior, Scene
 from prior3d.randomness import reseed
 from prior3d.schema import validate_options
-
-SIZE = (48, 64)
-"""Height and width of the images of `example_batch`, pixels."""
+from prior3d.testing.examples import (
+    example_backbone,
+    example_batch,
+    example_features,
+    example_scenes,
+    example_teacher,
+)
 
 
 def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -> Prior:
@@ -28,7 +29,9 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     Checked: its constructor is a schema; what it declares exists; the loss is a finite scalar whose gradient reaches
     the features and every trainable parameter; scalars to log are scalars; the same random state gives the same loss;
     a batch with nothing known gives exactly 0, still connected, and finite gradients; bf16 autocast works; the batch
-    is not changed in place; pictures are figures; its state survives a round trip.
+    is not changed in place; pictures are figures; its state survives a round trip. A prior with an offline stage gives
+    exactly 0, connected, before it; it prepares two scenes of the same corner from nothing but the fields of
+    `prepares`, the same bytes each time; all else is then checked with these attached.
 
     Args:
         cls: the prior's class.
@@ -47,6 +50,8 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     reseed("check", cls.__name__)
     prior = cls(spec, **keywords)
     _check_declarations(prior)
+    if prior.prepares:
+        _check_offline_stage(prior)
     _check_gradients(prior)
     _check_repeatable(prior)
     _check_nothing_known(prior)
@@ -55,74 +60,6 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     again = cls(spec, **keywords)
     again.load_state_dict(prior.state_dict())
     return prior
-
-
-def example_backbone() -> BackboneSpec:
-    """Return the specification that goes with `example_features`."""
-    return BackboneSpec(
-        name="example",
-        size=SIZE,
-        dense_channels=16,
-        dense_stride=4,
-        encoder_channels={4: 8, 16: 24},
-        pooled_channels=24,
-        has_decoder=True,
-    )
-
-
-def example_batch(known: bool = True) -> Batch:
-    """Return a batch of 2 samples x 2 views of a textured room's corner, with every field that can be made up.
-
-    Args:
-        known: False for a batch with nothing to learn from: no depth, no surface, crops that do not overlap.
-    """
-    stream = torch.Generator().manual_seed(0)
-    height, width = SIZE
-    samples, views = 2, 2
-    intrinsics = torch.tensor([[50.0, 0, width / 2], [0, 50.0, height / 2], [0, 0, 1]]).expand(samples, views, 3, 3)
-    poses = torch.eye(4).repeat(samples, views, 1, 1)
-    poses[:, 1, 0, 3] = 0.2
-    depth = torch.stack([_corner(poses[0, view], intrinsics[0, 0]) for view in range(views)]).expand(
-        samples, -1, -1, -1
-    )
-    crops = torch.eye(3).repeat(samples, 2, 1, 1)
-    crops[:, 1, 0, 2] = 5.0 if known else 10.0 * width
-    image = torch.rand(samples, views, 3, height, width, generator=stream)
-    batch = {
-        "image": image,
-        "image_clean": image.clone(),
-        "image_crops": torch.rand(samples, 2, 3, height, width, generator=stream),
-        "crop_from_image": crops,
-        "depth": depth.clone() if known else torch.zeros_like(depth),
-        "pseudo_depth": depth.clone() if known else torch.zeros_like(depth),
-        "pseudo_kind": torch.tensor([0, 1]),
-        "intrinsics": intrinsics.clone(),
-        "world_from_camera": poses,
-        "scene": torch.tensor([0, 1]),
-        "frame": torch.tensor([[0, 1], [0, 1]]),
-    }
-    return {**batch, **_surface(batch, known)}
-
-
-def example_features(batch: Batch, fields: tuple[str, ...], grad: bool = True) -> dict[str, Features]:
-    """Return random features for the image fields of a batch, as leaves that collect gradients."""
-    reseed("features")
-    spec = example_backbone()
-
-    def one(count: int, views: int, requires_grad: bool, teachers: dict[str, Features]) -> Features:
-        def make(*shape: int) -> Tensor:
-            return torch.randn(count, views, *shape).requires_grad_(requires_grad)
-
-        encoder = {stride: make(c, *(side // stride for side in SIZE)) for stride, c in spec.encoder_channels.items()}
-        dense = make(spec.dense_channels, *spec.dense_size)
-        return Features(encoder, dense, make(spec.pooled_channels), **teachers)
-
-    result = {}
-    for field in fields:
-        count, views = batch[field].shape[:2]
-        teachers = {name: one(count, views, False, {}) for name in ("reference", "ema")}
-        result[field] = one(count, views, grad, teachers)
-    return result
 
 
 def evaluate(prior: Prior, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -154,6 +91,36 @@ def _leaves(prior: Prior, features: Mapping[str, Features]) -> list[Tensor]:
         read += [feature.dense] if "dense" in prior.reads else []
         read += [feature.pooled] if "pooled" in prior.reads else []
     return read
+
+
+def _check_offline_stage(prior: Prior) -> None:
+    batch, features = _prepared(prior)
+    loss, _ = evaluate(prior, batch, features)
+    assert loss.item() == 0, f"the loss is {loss.item()} before anything is prepared, should be exactly 0"
+    inputs = [*_leaves(prior, features), *(value for value in prior.parameters() if value.requires_grad)]
+    unconnected = [gradient is None for gradient in torch.autograd.grad(loss, inputs, allow_unused=True)]
+    assert not any(unconnected), "the zero loss before anything is prepared is unconnected (hangs DDP): use `zero`"
+    assert isinstance(prior.draw(batch, features), dict), "draw fails before anything is prepared"
+    kept = tempfile.TemporaryDirectory()
+    weakref.finalize(prior, kept.cleanup)  # scenes may be read when they are needed
+    scenes = example_scenes(prior.prepares)
+    first, second = (_prepare(prior, scenes, Path(kept.name) / name) for name in ("first", "second"))
+    assert _contents(first[0]), "prepares nothing"
+    assert list(map(_contents, first)) == list(map(_contents, second)), "prepares other bytes the second time"
+    prior.attach(first)
+
+
+def _prepare(prior: Prior, scenes: Sequence[Scene], into: Path) -> list[Path]:
+    folders = [into / str(scene.index) for scene in scenes]
+    for scene, folder in zip(scenes, folders, strict=True):
+        folder.mkdir(parents=True)
+        reseed("prepare", scene.name)
+        prior.prepare(scene, example_teacher, folder)
+    return folders
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _check_gradients(prior: Prior) -> None:
@@ -211,23 +178,3 @@ def _check_pictures(prior: Prior) -> None:
     with torch.no_grad():
         pictures = prior.draw(batch, features)
     assert all(isinstance(figure, Figure) for figure in pictures.values()), "draw returns something else than figures"
-
-
-def _corner(world_from_camera: Tensor, intrinsics: Tensor) -> Tensor:
-    """Depth [H, W] of a corner: a wall at z = 2 m and one at x = 0.5 m, seen from a camera looking along z."""
-    height, width = SIZE
-    x = (torch.arange(width) + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
-    to_side = (0.5 - world_from_camera[0, 3]) / x.clamp_min(1e-6)
-    return torch.minimum(to_side, torch.tensor(2.0)).expand(height, width).clone()
-
-
-def _surface(batch: Batch, known: bool) -> Batch:
-    """The surface seen by each view, packed."""
-    if not known:
-        return {"surface": torch.zeros(0, 3), "surface_view": torch.zeros(0, dtype=torch.int64)}
-    from prior3d.geometry import unproject
-
-    points = unproject(batch["depth"], batch["intrinsics"], batch["world_from_camera"])
-    points = points.flatten(2, 3).flatten(0, 1)
-    views = torch.arange(len(points)).repeat_interleave(points.shape[1])
-    return {"surface": points.flatten(0, 1), "surface_view": views}

@@ -1,0 +1,33 @@
+"""Pictures: image, rendered targets and the features that learn from them, in one basis, and what is masked."""
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prior3d.figures import panels, principal_colours, to_picture
+
+
+def draw_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
+    """Draw a row per view; cells without a target are white.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        targets: [N, C, h, w].
+        known: cells that have a target, [N, h, w].
+        students: features, [N, C, h, w].
+    """
+    students = students.float()
+    shown = torch.where(known[:, None], targets, students)  # cells without a target say nothing about the basis
+    colours = principal_colours(torch.cat([shown, students]))
+    figure, axes = panels(len(images), 4)
+    for axis, title in zip(axes[0], ("image", "target", "features", "masked"), strict=True):
+        axis.set_title(title, fontsize=8)
+    for row, (image, target, student, mask) in zip(
+        axes, zip(images, colours[: len(images)], colours[len(images) :], known.cpu().numpy(), strict=True), strict=True
+    ):
+        target[~mask] = 1.0
+        row[0].imshow(to_picture(image))
+        row[1].imshow(target)
+        row[2].imshow(student)
+        row[3].imshow(~mask, cmap="gray_r", vmin=0, vmax=1)
+    return figure
