@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch):
         raise FileNotFoundError("no connection\nand a long story")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(UserError, match=r"^backbone.pretrained: cannot fetch timm's weights of resnet10t.*no connection"):
+    with pytest.raises(UserError, match=r"^backbone.pretrained: cannot fetch timm's weights of resnet10t.*no connec"):
         Backbone("resnet10t", (64, 64), pretrained=True)
 
 

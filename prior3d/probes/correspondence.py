@@ -74,11 +74,7 @@ class Correspondence(Probe):
             hit = self._hits(views, (scene, first), (scene, second), generator("correspondence", order))
             hits["all"].append(hit)
             hits[_bin_names()[bin_index]].append(hit)
-        return {
-            f"recall@{self.pixels:g}px, {name}": torch.cat(hit).mean().item()
-            for name, hit in hits.items()
-            if hit
-        }
+        return {f"recall@{self.pixels:g}px, {name}": torch.cat(hit).mean().item() for name, hit in hits.items() if hit}
 
     def _choose_pairs(self, data: PosedDataset) -> list[tuple[int, int, int, int]]:
         by_bin: list[list[tuple[int, int, int, int]]] = [[] for _ in _bin_names()]

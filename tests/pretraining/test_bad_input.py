@@ -51,6 +51,9 @@ def expect(result, *words):
         ("data.views=1", "priors.view_invariance: view_invariance needs 2 views of a scene, data.views is 1"),
         ("data.rooms=0", "data.rooms: "),
         ("data.pairs.min_overlap=0.999", "overlap"),
+        ("priors={triplane: {stride: 7}}", "priors.triplane: stride 7: the maps of convnext_atto have stride 4, 8"),
+        ("priors={gaussian_distillation: {teacher: ema}}", "backbone.ema"),
+        ("priors={pixel_voxel: {engine: minkowski}}", "priors.pixel_voxel: "),
     ],
 )
 def test_wrong_values(attempt, override, words):
@@ -89,17 +92,47 @@ def test_a_missing_recipe(attempt, tmp_path):
     expect(attempt(path=tmp_path / "none.yaml"), "none.yaml")
 
 
-def test_a_prior_whose_needs_the_dataset_lacks_is_refused_before_data_is_read(attempt, tmp_path):
+@pytest.mark.parametrize(
+    ("prior", "missing"),
+    [
+        ("depth_regression", "depth"),
+        ("pixel_voxel", "depth, intrinsics, world_from_camera, surface"),
+        ("triplane", "pseudo_depth|depth"),
+        ("gaussian_distillation", "depth"),
+    ],
+)
+def test_a_prior_whose_needs_the_dataset_lacks_is_refused_before_data_is_read(attempt, tmp_path, prior, missing):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     text = f"""
 backbone: {{name: resnet10t, decoder_stride: 4}}
 data: {{name: image_folder, root: {tmp_path}, size: [48, 64], views: 1, batch_size: 2}}
-priors: {{depth_regression: {{}}}}
+priors: {{{prior}: {{}}}}
 trainer: {{max_steps: 1, accelerator: cpu}}
 """
     path = tmp_path / "images.yaml"
     path.write_text(text)
-    expect(attempt(path=path), "priors.depth_regression: depth_regression needs depth", "image_folder does not provide")
+    expect(attempt(path=path), f"priors.{prior}: ", missing, "image_folder does not provide")
+
+
+def test_pseudo_depth_of_an_unknown_kind_is_refused(attempt, tmp_path):
+    for folder in ("images", "depth"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "images" else "I;16", (64, 48)).save(tmp_path / folder / "a.png")
+    text = f"""
+backbone: {{name: resnet10t, decoder_stride: 4}}
+data:
+  name: image_folder
+  root: {tmp_path / "images"}
+  pseudo_depth: {tmp_path / "depth"}
+  size: [48, 64]
+  views: 1
+  batch_size: 1
+priors: {{triplane: {{distill_weight: 0}}}}
+trainer: {{max_steps: 1, accelerator: cpu}}
+"""
+    path = tmp_path / "pseudo.yaml"
+    path.write_text(text)
+    expect(attempt(path=path), "data.pseudo_kind: ", "depth", "disparity")
 
 
 def test_weights_that_do_not_fit_name_the_mismatches(attempt, tmp_path):
