@@ -86,6 +86,7 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> int:
         UserError: recipe, data or weights do not work.
     """
     _quieten()
+    _share_cores(recipe)
     prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True))
     return 0
 
