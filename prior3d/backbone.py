@@ -100,8 +100,8 @@ class Decoder(nn.Module):
     """A light top-down decoder: lateral 1x1 convolutions, bilinear upsampling, one 3x3 smoothing.
 
     It fuses all encoder maps of stride >= `stride`, and upsamples where the encoder has no map that fine.
-    About 0.1 M parameters at 64 channels, against Pri3D's 9.5 M (ResNet-18) and 152 M (ResNet-50): the encoder is what
-    is kept, so the capacity should be there.
+    At 64 channels it has 0.08 M parameters on a ConvNeXt-Atto, 0.10 M on a ResNet-18 and 0.29 M on a ResNet-50; Pri3D's
+    has 9.5 M on a ResNet-18 and 152 M on a ResNet-50. The encoder is what is kept, so the capacity should be there.
 
     Reference:
         Lin et al., Feature Pyramid Networks for Object Detection, 2017, arXiv 1612.03144 (top-down pathway; here one
