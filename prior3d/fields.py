@@ -32,6 +32,8 @@ _TABLE = (
     Field("intrinsics", "[B, V, 3, 3]", "float32", "pinhole matrix in pixels, pixel centres at +0.5"),
     Field("world_from_camera", "[B, V, 4, 4]", "float32", "pose, metres; OpenCV axes: x right, y down, z forward"),
     Field("semantic", "[B, V, H, W]", "int64", "class ids, 255 = ignore; probes only, no prior may read it"),
+    Field("normals", "[B, V, 3, H, W]", "float32", "unit, camera axes, towards the camera, 0 = unknown; probes only"),
+    Field("label", "[B]", "int64", "class id of a whole image; probes only"),
     Field("surface", "[N, 3]", "float32", "reconstruction in each view's frustum box, packed; metres, world"),
     Field("surface_view", "[N]", "int64", "b * V + v: the view whose frustum box a surface point lies in"),
     Field("scene", "[B]", "int64", "index into the run's scene manifest"),
@@ -41,6 +43,9 @@ _TABLE = (
 )
 
 FIELDS: dict[str, Field] = {field.name: field for field in _TABLE}
+
+PROBES_ONLY = frozenset({"semantic", "normals", "label"})
+"""Labels: what probes measure with, and no prior may read."""
 
 IMAGE_FIELDS = frozenset({"image", "image_clean", "image_crops"})
 """Fields that hold colour images: bytes until they are on the device."""

@@ -19,10 +19,28 @@ from prior3d.recipe_files import Source, read_recipe
 from prior3d.registry import Kind, Registry
 from prior3d.schema import Options, options_of, plain, read_options
 from prior3d.schema_errors import described, unknown_key
-from prior3d.sections import ONLY_WITH, BackboneSection, DataSection, OptimSection, PriorSection, TrainerSection
+from prior3d.sections import (
+    ONLY_WITH,
+    BackboneSection,
+    DataSection,
+    OptimSection,
+    PriorSection,
+    ProbeDataSection,
+    ProbeSection,
+    TrainerSection,
+)
 from prior3d.yaml12 import dump
 
-_Section = TypeVar("_Section", BackboneSection, DataSection, PriorSection, OptimSection, TrainerSection)
+_Section = TypeVar(
+    "_Section",
+    BackboneSection,
+    DataSection,
+    PriorSection,
+    ProbeDataSection,
+    ProbeSection,
+    OptimSection,
+    TrainerSection,
+)
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -37,7 +55,7 @@ class Recipe:
         optim: optimiser and learning rate.
         trainer: how long, on what, and what is written along the way.
         seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
-        probes: name to options of what is measured before and after.
+        probes: label to what is measured before and after.
         plugins: plugin files, absolute.
         source: where each key was given; two recipes from different files can be equal.
     """
@@ -48,7 +66,7 @@ class Recipe:
     optim: OptimSection
     trainer: TrainerSection
     seed: int = 0
-    probes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    probes: Mapping[str, ProbeSection] = field(default_factory=dict)
     plugins: tuple[Path, ...] = ()
     source: Source = field(default_factory=Source, compare=False, repr=False)
 
@@ -62,8 +80,10 @@ class Recipe:
         yield "datasets", self.data.name, "data.name"
         for label, section in self.priors.items():
             yield "priors", section.prior, f"priors.{label}"
-        for name in self.probes:
-            yield "probes", name, f"probes.{name}"
+        for label, section in self.probes.items():
+            yield "probes", section.probe, f"probes.{label}"
+            if section.data is not None:
+                yield "datasets", section.data.name, f"probes.{label}.data.name"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, in the form of a recipe file."""
@@ -74,7 +94,7 @@ class Recipe:
             "priors": {label: _plain_section(section, "priors") for label, section in self.priors.items()},
             "optim": _plain_section(self.optim, "optim"),
             "trainer": _plain_section(self.trainer, "trainer"),
-            "probes": plain(self.probes),
+            "probes": {label: _plain_probe(section) for label, section in self.probes.items()},
             "plugins": plain(self.plugins),
         }
 
@@ -163,8 +183,9 @@ def own_options(section: type) -> Options:
         from prior3d.data.augmentation import AugmentOptions
 
         names["AugmentOptions"] = AugmentOptions
+    plugged = ("data",) if section is ProbeSection else ()  # a section of a plugin itself
     options = read_options(section, section.__name__, names=names)
-    return options.only(name for name in options.types if name != "options")
+    return options.only(name for name in options.types if name not in ("options", *plugged))
 
 
 def _section(cls: type[_Section], given: object, key: str) -> _Section:
@@ -199,10 +220,14 @@ def _plugged(
         fixed.setdefault(naming, name)
     name = own.only([naming]).validate({naming: fixed[naming]} if naming in fixed else {}, key)[naming]
     named_at = f"{key}.{naming}" if naming in given else key
-    theirs = _options(kind, name, named_at, registry, reserved=tuple(own.types))
+    theirs = _options(kind, name, named_at, registry, reserved=_keys(cls))
     # unknown keys before all else: a misspelt key explains why another one seems to be missing
     options = theirs.validate({n: value for n, value in given.items() if n not in fixed}, key, beside=own.types)
     return cls(**own.validate(fixed, key), options=plain(options))
+
+
+def _keys(section: type) -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(section))
 
 
 def _options(kind: Kind, name: str, key: str, registry: Registry, reserved: Sequence[str] = ()) -> Options:
@@ -215,9 +240,7 @@ def _priors(given: object, registry: Registry) -> dict[str, PriorSection]:
         raise UserError(f"expected priors by name, got {described(given)}", "priors")
     if not given:
         raise UserError("a recipe needs at least one prior; `prior3d-train --list` names them", "priors")
-    for label in given:
-        if not _LABEL.fullmatch(label):
-            raise UserError("labels of priors are letters, digits, - and _", f"priors.{label}")
+    _check_labels(given, "priors")
     priors = {
         label: _plugged(PriorSection, _or_empty(section), f"priors.{label}", "priors", "prior", registry, label)
         for label, section in given.items()
@@ -230,11 +253,31 @@ def _priors(given: object, registry: Registry) -> dict[str, PriorSection]:
     return priors
 
 
-def _probes(given: object, registry: Registry) -> dict[str, Mapping[str, object]]:
+def _probes(given: object, registry: Registry) -> dict[str, ProbeSection]:
     if not isinstance(given, Mapping):
         raise UserError(f"expected probes by name, got {described(given)}", "probes")
-    schemas = {name: _options("probes", name, f"probes.{name}", registry) for name in given}
-    return {name: plain(schemas[name].validate(_or_empty(given[name]), f"probes.{name}")) for name in given}
+    _check_labels(given, "probes")
+    return {label: _probe(label, _or_empty(section), registry) for label, section in given.items()}
+
+
+def _probe(label: str, given: object, registry: Registry) -> ProbeSection:
+    """Make the section of a probe, whose own `data:` is a section within it."""
+    key = f"probes.{label}"
+    if not isinstance(given, Mapping):
+        raise UserError(f"expected a section of keys, got {described(given)}", key)
+    data = given.get("data")
+    rest = {name: value for name, value in given.items() if name != "data"}
+    section = _plugged(ProbeSection, rest, key, "probes", "probe", registry, label)
+    if data is None:
+        return section
+    own = _plugged(ProbeDataSection, data, f"{key}.data", "datasets", "name", registry)
+    return dataclasses.replace(section, data=own)
+
+
+def _check_labels(given: Mapping[str, object], kind: str) -> None:
+    for label in given:
+        if not _LABEL.fullmatch(label):
+            raise UserError(f"labels of {kind} are letters, digits, - and _", f"{kind}.{label}")
 
 
 def _or_empty(section: object) -> object:
@@ -257,6 +300,12 @@ def _registry(files: Sequence[Path], more: Sequence[Path]) -> Registry:
         return Registry([*files, *more])
     except UserError as error:
         raise UserError(error.message, "plugins") from error
+
+
+def _plain_probe(section: ProbeSection) -> dict[str, object]:
+    described = _plain_section(dataclasses.replace(section, data=None), "probes")
+    del described["data"]
+    return described | ({} if section.data is None else {"data": _plain_section(section.data, "data")})
 
 
 def _plain_section(section: _Section, key: str) -> dict[str, object]:

@@ -1,13 +1,14 @@
 """The JSON schema of whole recipes, with the options of everything installed, so that editors complete them."""
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 from prior3d.errors import UserError
 from prior3d.recipe import PLAIN_SECTIONS, TopLevel, own_options
 from prior3d.registry import Kind, Registry
 from prior3d.schema import Options, options_of
-from prior3d.sections import DataSection, PriorSection
+from prior3d.sections import DataSection, PriorSection, ProbeSection
 
 Schema = dict[str, Any]
 
@@ -32,12 +33,8 @@ def recipe_json_schema(registry: Registry) -> Schema:
             **top,
             **fixed,
             "data": {"anyOf": [{"allOf": [schema, {"required": ["name"]}]} for schema in datasets.values()]},
-            "priors": _priors(_references(registry, "priors", definitions)),
-            "probes": {
-                "type": "object",
-                "properties": {name: _or_null(s) for name, s in _references(registry, "probes", definitions).items()},
-                "additionalProperties": False,
-            },
+            "priors": {"minProperties": 1, **_labelled(_references(registry, "priors", definitions), "prior")},
+            "probes": _labelled(_probes(registry, datasets, definitions), "probe"),
         },
         "required": ["backbone", "data", "priors", "trainer"],
         "additionalProperties": False,
@@ -55,11 +52,10 @@ def _references(registry: Registry, kind: Kind, definitions: Schema) -> dict[str
 
 def _section(registry: Registry, kind: Kind, name: str, definitions: Schema) -> Schema:
     """Return the schema of a section that uses one plugin: fixed keys and the plugin's own."""
-    cls, naming = {"datasets": (DataSection, "name"), "priors": (PriorSection, "prior"), "probes": (None, None)}[kind]
-    fixed: Schema = {"properties": {}, "required": []}
-    if cls is not None:
-        fixed = _described(own_options(cls), kind, definitions)
-        fixed["properties"][naming] = {"const": name, "description": fixed["properties"][naming]["description"]}
+    sections = {"datasets": (DataSection, "name"), "priors": (PriorSection, "prior"), "probes": (ProbeSection, "probe")}
+    cls, naming = sections[kind]
+    fixed = _described(own_options(cls), kind, definitions)
+    fixed["properties"][naming] = {"const": name, "description": fixed["properties"][naming]["description"]}
     try:
         plugin = registry.get(kind, name)
         options = options_of(plugin, name, reserved=fixed["properties"])
@@ -76,12 +72,29 @@ def _section(registry: Registry, kind: Kind, name: str, definitions: Schema) -> 
     }
 
 
-def _priors(references: dict[str, Schema]) -> Schema:
-    """Return the schema of `priors:`; under a prior's own name `prior:` may be left out."""
-    named = [{"allOf": [schema, {"required": ["prior"]}]} for schema in references.values()]
+def _probes(registry: Registry, datasets: dict[str, Schema], definitions: Schema) -> dict[str, Schema]:
+    """Return the references to the probes' sections, each with a `data:` of its own."""
+    references = _references(registry, "probes", definitions)
+    of_dataset = {name: f"datasets.{name}" for name in datasets}
+    for name, definition in of_dataset.items():
+        whole = definitions[definition]
+        fixed = set(whole["properties"]) & {item.name for item in fields(DataSection)} - {"name", "size"}
+        definitions[f"probes.data.{name}"] = {
+            **whole,
+            "properties": {key: value for key, value in whole["properties"].items() if key not in fixed},
+            "required": [key for key in whole.get("required", ()) if key not in fixed | {"size"}],
+        }
+    own = [_or_null({"$ref": f"#/$defs/probes.data.{name}"}) for name in of_dataset]
+    for name in references:
+        definitions[f"probes.{name}"]["properties"]["data"] = {"anyOf": own}
+    return references
+
+
+def _labelled(references: dict[str, Schema], naming: str) -> Schema:
+    """Return the schema of sections by label; under a plugin's own name the key that names it may be left out."""
+    named = [{"allOf": [schema, {"required": [naming]}]} for schema in references.values()]
     return {
         "type": "object",
-        "minProperties": 1,
         "properties": {name: {"anyOf": [_or_null(schema), *named]} for name, schema in references.items()},
         "additionalProperties": {"anyOf": named},
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Annotated, NotRequired, get_args, get_type_hints
+from typing import Annotated, Any, NotRequired, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
@@ -161,6 +161,26 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
         UserError: with the key that is unknown, missing or wrong.
     """
     return options_of(plugin, key=key).validate(given, key)
+
+
+def construct(cls: type, *told: object, key: str, options: Mapping[str, object]) -> Any:
+    """Call a plugin's constructor; what it refuses is the recipe's error.
+
+    Args:
+        cls: the plugin.
+        told: what every plugin of its kind is told.
+        key: dotted path of its section.
+        options: of the section.
+
+    Raises:
+        UserError: with a key, whatever the constructor called it.
+    """
+    try:
+        return cls(*told, **validate_options(cls, options, key))
+    except UserError as error:
+        raise UserError(error.message, error.key or key) from error
+    except ValueError as error:
+        raise UserError(str(error), key) from error
 
 
 def plain(value: object) -> object:

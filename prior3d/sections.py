@@ -110,6 +110,42 @@ class PriorSection:
 
 
 @dataclass(frozen=True)
+class ProbeDataSection:
+    """`data:` of one probe, where it is not measured on what is trained on; every further key is the dataset's.
+
+    Attributes:
+        name: a dataset; `prior3d-train --list` names them.
+        size: height and width of the images, in pixels; null for those of `data:`.
+    """
+
+    name: str
+    size: tuple[Count, Count] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The dataset's own options, checked and complete, as YAML writes them."""
+
+
+@dataclass(frozen=True)
+class ProbeSection:
+    """One entry of `probes:`; every further key is an option of the probe.
+
+    Attributes:
+        probe: the probe's name, where it is not the entry's own; `prior3d-train --list` names them.
+        split: the part that it is measured on: validation to choose by, test to report.
+        seeds: how often it is measured, with other draws of its own each time; the mean is told.
+        max_images: images per split that are read at most, evenly spaced; null for all.
+        data: a dataset of its own, in place of `data:`.
+    """
+
+    probe: str
+    split: Literal["validation", "test"] = "test"
+    seeds: Count = 1
+    max_images: Count | None = None
+    data: ProbeDataSection | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The probe's own options, checked and complete, as YAML writes them."""
+
+
+@dataclass(frozen=True)
 class OptimSection:
     """`optim:`, optimiser and learning rate.
 

@@ -116,6 +116,11 @@ def assemble(
         if name in fields:
             maps = [look.placement.nearest(_part(look.view, name)) for look in looks]
             sample[name] = torch.from_numpy(np.stack(maps).astype(np.int64 if name == "semantic" else np.float32))
+    if "normals" in fields:
+        maps = [look.placement.nearest_vectors(_part(look.view, "normals")) for look in looks]
+        sample["normals"] = torch.from_numpy(np.stack(maps).astype(np.float32)).movedim(-1, 1)
+    if "label" in fields:
+        sample["label"] = torch.tensor(_part(views[0], "label"))
     if fields & {"pseudo_depth", "pseudo_kind"}:
         sample["pseudo_kind"] = torch.tensor(_one_kind(views))
     if "intrinsics" in fields:

@@ -57,6 +57,8 @@ class View:
         size: height and width of `image`, set with the intrinsics also where the image itself is not decoded.
         world_from_camera: [4, 4] float64, metres, OpenCV axes.
         semantic: [h', w'] uint8 class ids, 255 = ignore.
+        normals: [h', w', 3] float32, unit length, camera axes (OpenCV), towards the camera; 0 = unknown.
+        label: class id of the whole image.
         pseudo_depth: [h', w'] float32, 0 = unknown; pseudo_kind says 0 depth or 1 disparity.
         scene, frame: where it comes from: index into `Dataset.scenes`, index within the scene.
     """
@@ -67,6 +69,8 @@ class View:
     size: tuple[int, int] | None = None
     world_from_camera: np.ndarray | None = None
     semantic: np.ndarray | None = None
+    normals: np.ndarray | None = None
+    label: int | None = None
     pseudo_depth: np.ndarray | None = None
     pseudo_kind: int | None = None
     scene: int = 0
@@ -84,6 +88,7 @@ class Dataset(ABC):
         provides: fields this dataset can decode (see `prior3d.fields`); may depend on options.
         splits: the splits it has; "train" always, others where evaluation data is kept apart.
         scenes: names of the scenes of this split, in the order of the `scene` field.
+        class_names: names of the classes of `semantic` or `label`, by id; empty where the data has none.
         max_surface_points: points of the surface that a view gets at most.
         damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
     """
@@ -91,6 +96,7 @@ class Dataset(ABC):
     contract: ClassVar[int] = 1
     provides: frozenset[str] = frozenset({"image"})
     splits: tuple[Split, ...] = ("train",)
+    class_names: tuple[str, ...] = ()
     max_surface_points: int = 200_000
 
     def __init__(self, spec: DataSpec) -> None:
@@ -112,6 +118,20 @@ class Dataset(ABC):
             fields: what to decode; the rest stays None. `scene` and `frame` are always set.
             generator: seeded from (seed, draw), for any further choice.
         """
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of frames of a scene: with `load`, how probes see every frame once."""
+        raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one frame.
+
+        Args:
+            scene: index into `scenes`.
+            frame: from 0 to `frame_count(scene) - 1`.
+            fields: what to decode; the rest stays None, but `scene` and `frame`, and `size` with the intrinsics.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
 
     def verify(self) -> None:
         """Check quickly that the files are there and fit together; raise UserError otherwise."""

@@ -105,12 +105,20 @@ class ImageFolder(Dataset):
         number = int(self._order(epoch)[position])
         scene = int(np.searchsorted(self._first, number, side="right")) - 1
         frame = number - int(self._first[scene])
+        return [self.load(scene, frame, fields)]
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of images below one of the roots."""
+        return len(self._paths[scene])
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one image; see `Dataset.load`."""
         name = self._paths[scene][frame]
         view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
         if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
             view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
             view.pseudo_kind = self._pseudo_kind
-        return [view]
+        return view
 
     def path(self, scene: int, frame: int) -> Path:
         """Return the file of an image, by the `scene` and `frame` of its view."""

@@ -1,9 +1,9 @@
 """Pairs of overlapping views of a scene: found once from depth and poses, drawn evenly over the angle between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,17 @@ NARROW_ANGLE_DEG = 5.0
 _COARSE_SAMPLES = 64
 _COARSE_MARGIN = 0.15  # about 3.5 standard deviations of an overlap estimated from twice _COARSE_SAMPLES points
 
+_SAMPLING = ("views", "geometry")
+
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which two views of a scene make a pair.
+    """Which two views of a scene make a pair, and the controls of a study, which change samples of pairs only.
+
+    Neither control touches what is read frame by frame (probes, mining, surfaces, the offline stage of a prior), and
+    both show a run as many images, of the same frames.
 
     Attributes:
         min_overlap: least share of the known pixels of both views that see a common surface, above 0 to 1.
@@ -35,6 +40,13 @@ class PairOptions:
         samples: points per view from which the overlap is estimated.
         max_angle: degrees between the optical axes of a pair at most.
         max_frames: frames per scene that are compared; a longer scene is thinned evenly.
+        views: "mined": the further views of a sample overlap with its first. "self": they ARE its first, which is the
+            one that would be drawn with "mined"; only their augmentation differs. What a prior then gains comes from
+            augmentation, not from seeing things from two sides.
+        geometry: "own": every image has its depth, intrinsics and pose. "permuted": those of another frame of its
+            scene, by one fixed permutation per scene and seed that leaves no frame in its place. The geometry of a
+            sample is that of a mined pair, so a prior finds as many matches as ever, between pixels that do not show
+            the same. With poses alone permuted depth and pose would contradict each other, and nothing would match.
     """
 
     min_overlap: float = 0.3
@@ -43,6 +55,8 @@ class PairOptions:
     samples: int = 1024
     max_angle: float = 180.0
     max_frames: int = 400
+    views: Literal["mined", "self"] = "mined"
+    geometry: Literal["own", "permuted"] = "own"
 
     def __post_init__(self) -> None:
         if not 0 < self.min_overlap <= 1:
@@ -56,6 +70,15 @@ class PairOptions:
             raise ValueError(f"expected samples >= 1 and max_frames >= 2, got {self.samples} and {self.max_frames}")
         if not 0 < self.max_angle <= 180:
             raise ValueError(f"expected max_angle above 0 and at most 180 degrees, got {self.max_angle}")
+        if self.views == "self" and self.geometry == "permuted":
+            raise ValueError(
+                "expected views: self or geometry: permuted, got both: an image matches itself by any geometry"
+            )
+
+    @property
+    def mining(self) -> dict[str, float]:
+        """What the table of pairs depends on: all but what only changes how samples are made of it."""
+        return {name: value for name, value in asdict(self).items() if name not in _SAMPLING}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Placement:
         columns = self._indices(values.shape[1], axis=1)
         return values[rows[:, None], columns[None, :]]
 
+    def nearest_vectors(self, vectors: np.ndarray) -> np.ndarray:
+        """Return [H, W, 3] as `nearest` does, for vectors in camera axes: mirrored, they point the other way in x."""
+        placed = self.nearest(vectors)
+        return placed * np.array([-1, 1, 1], placed.dtype) if self.mirrored else placed
+
     def _indices(self, cells: int, axis: int) -> np.ndarray:
         start, stop = self.box[1 - axis], self.box[3 - axis]
         centers = start + (np.arange(self.size[axis]) + 0.5) * ((stop - start) / self.size[axis])

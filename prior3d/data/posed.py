@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prior3d.data.controls import GEOMETRY, permute_frames, with_geometry
 from prior3d.data.dataset import Dataset, DataSpec, Progress, View, silent
 from prior3d.data.fusion import PosedDepth, fuse
 from prior3d.data.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
@@ -41,7 +42,7 @@ class PosedDataset(Dataset):
 
     Args:
         spec: what every dataset is told.
-        pairs: which two views of a scene make a pair.
+        pairs: which two views of a scene make a pair, and whether samples are those of a control.
         surface: how a scene's surface is fused from its depth maps.
     """
 
@@ -57,6 +58,7 @@ class PosedDataset(Dataset):
         self.store = Store(spec.cache)
         self._tables: dict[int, PairTable] = {}
         self._surfaces: dict[int, Surface] = {}
+        self._image_of: dict[int, dict[int, int]] = {}
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     @abstractmethod
@@ -82,6 +84,8 @@ class PosedDataset(Dataset):
 
     def prepare(self, progress: Progress = silent) -> None:
         """Find the pairs of every scene, unless samples have one view; tables are cached on disk."""
+        if self.pair_options.geometry == "permuted" and min(map(self.frame_count, range(len(self.scenes)))) < 2:
+            raise UserError("geometry: permuted needs at least 2 frames in every scene", "data.pairs")
         if self.spec.views < 2:
             return
         for scene in progress(range(len(self.scenes)), "pairs of views", len(self.scenes)):
@@ -92,7 +96,7 @@ class PosedDataset(Dataset):
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene, from the cache or found now."""
         if scene not in self._tables:
-            facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": asdict(self.pair_options)}
+            facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": self.pair_options.mining}
             entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
             self._count_damaged(entry)
@@ -119,11 +123,19 @@ class PosedDataset(Dataset):
             scene, frames = self._single_frame(draw)
         else:
             scene, frames = self._sampler.draw(generator)
+        if self.pair_options.views == "self":
+            frames = frames[:1] * len(frames)
+        if self.pair_options.geometry == "permuted":
+            return [self._load_permuted(scene, frame, fields) for frame in frames]
         return [self.load(scene, frame, fields) for frame in frames]
 
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
         lines = [f"{len(self.scenes)} scenes, {len(self)} frames"]
+        if self.pair_options.views == "self" and self.spec.views > 1:
+            lines.append("control: all views of a sample are its first, augmented apart (pairs.views: self)")
+        if self.pair_options.geometry == "permuted":
+            lines.append("control: images have the geometry of other frames (pairs.geometry: permuted)")
         if self.spec.views > 1:
             lines += describe_pairs([self.pairs(scene) for scene in range(len(self.scenes))])
             thinned = sum(self.frame_count(scene) > self.pair_options.max_frames for scene in range(len(self.scenes)))
@@ -147,6 +159,18 @@ class PosedDataset(Dataset):
         index = int(self._order[number])
         scene = int(np.searchsorted(self._frame_ends, index, side="right"))
         return scene, [index - int(self._frame_ends[scene]) + self.frame_count(scene)]
+
+    def _load_permuted(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Load the geometry of one frame with the image of another."""
+        if scene not in self._image_of:
+            pairs, frames = torch.zeros(0, 2, dtype=torch.int64), torch.arange(self.frame_count(scene))
+            if self.spec.views > 1:
+                pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
+                frames = pairs.unique()  # a frame without a pair is not shown otherwise either
+            self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
+        image_of = self._image_of[scene]
+        image = self.load(scene, image_of[frame], fields - GEOMETRY)
+        return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
 
     def _why_no_pairs(self) -> str:
         options = self.pair_options

@@ -1,21 +1,20 @@
 """From a recipe to objects: dataset, backbone, priors; every refusal happens here, before any data is read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.data.dataset import Dataset, DataSpec, Split
 from prior3d.data.loading import DrawnSamples
 from prior3d.data.posed import PosedDataset
 from prior3d.errors import UserError
-from prior3d.fields import DERIVED_FIELDS, is_known, missing_fields
+from prior3d.fields import DERIVED_FIELDS, PROBES_ONLY, is_known, missing_fields
 from prior3d.objective import JointObjective, Term
 from prior3d.prior import READABLE, Prior
-from prior3d.probes.probe import Probe
+from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.randomness import reseed
-from prior3d.schema import validate_options
+from prior3d.schema import construct
 from prior3d.weights import load_encoder, read_weights
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ class Parts:
     dataset: Dataset
     backbone: Backbone
     objective: JointObjective
-    probes: dict[str, Probe]
-    held_out: dict[Split, Dataset]
+    probes: list[ProbeTask]
 
 
 def build(recipe: "Recipe", registry: "Registry") -> Parts:
@@ -48,17 +46,16 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
         _check_offline_stage(label, prior, dataset, recipe)
     reads = objective.reads
     set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
-    probes = _build_probes(recipe, registry)
-    held_out = _build_held_out(recipe, registry, dataset, probes)
-    return Parts(dataset, backbone, objective, probes, held_out)
+    probes = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset)
+    return Parts(dataset, backbone, objective, probes)
 
 
-def build_dataset(recipe: "Recipe", registry: "Registry", split: Split, views: int | None = None) -> Dataset:
-    """Make the dataset a recipe names, serving one split; `views` per sample are the recipe's by default."""
+def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Dataset:
+    """Make the dataset a recipe names, serving one split."""
     data = recipe.data
     cls = registry.get("datasets", data.name, "data.name")
-    spec = DataSpec(size=data.size, views=views or data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    return _make(cls, spec, key="data", options=data.options)
+    spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
+    return construct(cls, spec, key="data", options=data.options)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:
@@ -99,7 +96,7 @@ def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone)
         cls = registry.get("priors", section.prior, f"priors.{label}")
         # By the label: adding a prior changes no other's initial head.
         reseed("prior", recipe.seed, label)
-        prior = _make(cls, backbone.spec, key=f"priors.{label}", options=section.options)
+        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=section.options)
         _check_reads(label, prior, recipe)
         priors[label] = prior
         terms[label] = Term(section.weight, section.warmup)
@@ -115,8 +112,8 @@ def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:
     for name in (*prior.needs, *prior.encodes):
         if not all(is_known(part) for part in name.split("|")):
             raise UserError(f"needs the field {name!r}, which no batch has", f"priors.{label}")
-    if any("semantic" in need.split("|") for need in prior.needs):
-        raise UserError("needs semantic labels, which are for probes only", f"priors.{label}")
+    for name in sorted(PROBES_ONLY & {part for need in prior.needs for part in need.split("|")}):
+        raise UserError(f"needs {name} labels, which are for probes only", f"priors.{label}")
 
 
 def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
@@ -135,44 +132,6 @@ def _check_offline_stage(label: str, prior: Prior, dataset: Dataset, recipe: "Re
         raise UserError(f"prepares whole scenes, and {recipe.data.name} is no dataset of posed scenes", key)
     if prior.refresh_steps and recipe.backbone.ema is None:
         raise UserError("its teacher is the moving average of the backbone; set backbone.ema, to 0.99 say", key)
-
-
-def _build_probes(recipe: "Recipe", registry: "Registry") -> dict[str, Probe]:
-    probes = {}
-    for name, options in recipe.probes.items():
-        cls = registry.get("probes", name, f"probes.{name}")
-        probes[name] = _make(cls, key=f"probes.{name}", options=options)
-    return probes
-
-
-def _build_held_out(
-    recipe: "Recipe", registry: "Registry", dataset: Dataset, probes: dict[str, Probe]
-) -> dict[Split, Dataset]:
-    held_out: dict[Split, Dataset] = {}
-    for name, probe in probes.items():
-        key = f"probes.{name}"
-        missing = missing_fields(probe.needs, dataset.provides)
-        if missing:
-            raise UserError(f"needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
-        if probe.split not in dataset.splits:
-            raise UserError(
-                f"is measured on the {probe.split} split, and this {recipe.data.name} has only {dataset.splits}: name"
-                f" scenes to hold out (data.{probe.split}_scenes, say) or remove the probe",
-                key,
-            )
-        views = max(probe.views, recipe.data.views)
-        held_out.setdefault(probe.split, build_dataset(recipe, registry, probe.split, views))
-    return held_out
-
-
-def _make(cls: type, *told: object, key: str, options: Mapping[str, object]) -> Any:
-    """Call a plugin's constructor; what it refuses is the recipe's error."""
-    try:
-        return cls(*told, **validate_options(cls, options, key))
-    except UserError as error:
-        raise UserError(error.message, error.key or key) from error
-    except ValueError as error:
-        raise UserError(str(error), key) from error
 
 
 def first_available(need: str, dataset: Dataset) -> str:

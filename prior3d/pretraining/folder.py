@@ -23,7 +23,7 @@ class RunFolder:
 
     recipe.yaml: the resolved recipe, with plugin origins as comments; initial.safetensors: encoder and decoder before
     training; checkpoints/last.ckpt; prepared/: what priors prepared within training, where they do; events.*:
-    TensorBoard; probes.json, summary.json; and, when training is complete,
+    TensorBoard; probes.json and scores.json (what the probes measured), summary.json; and, when training is complete,
     backbone.safetensors (loads strictly into `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
 
@@ -61,8 +61,13 @@ class RunFolder:
 
     @property
     def probes(self) -> Path:
-        """Measurements before and after."""
+        """Metrics before and after, as the table shows them."""
         return self.path / "probes.json"
+
+    @property
+    def scores(self) -> Path:
+        """What the metrics follow from, by scene or image."""
+        return self.path / "scores.json"
 
     @property
     def summary(self) -> Path:

@@ -26,7 +26,8 @@ from prior3d.pretraining.pictures import Pictures
 from prior3d.pretraining.progress import StepBar, track
 from prior3d.pretraining.refreshing import Refreshes
 from prior3d.pretraining.task import PretrainingTask
-from prior3d.probes.measuring import frozen, measure, tabulate, to_json
+from prior3d.probes.measuring import evaluate
+from prior3d.probes.results import AFTER, BEFORE, Results, tabulate
 from prior3d.weights import write_atomically
 
 if TYPE_CHECKING:
@@ -98,25 +99,25 @@ def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", console: C
     if folder is not None:
         folder.load_initial(parts.backbone)
     if first_rank and recipe.trainer.probe_before:
-        measure_once(folder, parts, recipe, "before", console)
+        measure_once(folder, parts, recipe, BEFORE, console)
     status = train(recipe, parts, folder, console)
     if first_rank and status == 0:
         if recipe.trainer.probe_after:
-            measure_once(folder, parts, recipe, "after", console)
+            measure_once(folder, parts, recipe, AFTER, console)
         console.print(f"weights for timm: {folder.backbone}")
     return status
 
 
 def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
     """Verify the data and compute what is computed once; say what there is, and what is damaged."""
-    datasets = {"train": parts.dataset, **parts.held_out}
+    datasets = _datasets(parts)
 
     def progress(items: Iterable, what: str, total: int) -> Iterable:
         return track(items, what, total, console)
 
-    for dataset in datasets.values():
+    for _, dataset in datasets:
         dataset.verify()
-    for split, dataset in datasets.items():
+    for split, dataset in datasets:
         dataset.prepare(progress)
         if dataset is parts.dataset and "surface" in fields_to_decode(parts.objective, dataset):
             dataset.prepare_surface(progress)
@@ -124,6 +125,16 @@ def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
         for line in dataset.describe():
             console.print(f"{split}: {line}")
     prepare_priors(parts, recipe, progress, console)
+
+
+def _datasets(parts: Parts) -> list[tuple[str, Dataset]]:
+    """Return the training data and that of the probes, each once, with names to tell them apart."""
+    found = {id(parts.dataset): ("train", parts.dataset)}
+    for task in parts.probes:
+        for dataset in task.parts.values():
+            what = dataset.spec.split if type(dataset) is type(parts.dataset) else f"{task.label}, {dataset.spec.split}"
+            found.setdefault(id(dataset), (what, dataset))
+    return list(found.values())
 
 
 def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Console) -> int:
@@ -184,32 +195,32 @@ def make_trainer(recipe: "Recipe", folder: RunFolder | None, callbacks: list[lig
 
 def measure_once(folder: RunFolder, parts: Parts, recipe: "Recipe", when: str, console: Console) -> None:
     """Run the probes on the present weights, unless a run that was interrupted already did; print the table."""
-    results = json.loads(folder.probes.read_text()) if folder.probes.exists() else {}
-    if parts.probes and not all(when in results.get(name, {}) for name in parts.probes):
-        device = probe_device(recipe)
-        with frozen(parts.backbone, parts.dataset, device, recipe.data.on_damage == "skip") as model:
-            for name, metrics in measure(parts.probes, parts.held_out, model).items():
-                results.setdefault(name, {})[when] = metrics
-        for name, probe in parts.probes.items():
-            if when == "before" or "before" not in results[name]:
-                results[name] |= probe.controls(parts.held_out[probe.split])
-        write_atomically(folder.probes, to_json(results))
-    if results and when == "after":
-        console.print(tabulate(_ordered(results), "frozen features on held-out scenes"))
+    results = Results.load(folder.scores)
+    probes = {task.label: task.probe for task in parts.probes}
+
+    def progress(items: Iterable, what: str, total: int) -> Iterable:
+        return track(items, f"{when}: {what}", total, console)
+
+    evaluate(
+        parts.probes,
+        {when: [parts.backbone]},
+        results,
+        probe_device(recipe),
+        controls=when == BEFORE or not any(results.has(label, BEFORE) for label in probes),
+        workers=recipe.data.workers,
+        progress=progress,
+    )
+    if results.scores:
+        results.save(folder.scores)
+        write_atomically(folder.probes, json.dumps(results.metrics(probes), indent=2).encode())
+    if results.scores and when == AFTER:
+        console.print(tabulate(results, probes, "frozen features on held-out scenes"))
 
 
 def probe_device(recipe: "Recipe") -> str:
     """Return the device probes run on: the training's."""
     use_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return "cuda" if use_gpu else "cpu"
-
-
-def _ordered(results: dict) -> dict:
-    first = ("before", "after")
-    return {
-        name: {column: by_column[column] for column in (*first, *(c for c in by_column if c not in first))}
-        for name, by_column in results.items()
-    }
 
 
 class _Events(TensorBoardLogger):

@@ -12,7 +12,10 @@ from prior3d.data.augmentation import assemble
 from prior3d.data.pairs import ANGLE_BINS_DEG, angle_bin
 from prior3d.data.posed import PosedDataset
 from prior3d.geometry import project, unproject_pixels
-from prior3d.probes.probe import FrozenModel, Metrics, Probe
+from prior3d.probes.models import FrozenModel, concatenate
+from prior3d.probes.probe import Probe
+from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.scores import Metrics, Scores, Totals, by_group
 from prior3d.randomness import generator
 
 _BATCH = 16
@@ -55,26 +58,37 @@ class Correspondence(Probe):
         self.points = points
         self.patch = patch
 
-    def measure(self, model: FrozenModel, data: PosedDataset) -> Metrics:
-        """Return recall (0..1) overall and per bin of view angle."""
-        return self._recall(data, lambda images: model.encode(images.to(model.device)).float().cpu())
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return counts of points and of those found, by bin of view angle."""
 
-    def controls(self, data: PosedDataset) -> Mapping[str, Metrics]:
+        def describe(images: Tensor) -> Tensor:
+            return concatenate(model.read(images.to(model.device)), unit_length=True).float().cpu()
+
+        return self._recall(data.parts["held_out"], describe)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return recall (0..1) overall and per bin of view angle."""
+        found, points = total["found"], total["points"]
+        rows = {"all": (found.sum(), points.sum())}
+        rows |= {name: (found[i], points[i]) for i, name in enumerate(_bin_names()) if points[i] > 0}
+        return {f"recall@{self.pixels:g}px, {name}": float(hit / of) for name, (hit, of) in rows.items()}
+
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
         """Return the recall of raw RGB patches and of position alone."""
         return {
-            "raw patches": self._recall(data, self._raw_patches),
-            "position": self._recall(data, _positions),
+            "raw patches": self._recall(data.parts["held_out"], self._raw_patches),
+            "position": self._recall(data.parts["held_out"], _positions),
         }
 
-    def _recall(self, data: PosedDataset, describe: Callable[[Tensor], Tensor]) -> Metrics:
-        hits: dict[str, list[Tensor]] = {name: [] for name in ("all", *_bin_names())}
+    def _recall(self, data: PosedDataset, describe: Callable[[Tensor], Tensor]) -> Scores:
         chosen = self._choose_pairs(data)
+        found, points = torch.zeros(2, len(chosen), len(ANGLE_BINS_DEG))
         views = _Views(data, describe, {(scene, frame) for scene, *pair, _ in chosen for frame in pair})
         for order, (scene, first, second, bin_index) in enumerate(chosen):
             hit = self._hits(views, (scene, first), (scene, second), generator("correspondence", order))
-            hits["all"].append(hit)
-            hits[_bin_names()[bin_index]].append(hit)
-        return {f"recall@{self.pixels:g}px, {name}": torch.cat(hit).mean().item() for name, hit in hits.items() if hit}
+            found[order, bin_index], points[order, bin_index] = hit.sum(), len(hit)
+        scenes = torch.tensor([scene for scene, *_ in chosen])
+        return by_group(data.scenes, scenes, {"found": found, "points": points})
 
     def _choose_pairs(self, data: PosedDataset) -> list[tuple[int, int, int, int]]:
         by_bin: list[list[tuple[int, int, int, int]]] = [[] for _ in _bin_names()]

@@ -1,49 +1,61 @@
 """The contract of a probe: what it measures of a frozen model, and against which controls."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from prior3d.probes.scores import Metrics, Scores, Totals
 
-from prior3d.data.dataset import Dataset, Split
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-Metrics = Mapping[str, float]
-"""Metric name, unit included, to value; higher is better unless the probe says otherwise."""
-
-
-@dataclass(frozen=True)
-class FrozenModel:
-    """A model as probes see it: images [N, 3, H, W] in 0..1 to dense features [N, C, h, w].
-
-    Attributes:
-        encode: the function; runs without gradients, on `device`.
-        device: where images have to be.
-    """
-
-    encode: Callable[[Tensor], Tensor]
-    device: str
+    from prior3d.probes.models import FrozenModel
+    from prior3d.probes.probe_data import ProbeData
 
 
 class Probe(ABC):
     """A measurement; subclasses take typed keyword options, which are the schema of the recipe's section.
 
     Attributes:
-        needs: fields the data must provide.
-        split: the part of the data it is measured on, kept apart from training.
+        needs: fields the data must provide; "a|b" means that either will do.
+        trains: whether it fits anything to the labels of the data's training part (a head, a memory of neighbours).
         views: views per sample the data is prepared for; 2 where it reads the mined pairs.
+        lower_is_better: metrics of which less is better.
+        seeded: whether another seed gives another result, as where a head is initialised or labels are chosen.
     """
 
     contract: ClassVar[int] = 1
     needs: tuple[str, ...] = ("image",)
-    split: Split = "test"
+    trains: bool = False
     views: int = 1
+    lower_is_better: frozenset[str] = frozenset()
+    seeded: bool = False
 
     @abstractmethod
-    def measure(self, model: FrozenModel, data: Dataset) -> Metrics:
-        """Measure a model on prepared data; the same choices are made for every model."""
+    def measure(self, model: "FrozenModel", data: "ProbeData", seed: int = 0) -> Scores:
+        """Measure a model; with equal seeds the same choices are made for every model.
 
-    def controls(self, data: Dataset) -> Mapping[str, Metrics]:
+        Args:
+            model: never changed.
+            data: what it is measured on; features and labels that were read once are kept there.
+            seed: of whatever the probe draws.
+        """
+
+    @abstractmethod
+    def summarise(self, total: Totals) -> Metrics:
+        """Return the metrics that follow from statistics summed over groups."""
+
+    def controls(self, data: "ProbeData") -> Mapping[str, Scores]:
         """Measure what needs no model at all (position, raw pixels), by name of the control."""
         return {}
+
+    def draw(self, models: Mapping[str, "FrozenModel"], data: "ProbeData") -> Mapping[str, "Figure"]:
+        """Draw what the models get right and wrong, side by side on the same images; by name of the figure."""
+        return {}
+
+
+def metrics_of(probe: Probe, scores: Scores | Sequence[Scores]) -> dict[str, float]:
+    """Return a probe's metrics, the mean over seeds where there are several."""
+    several = [scores] if isinstance(scores, Scores) else list(scores)
+    found = [probe.summarise(one.total()) for one in several]
+    return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}

@@ -10,7 +10,8 @@ from prior3d.data.dataset import DataSpec
 from prior3d.data.synthetic_rooms import SyntheticRooms
 from prior3d.geometry import unproject
 from prior3d.probes.correspondence import Correspondence
-from prior3d.probes.probe import FrozenModel
+from prior3d.probes.probe import metrics_of
+from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
 
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera"})

@@ -1,7 +1,7 @@
 """What stands where in a room: nothing within anything else, outside the room, or in the camera's way."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,18 +26,24 @@ Pose = np.ndarray  # world_from_piece [4, 4]
 Placed = tuple[Design, Pose]
 
 
-def furnish(rng: np.random.Generator, room_size: np.ndarray, trajectory: Trajectory) -> list[Placed]:
+def furnish(
+    rng: np.random.Generator,
+    room_size: np.ndarray,
+    trajectory: Trajectory,
+    variants: Mapping[str, tuple[str, ...]],
+) -> list[Placed]:
     """Draw what stands in a room: what finds no place is left out.
 
     Args:
         rng: source of randomness.
         room_size: [3] metres.
         trajectory: where the camera goes.
+        variants: of every kind, those that may be drawn.
 
     Returns:
         designs and where they are, world_from_piece [4, 4].
     """
-    room = _FreeSpace(rng, room_size, trajectory)
+    room = _FreeSpace(rng, room_size, trajectory, variants)
     tables = [room.put("table", room.anywhere) for _ in range(2)]
     for table in filter(None, tables):
         for side in range(4):
@@ -53,16 +59,23 @@ def furnish(rng: np.random.Generator, room_size: np.ndarray, trajectory: Traject
 class _FreeSpace:
     """A room that is being furnished: boxes along its axes around all that stands there."""
 
-    def __init__(self, rng: np.random.Generator, size: np.ndarray, trajectory: Trajectory) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        size: np.ndarray,
+        trajectory: Trajectory,
+        variants: Mapping[str, tuple[str, ...]],
+    ) -> None:
         self.rng = rng
         self.size = size
+        self.variants = variants
         self.cameras = trajectory.poses(_WALK_SAMPLES)[:, :3, 3]
         self.placed: list[Placed] = []
         self._taken: list[tuple[np.ndarray, np.ndarray]] = []
 
     def put(self, kind: str, where: Callable[[Design], Pose]) -> Placed | None:
         """Put a new design of a kind at the first of some proposed places that is free."""
-        design = draw_design(kind, self.rng)
+        design = draw_design(kind, self.rng, self.variants[kind])
         for _ in range(_TRIES):
             pose = where(design)
             low, high = _box_around(design, pose)

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from prior3d.data.synthetic_rooms.catalogue import CLASSES
 from prior3d.data.synthetic_rooms.primitives import NEAR, dot, facing, intersect, slabs, unit_normals
-from prior3d.data.synthetic_rooms.rooms import Piece, Room
+from prior3d.data.synthetic_rooms.rooms import SURFACES, Piece, Room
+from prior3d.data.synthetic_rooms.sensor import Sensor
 from prior3d.data.synthetic_rooms.textures import Texture
 from prior3d.geometry import full_precision
 
-_SURFACE_CLASSES = tuple(CLASSES.index(name) for name in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
+_SURFACE_CLASSES = tuple(CLASSES.index(name) for name in SURFACES)
 _RAYS_AT_ONCE = 1 << 20  # about 300 MB
 
 
@@ -56,7 +57,12 @@ class _Hits:
 
 @torch.no_grad()
 def render(
-    room: Room, world_from_camera: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], gains: np.ndarray
+    room: Room,
+    world_from_camera: np.ndarray,
+    intrinsics: np.ndarray,
+    size: tuple[int, int],
+    sensor: Sensor,
+    highlights: float = 0.0,
 ) -> Rendering:
     """Render views of a room.
 
@@ -65,32 +71,32 @@ def render(
         world_from_camera: [F, 4, 4] metres, inside the room, OpenCV axes.
         intrinsics: [3, 3] pixels, the same for all views, without skew.
         size: height and width in pixels.
-        gains: [F, 3] factors on the colours of each view: exposure and white balance.
+        sensor: how the F views are taken.
+        highlights: how bright the lamp is mirrored by what is as glossy as can be; 1 is white.
     """
     step = max(1, _RAYS_AT_ONCE // (size[0] * size[1]))
-    starts = range(0, len(world_from_camera), step)
-    batches = [(world_from_camera[start : start + step], gains[start : start + step]) for start in starts]
+    parts = []
     with full_precision(torch.device("cpu")):
-        parts = [_render_views(room, poses, intrinsics, size, factors) for poses, factors in batches]
+        for first in range(0, len(world_from_camera), step):
+            rays = _cast(world_from_camera[first : first + step], intrinsics, size)
+            parts.append(_render_views(room, rays, float(intrinsics[0, 0]), sensor, first, highlights))
     return Rendering(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rendering)))
 
 
-def _render_views(
-    room: Room, world_from_camera: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], gains: np.ndarray
-) -> Rendering:
-    rays = _cast(world_from_camera, intrinsics, size)
+def _render_views(room: Room, rays: _Rays, focal: float, sensor: Sensor, first: int, highlights: float) -> Rendering:
     hits = _hit_surfaces(room, rays)
     textures = list(room.surfaces)
     for piece in room.pieces:
         _hit_piece(piece, len(textures), rays, hits)
         textures += piece.textures
     points = rays.origins + rays.directions * hits.depth
-    colours = _colours(textures, hits, points, footprint=hits.depth / float(intrinsics[0, 0]))
+    colours = _colours(textures, hits, points, footprint=hits.depth / focal)
     colours *= _shading(room, points, hits.normals)
-    shape = (len(world_from_camera), *size)
-    colours = colours.view(3, *shape) * torch.from_numpy(gains).float().T[:, :, None, None]
+    if highlights:
+        colours += highlights * _mirrored_lamp(room, textures, hits, points, rays.directions)
+    shape = (len(rays.world_from_camera), len(rays.rows), len(rays.columns))
     return Rendering(
-        image=(colours.clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy(),
+        image=sensor.take(colours.view(3, *shape), first),
         depth=hits.depth.view(shape).numpy(),
         semantic=hits.semantic.view(shape).numpy(),
         normals=(hits.normals.view(3, *shape) * 127).round().to(torch.int8).permute(1, 2, 3, 0).contiguous().numpy(),
@@ -183,3 +189,19 @@ def _shading(room: Room, points: Tensor, normals: Tensor) -> Tensor:
     wall = torch.minimum(points, points.new_tensor(room.size)[:, None] - points)
     corner = 1 - 0.3 * (torch.exp(-wall / 0.15).sum(0) - 1).clamp(0, 1)
     return (sky + 0.65 * lamp) * corner
+
+
+def _mirrored_lamp(room: Room, textures: list[Texture], hits: _Hits, points: Tensor, directions: Tensor) -> Tensor:
+    """Return how much of the lamp [N] each point sends to the camera that sees it, 0..1.
+
+    Reference: Blinn, Models of light reflection for computer synthesized pictures, 1977: the angle between the normal
+    and the direction half way between lamp and camera.
+    """
+    lamp = points.new_tensor(room.light)[:, None] - points
+    lamp /= dot(lamp, lamp).sqrt()
+    half = lamp - directions / dot(directions, directions).sqrt()
+    cosine = (dot(half, hits.normals) / dot(half, half).sqrt().clamp(min=1e-6)).clamp(0, 1)
+    gloss, shininess = points.new_tensor([(texture.gloss, texture.shininess) for texture in textures]).T
+    number = hits.texture.long()
+    facing_lamp = (dot(lamp, hits.normals) > 0).float()
+    return gloss[number] * facing_lamp * torch.exp(shininess[number] * cosine.clamp(min=1e-6).log())

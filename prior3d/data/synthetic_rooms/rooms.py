@@ -7,8 +7,12 @@ import numpy as np
 from prior3d.data.synthetic_rooms.catalogue import CLASSES
 from prior3d.data.synthetic_rooms.design import Design
 from prior3d.data.synthetic_rooms.placement import furnish
-from prior3d.data.synthetic_rooms.textures import Texture, draw_texture
+from prior3d.data.synthetic_rooms.styles import Style
+from prior3d.data.synthetic_rooms.textures import Texture
 from prior3d.data.synthetic_rooms.trajectories import Trajectory, draw_trajectory
+
+SURFACES = ("wall", "wall", "wall", "wall", "floor", "ceiling")
+"""Classes of a room's own surfaces, at the low and the high end of x, y and z."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,21 @@ class Room:
     trajectory: Trajectory
 
 
-def draw_room(rng: np.random.Generator) -> Room:
-    """Draw a room; textures are drawn knowing nothing of what they cover."""
+def draw_room(rng: np.random.Generator, style: Style | None = None) -> Room:
+    """Draw a room; unless its style says so, textures are drawn knowing nothing of what they cover.
+
+    Args:
+        rng: source of randomness.
+        style: what may stand in the room and how it may look; anything by default.
+    """
+    style = style or Style()
     size = rng.uniform((4.0, 4.0, 2.4), (6.0, 6.0, 2.8))
     trajectory = draw_trajectory(rng, size)
-    placed = furnish(rng, size, trajectory)
+    placed = furnish(rng, size, trajectory, style.variants)
     light = size * rng.uniform((0.3, 0.3, 0.9), (0.7, 0.7, 0.95))
-    surfaces = tuple(draw_texture(rng) for _ in range(6))
+    surfaces = tuple(style.draw_texture(rng, name) for name in SURFACES)
     pieces = [
-        Piece(design, pose, tuple(draw_texture(rng, world_from_piece=pose) for _ in range(design.materials)))
+        Piece(design, pose, tuple(style.draw_texture(rng, design.kind, pose) for _ in range(design.materials)))
         for design, pose in placed
     ]
     return Room(size, surfaces, tuple(pieces), light, trajectory)

@@ -1,0 +1,143 @@
+"""From recipe sections to probes with their data; every refusal happens here, before any data is read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prior3d.data.dataset import Dataset, DataSpec, Split
+from prior3d.errors import UserError
+from prior3d.fields import missing_fields
+from prior3d.probes.probe import Probe
+from prior3d.probes.probe_data import Part
+from prior3d.schema import construct
+from prior3d.sections import DataSection, ProbeSection
+
+if TYPE_CHECKING:
+    from prior3d.registry import Registry
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """A probe and what it is measured on.
+
+    Attributes:
+        label: the probe's key in the recipe.
+        probe: what measures.
+        parts: the data; tasks of equal data share these objects.
+        seeds: how often it is measured, each time with other draws of its own.
+        most: images per part at most; None for all.
+    """
+
+    label: str
+    probe: Probe
+    parts: Mapping[Part, Dataset]
+    seeds: int
+    most: int | None
+
+
+def build_tasks(
+    sections: Mapping[str, ProbeSection],
+    data: DataSection,
+    registry: "Registry",
+    seed: int = 0,
+    training: Dataset | None = None,
+) -> list[ProbeTask]:
+    """Make the probes of a recipe; no data is read and no file written.
+
+    Args:
+        sections: `probes:`.
+        data: `data:`, which probes are measured on that name no data of their own.
+        registry: finds the plugins.
+        seed: the run's; the content of data does not depend on it.
+        training: the training part of `data`, where it is made already.
+
+    Raises:
+        UserError: with the key path, where a probe and its data do not exist or do not fit together.
+    """
+    probes = {label: _probe(label, section, registry) for label, section in sections.items()}
+    views: dict[str, int] = {}
+    for label, section in sections.items():
+        name = _data_name(section)
+        views[name] = max(views.get(name, 1), probes[label].views)
+    made: dict[tuple[str, Split], Dataset] = {} if training is None else {(repr(None), "train"): training}
+
+    def dataset(label: str, section: ProbeSection, split: Split) -> Dataset:
+        name = _data_name(section)
+        if (name, split) not in made:
+            made[name, split] = _dataset(
+                label, section, data, split, 1 if split == "train" else views[name], seed, registry
+            )
+        return made[name, split]
+
+    return [
+        ProbeTask(
+            label, probes[label], _parts(label, section, probes[label], dataset), section.seeds, section.max_images
+        )
+        for label, section in sections.items()
+    ]
+
+
+def _probe(label: str, section: ProbeSection, registry: "Registry") -> Probe:
+    cls = registry.get("probes", section.probe, f"probes.{label}")
+    return construct(cls, key=f"probes.{label}", options=section.options)
+
+
+def _parts(
+    label: str, section: ProbeSection, probe: Probe, dataset: Callable[[str, ProbeSection, Split], Dataset]
+) -> dict[Part, Dataset]:
+    key = f"probes.{label}"
+    if section.data is None:  # every dataset can be trained on; whether it holds anything out is known only then
+        splits = dataset(label, section, "train").splits
+        if section.split not in splits:
+            raise UserError(
+                f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: name scenes to"
+                f" hold out (data.{section.split}_scenes, say) or remove the probe",
+                key,
+            )
+    held_out = dataset(label, section, section.split)
+    name = section.data.name if section.data else "data.name"
+    missing = missing_fields(probe.needs, held_out.provides)
+    if missing:
+        what = f"the data ({type(held_out).__name__})" if section.data is None else name
+        raise UserError(f"needs {', '.join(missing)}, which {what} does not provide", key)
+    parts: dict[Part, Dataset] = {"held_out": held_out}
+    if "train" in held_out.splits:
+        parts["train"] = dataset(label, section, "train")
+        _check_classes(key, parts)
+    elif probe.trains:
+        raise UserError(f"trains on labels, and its data has no training split, only {', '.join(held_out.splits)}", key)
+    return parts
+
+
+def _check_classes(key: str, parts: Mapping[Part, Dataset]) -> None:
+    train, held_out = (parts[part].class_names for part in ("train", "held_out"))
+    if train != held_out:
+        differing = sorted(set(train) ^ set(held_out))[:5]
+        raise UserError(
+            f"{len(train)} classes in the training split and {len(held_out)} in the held-out one"
+            f" ({', '.join(differing)} in only one of them): both need the same",
+            key,
+        )
+
+
+def _data_name(section: ProbeSection) -> str:
+    return repr(section.data)
+
+
+def _dataset(
+    label: str, section: ProbeSection, data: DataSection, split: Split, views: int, seed: int, registry: "Registry"
+) -> Dataset:
+    own = section.data
+    key = "data" if own is None else f"probes.{label}.data"
+    name, options = (data.name, data.options) if own is None else (own.name, own.options)
+    size = data.size if own is None or own.size is None else own.size
+    cls = registry.get("datasets", name, f"{key}.name")
+    spec = DataSpec(size=size, views=views, split=split, cache=Path(data.cache), seed=seed)
+    try:
+        made = construct(cls, spec, key=key, options=options)
+    except UserError as error:
+        # datasets name their own options `data.<option>`; these are of another section
+        where = error.key.replace("data", key, 1) if own and error.key and error.key.startswith("data") else error.key
+        raise UserError(error.message, where) from error
+    return made
