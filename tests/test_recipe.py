@@ -8,7 +8,7 @@ from prior3d.errors import UserError
 from prior3d.recipe import Recipe, build_recipe, load_recipe, locate
 from prior3d.recipe_files import shipped_recipes
 from prior3d.registry import Registry
-from prior3d.sections import OptimSection, PriorSection
+from prior3d.sections import OptimSection, PriorSection, ProbeSection
 from prior3d.yaml12 import load
 
 TOYS = '''
@@ -117,7 +117,7 @@ def test_every_value_is_checked_and_every_default_filled_in(folder):
     }
     assert recipe.optim == OptimSection()
     assert (recipe.trainer.max_steps, recipe.trainer.precision, recipe.trainer.accumulate) == (3, 32, 1)
-    assert recipe.probes == {"toy_probe": {"pixels": 3}}
+    assert recipe.probes == {"toy_probe": ProbeSection("toy_probe", options={"pixels": 3})}
     assert recipe.plugins == (folder / "toys.py",)
 
 
@@ -156,7 +156,7 @@ def test_augment_null_switches_it_off_and_empty_sections_mean_defaults():
     recipe = load_recipe("r.yaml", ["data.augment=null", "optim="])
     assert recipe.data.augment is None
     assert recipe.priors["toy_prior"].options["temperature"] == 0.07
-    assert recipe.probes == {"toy_probe": {"pixels": 6}}
+    assert recipe.probes["toy_probe"].options == {"pixels": 6}
     assert recipe.optim == OptimSection()
 
 
@@ -401,3 +401,31 @@ def test_errors_raised_later_are_located_too(key, place):
     error = locate(UserError("is wrong", key), recipe)
     assert str(error) == place + (f"{key}: " if key else "") + "is wrong"
     assert str(locate(error, recipe)) == str(error)
+
+
+OWN_DATA = "probes: {elsewhere: {probe: toy_probe, split: validation, seeds: 3, data: {name: toy_rooms, root: other}}}"
+
+
+def test_a_probe_may_have_a_label_a_split_and_data_of_its_own(folder):
+    Path("r.yaml").write_text(changed("probes: {toy_probe: {pixels: 3}}", OWN_DATA))
+    recipe = load_recipe("r.yaml")
+    section = recipe.probes["elsewhere"]
+    assert (section.probe, section.split, section.seeds) == ("toy_probe", "validation", 3)
+    assert (section.data.name, section.data.size) == ("toy_rooms", None)
+    assert section.data.options["root"] == str(folder / "other")
+    assert build_recipe(recipe.to_dict()) == recipe
+    assert ("datasets", "toy_rooms", "probes.elsewhere.data.name") in set(recipe.uses())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("root: other", "rot: other", "probes.elsewhere.data.rot: unknown key, did you mean 'root'?"),
+        ("name: toy_rooms, root", "name: toy_room, root", "probes.elsewhere.data.name: unknown dataset 'toy_room'"),
+        ("split: validation", "split: train", "probes.elsewhere.split: "),
+        ("seeds: 3", "seeds: 0", "probes.elsewhere.seeds: "),
+        ("{name: toy_rooms, root: other}", "other", "probes.elsewhere.data: expected a section of keys, got "),
+    ],
+)
+def test_mistakes_in_a_probes_own_data_are_told_with_their_key(old, new, message):
+    assert message in message_of(changed("probes: {toy_probe: {pixels: 3}}", OWN_DATA.replace(old, new)))
