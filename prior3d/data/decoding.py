@@ -14,6 +14,7 @@ from prior3d.errors import DamagedFile
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
 _GREY_16_BIT = ("I;16", "I;16B", "I")  # "I" is what Pillow before 11 calls a 16-bit PNG
+_IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,6 +45,14 @@ def read_16bit(path: Path) -> np.ndarray:
         if picture.mode not in _GREY_16_BIT:
             raise ValueError(f"expected a 16-bit grey image, got mode {picture.mode}")
         return np.asarray(picture).astype(np.uint16)
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Return an image of one id per pixel, grey or by palette, as [h, w] integers: a palette's colours are ignored."""
+    with damage(path), Image.open(_intact(path)) as picture:
+        if picture.mode not in (*_GREY_16_BIT, *_IDS):
+            raise ValueError(f"expected one id per pixel (a grey image or one with a palette), got mode {picture.mode}")
+        return np.asarray(picture).astype(np.int32)
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -1,44 +1,25 @@
 """Plain images, from one folder or several, with pseudo-depth beside them where there is some."""
 
-import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from prior3d.data.dataset import Dataset, DataSpec, View
+from prior3d.data.dataset import DataSpec, View
 from prior3d.data.decoding import read_16bit, read_array, read_color
-from prior3d.data.listing import PathTable, list_files
+from prior3d.data.listing import list_files
+from prior3d.data.single_images import SingleImages, SplitFolders, endings_of, existing_folder, split_of
 from prior3d.errors import UserError
-from prior3d.randomness import generator
 
 PSEUDO_KINDS = ("depth", "disparity")
 """What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""
 
 _PSEUDO_EXTENSIONS = (".png", ".npy")
-_EPOCHS_KEPT = 2  # at the turn of an epoch, one worker's samples come from two
 
 
-@dataclass(frozen=True)
-class SplitFolders:
-    """The sub-folder of `root` that holds each split, where a split has a folder of its own.
-
-    Attributes:
-        train: sub-folder of the training images, such as `train`.
-        validation: that of the validation images, if there are any.
-        test: that of the test images, if there are any.
-    """
-
-    train: str
-    validation: str | None = None
-    test: str | None = None
-
-
-class ImageFolder(Dataset):
+class ImageFolder(SingleImages):
     """Images in folders, found recursively, each a sample of one view; no poses and no scenes beyond the folders.
 
     Every epoch shows each image once, in an order that follows from the seed and the epoch alone. Files and folders
@@ -73,43 +54,23 @@ class ImageFolder(Dataset):
         pseudo_kind: Literal["depth", "disparity"] | None = None,
     ) -> None:
         super().__init__(spec)
-        if spec.views > 1:
-            raise UserError(f"single images make samples of 1 view, got {spec.views}", "data.views")
         self.splits = _splits(folders, test_fraction, validation_fraction)
         if spec.split not in self.splits:
             raise UserError(
                 f"this data has no split {spec.split}: set this share or data.folders", f"data.{spec.split}_fraction"
             )
-        self._roots = _existing(_as_list(root), "data.root")
+        roots = _existing(_as_list(root), "data.root")
         self._pseudo_roots = _existing(_as_list(pseudo_depth), "data.pseudo_depth")
-        self._pseudo_kind = self._declared_kind(pseudo_kind)
+        self._pseudo_kind = self._declared_kind(pseudo_kind, len(roots))
         if self._pseudo_roots:
             self.provides = frozenset({"image", "pseudo_depth"})
-        self.scenes = _distinct_names(self._roots)
-        endings = tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)
+        self.scenes = _distinct_names(roots)
+        endings = endings_of(extensions)
         shares = test_fraction, validation_fraction
-        self._paths = [PathTable(self._list(root, endings, folders, shares)) for root in self._roots]
-        self._first = np.cumsum([0, *(len(paths) for paths in self._paths)])
-        self._orders: dict[int, torch.Tensor] = {}
+        self.hold(roots, [self._list(root, endings, folders, shares) for root in roots])
         if not len(self):
-            where = ", ".join(str(root) for root in self._roots)
+            where = ", ".join(str(root) for root in roots)
             raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {where}", "data.root")
-
-    def __len__(self) -> int:
-        """Return the number of images of this split."""
-        return int(self._first[-1])
-
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
-        """Decode the image of this draw; see `Dataset.sample`."""
-        epoch, position = divmod(draw, len(self))
-        number = int(self._order(epoch)[position])
-        scene = int(np.searchsorted(self._first, number, side="right")) - 1
-        frame = number - int(self._first[scene])
-        return [self.load(scene, frame, fields)]
-
-    def frame_count(self, scene: int) -> int:
-        """Return the number of images below one of the roots."""
-        return len(self._paths[scene])
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; see `Dataset.load`."""
@@ -119,10 +80,6 @@ class ImageFolder(Dataset):
             view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
             view.pseudo_kind = self._pseudo_kind
         return view
-
-    def path(self, scene: int, frame: int) -> Path:
-        """Return the file of an image, by the `scene` and `frame` of its view."""
-        return self._roots[scene] / self._paths[scene][frame]
 
     def verify(self) -> None:
         """Check that every image has its pseudo-depth."""
@@ -142,14 +99,6 @@ class ImageFolder(Dataset):
         pseudo = f", with pseudo-{PSEUDO_KINDS[self._pseudo_kind]}" if self._pseudo_roots else ""
         return [f"{len(self)} images of the split {self.spec.split}{pseudo} ({', '.join(counts)})"]
 
-    def _order(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._orders:
-            while len(self._orders) >= _EPOCHS_KEPT:
-                self._orders.pop(next(iter(self._orders)))
-            stream = generator("image_folder", self.spec.seed, epoch)
-            self._orders[epoch] = torch.randperm(len(self), generator=stream)
-        return self._orders[epoch]
-
     def _list(
         self, root: Path, endings: tuple[str, ...], folders: SplitFolders | None, shares: tuple[float, float]
     ) -> list[str]:
@@ -163,14 +112,14 @@ class ImageFolder(Dataset):
             return names
         return [name for name in names if split_of(name, *shares) == self.spec.split]
 
-    def _declared_kind(self, declared: str | None) -> int | None:
+    def _declared_kind(self, declared: str | None, roots: int) -> int | None:
         if not self._pseudo_roots:
             if declared is not None:
                 raise UserError("there is no data.pseudo_depth it could be the kind of", "data.pseudo_kind")
             return None
-        if len(self._pseudo_roots) != len(self._roots):
+        if len(self._pseudo_roots) != roots:
             raise UserError(
-                f"expected one folder for each of the {len(self._roots)} roots, got {len(self._pseudo_roots)}",
+                f"expected one folder for each of the {roots} roots, got {len(self._pseudo_roots)}",
                 "data.pseudo_depth",
             )
         kinds = {declared, *(_kind_in(root) for root in self._pseudo_roots)} - {None}
@@ -187,32 +136,14 @@ class ImageFolder(Dataset):
         return PSEUDO_KINDS.index(kinds.pop())
 
 
-def split_of(name: str, test_fraction: float, validation_fraction: float) -> str:
-    """Return the split of an image, from a hash of its path below the root.
-
-    Args:
-        name: path below the root.
-        test_fraction: share of the images in "test".
-        validation_fraction: share of the images in "validation".
-    """
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-    position = int.from_bytes(digest, "little") / 2**64
-    if position < test_fraction:
-        return "test"
-    return "validation" if position < test_fraction + validation_fraction else "train"
-
-
 def _as_list(roots: Path | list[Path] | None) -> list[Path]:
     if roots is None:
         return []
-    return [Path(root).expanduser() for root in (roots if isinstance(roots, list) else [roots])]
+    return roots if isinstance(roots, list) else [roots]
 
 
 def _existing(roots: list[Path], key: str) -> list[Path]:
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(f"no folder {root}", key)
-    return roots
+    return [existing_folder(root, key) for root in roots]
 
 
 def _distinct_names(roots: list[Path]) -> list[str]:

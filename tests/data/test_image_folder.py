@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from prior3d.data.dataset import DataSpec
-from prior3d.data.image_folder import ImageFolder, SplitFolders, split_of
+from prior3d.data.image_folder import ImageFolder, SplitFolders
+from prior3d.data.single_images import split_of
 from prior3d.errors import DamagedFile, UserError
 
 IMAGE = frozenset({"image"})

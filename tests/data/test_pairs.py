@@ -121,6 +121,7 @@ def test_bins_include_their_lower_edge():
         ({"samples": 0}, "samples"),
         ({"max_frames": 1}, "max_frames"),
         ({"max_angle": 0.0}, "max_angle"),
+        ({"views": "self", "geometry": "permuted"}, "views: self or geometry: permuted"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong, message):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prior3d.data.synthetic_rooms import fittings, furniture
+from prior3d.data.synthetic_rooms import fittings, furniture, on_walls
 from prior3d.data.synthetic_rooms.design import Design, Parts
 
 CLASSES = (
@@ -29,7 +29,9 @@ CLASSES = (
 )
 """Names of the semantic classes, by id."""
 
-VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Parts]]] = furniture.VARIANTS | fittings.VARIANTS
+VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Parts]]] = (
+    furniture.VARIANTS | fittings.VARIANTS | on_walls.VARIANTS
+)
 """Kind to variant to the function that draws it."""
 
 

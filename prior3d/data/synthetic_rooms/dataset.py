@@ -49,11 +49,11 @@ class SyntheticRooms(PosedDataset):
             to class; the tenth is any. Every class has colours of its own; 15 classes share the 12 patterns.
         families: "shared": all splits draw from all variants of furniture and all patterns of textures. "disjoint":
             each split has variants (at least one of every kind) and patterns (four: cloudy, gridded, striped, spotted)
-            of its own, so that tests show known kinds of things in unseen shapes under unseen patterns. Every split
-            has all classes. The same for all splits, as they cannot be otherwise, are floors, walls and ceilings,
-            which are the sides of a box, and the solids that furniture is made of; and so are sizes, lamps, walks and
-            colours. Correlated with disjoint families, a class has the same colours in all splits, and in each the
-            same one of that split's four kinds of patterns.
+            of its own, so that tests show known kinds of things in unseen shapes under unseen patterns. All classes
+            are drawn in every split (a single room may lack one). The same for all splits, as they cannot be
+            otherwise, are floors, walls and ceilings, which are the sides of a box, and the solids that furniture is
+            made of; and so are sizes, lamps, walks and colours. Correlated with disjoint families, a class has the
+            same colours in all splits, and in each the same one of that split's four kinds of patterns.
         content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
         pairs: which two views of a room make a pair.
         surface: how a room's surface is fused from its depth maps, for priors that read it.
@@ -159,7 +159,9 @@ class SyntheticRooms(PosedDataset):
         )
         room = draw_room(content, style_of(self.spec.split, **self._look))
         poses = room.trajectory.poses(self.frames)
-        sensor = draw_sensor(np.random.default_rng(exposures), self.frames, self.exposure, self.noise, self._seeds[scene])
+        sensor = draw_sensor(
+            np.random.default_rng(exposures), self.frames, self.exposure, self.noise, self._seeds[scene]
+        )
         camera = pinhole(self.spec.size, self.field_of_view)
         rendering = render(room, poses, camera, self.spec.size, sensor, self.highlights)
         np.save(folder / "world_from_camera.npy", poses)

@@ -28,6 +28,15 @@ def _table_panels(rng: np.random.Generator) -> Parts:
     return [box((-x, -y, h - 0.05), (x, y, h)), *sides, back]
 
 
+def _table_trestles(rng: np.random.Generator) -> Parts:
+    w, d, h = rng.uniform((1.2, 0.65, 0.7), (1.8, 0.9, 0.78))
+    x, y = w * 0.36, d / 2
+    top = box((-w / 2, -y, h - 0.04), (w / 2, y, h))
+    bars = [box((a - 0.04, -y * 0.9, z), (a + 0.04, y * 0.9, z + 0.06), 1) for a in (-x, x) for z in (0.0, h - 0.1)]
+    uprights = [box((a - 0.04, -0.14, 0.06), (a + 0.04, 0.14, h - 0.1), 1) for a in (-x, x)]
+    return [top, *bars, *uprights, box((-x, -0.03, h * 0.35), (x, 0.03, h * 0.35 + 0.1), 1)]
+
+
 def _chair_four_legs(rng: np.random.Generator) -> Parts:
     w, h, back = rng.uniform((0.42, 0.42, 0.8), (0.52, 0.5, 1.0))
     x = w / 2
@@ -56,6 +65,15 @@ def _chair_swivel(rng: np.random.Generator) -> Parts:
     return [seat, rest, spine, post(0, 0, 0.03, h - 0.09, 0.035, 1), *feet]
 
 
+def _chair_shell(rng: np.random.Generator) -> Parts:
+    w, h, back = rng.uniform((0.48, 0.38, 0.72), (0.58, 0.44, 0.85))
+    x = w / 2
+    seat, rest = ball((0, 0.02, h), (x, x - 0.02, 0.1)), ball((0, -x + 0.08, (h + back) / 2), (x, 0.08, (back - h) / 2))
+    arms = [ball((a, 0, h + 0.12), (0.05, x - 0.04, 0.06)) for a in (-x + 0.05, x - 0.05)]
+    legs = [post(a * x, b * x, 0, h, 0.02, 1) for a in (-0.65, 0.65) for b in (-0.65, 0.65)]
+    return [seat, rest, *arms, *legs]
+
+
 def _sofa_arms(rng: np.random.Generator) -> Parts:
     w, d, h = rng.uniform((1.5, 0.8, 0.72), (2.1, 0.95, 0.88))
     x, y, arm, count = w / 2, d / 2, 0.2, int(rng.integers(2, 4))
@@ -72,6 +90,16 @@ def _sofa_bolsters(rng: np.random.Generator) -> Parts:
     seat, back = box((-x, -y, 0.14), (x, y, 0.42)), box((-x, -y, 0.42), (x, -y + 0.15, h))
     bolsters = [ball((a, -y + 0.4, 0.54), (0.13, 0.32, 0.13), 1) for a in (-x + 0.15, x - 0.15)]
     return [seat, back, *bolsters, *legs(w, d, 0.14, 0.07, 1)]
+
+
+def _sofa_corner(rng: np.random.Generator) -> Parts:
+    w, d, h = rng.uniform((1.7, 0.8, 0.7), (2.2, 0.9, 0.82))
+    x, y, lounge, side = w / 2, d / 2, rng.uniform(1.3, 1.6), rng.choice([-1, 1])
+    low, high = sorted((side * x, side * (x - 0.8)))
+    seat, longer = box((-x, -y, 0.05), (x, y, 0.4)), box((low, y, 0.05), (high, -y + lounge, 0.4))
+    back, arm = box((-x, -y, 0.4), (x, -y + 0.2, h)), sorted((-side * x, -side * (x - 0.18)))
+    cushions = [ball((a, -y + 0.32, 0.55), (0.24, 0.11, 0.19), 1) for a in np.linspace(-x + 0.45, x - 0.45, 3)]
+    return [seat, longer, back, box((arm[0], -y + 0.2, 0.4), (arm[1], y, 0.56)), *cushions]
 
 
 def _bed_headboard(rng: np.random.Generator) -> Parts:
@@ -95,10 +123,27 @@ def _bed_platform(rng: np.random.Generator) -> Parts:
     return [body, mattress, roll, box((-x - 0.01, y - 0.7, h * 0.5), (x + 0.01, y - 0.1, h + 0.02), 2)]
 
 
+def _bed_posts(rng: np.random.Generator) -> Parts:
+    w, d, h = rng.uniform((1.0, 1.85, 0.75), (1.6, 2.05, 0.95))
+    x, y, foot = w / 2, d / 2, h * 0.8
+    ends = [(-y + 0.04, h), (y - 0.04, foot)]
+    posts = [post(a, b, 0, top, 0.04) for a in (-x + 0.04, x - 0.04) for b, top in ends]
+    knobs = [ball((a, b, top + 0.03), (0.06, 0.06, 0.06), 2) for a in (-x + 0.04, x - 0.04) for b, top in ends]
+    bars = [box((-x, b - 0.02, z * top - 0.06), (x, b + 0.02, z * top)) for b, top in ends for z in (0.78, 0.97)]
+    frame, mattress = box((-x, -y, 0.22), (x, y, 0.34)), box((-x + 0.04, -y + 0.08, 0.34), (x - 0.04, y - 0.08, 0.5), 1)
+    pillow = box((-x * 0.7, -y + 0.1, 0.5), (x * 0.7, -y + 0.45, 0.61), 2)
+    return [frame, mattress, pillow, *posts, *knobs, *bars, box((-x - 0.01, -0.1, 0.3), (x + 0.01, y * 0.7, 0.52), 2)]
+
+
 VARIANTS = {
-    "table": {"four_legs": _table_four_legs, "pedestal": _table_pedestal, "panels": _table_panels},
-    "chair": {"four_legs": _chair_four_legs, "slats": _chair_slats, "swivel": _chair_swivel},
-    "sofa": {"arms": _sofa_arms, "bolsters": _sofa_bolsters},
-    "bed": {"headboard": _bed_headboard, "platform": _bed_platform},
+    "table": {
+        "four_legs": _table_four_legs,
+        "pedestal": _table_pedestal,
+        "panels": _table_panels,
+        "trestles": _table_trestles,
+    },
+    "chair": {"four_legs": _chair_four_legs, "slats": _chair_slats, "swivel": _chair_swivel, "shell": _chair_shell},
+    "sofa": {"arms": _sofa_arms, "bolsters": _sofa_bolsters, "corner": _sofa_corner},
+    "bed": {"headboard": _bed_headboard, "platform": _bed_platform, "posts": _bed_posts},
 }
 """Kind to variant to the function that draws it."""

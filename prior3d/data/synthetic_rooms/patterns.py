@@ -9,7 +9,6 @@ from torch import Tensor
 from prior3d.data.synthetic_rooms.primitives import dot
 
 
-
 def _sine(turns: Tensor) -> Tensor:
     return torch.sin(2 * math.pi * turns)
 

@@ -1,4 +1,4 @@
-"""What the rooms of a split are made of and covered with: their own shapes and patterns or everyone's, and the palettes."""
+"""What the rooms of a split are made of and covered with: shapes and patterns of its own or everyone's; palettes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ CORRELATION = 0.9
 
 PALETTES: dict[str, tuple[str, str]] = {
     "floor": ("8a5a33", "b98a5a"),
-    "wall": ("e6dcc3", "cfc3a6"),
-    "ceiling": ("f4f4f0", "dcdfe2"),
+    "wall": ("c9bfa4", "aa9f84"),
+    "ceiling": ("d2d4d6", "b4b8bc"),
     "door": ("f0ead8", "a08060"),
     "window": ("a9d4f2", "e9f4fb"),
     "picture": ("b03028", "e8b23a"),
@@ -27,7 +27,7 @@ PALETTES: dict[str, tuple[str, str]] = {
     "chair": ("d9722b", "8c3f12"),
     "sofa": ("46618f", "8499bf"),
     "bed": ("d9c7dd", "8f6f9e"),
-    "shelf": ("5b3a24", "36241a"),
+    "shelf": ("7a4a2c", "3a241a"),
     "cabinet": ("8f9a8c", "5d6a5e"),
     "lamp": ("f3dd6b", "c9a52a"),
     "plant": ("3f7d35", "7fb04f"),
@@ -67,7 +67,9 @@ class Style:
         return draw_texture(rng, self.families, world_from_piece)
 
 
-def style_of(split: Split, families: Literal["shared", "disjoint"], texture: Literal["independent", "correlated"]) -> Style:
+def style_of(
+    split: Split, families: Literal["shared", "disjoint"], texture: Literal["independent", "correlated"]
+) -> Style:
     """Return the style of a split's rooms; see `SyntheticRooms` for the options."""
     correlated = texture == "correlated"
     if families == "shared":

@@ -1,0 +1,120 @@
+"""k-means of each model's own features, with colours matched between models by the pixels that clusters share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+_ATTEMPTS = 8
+"""Starts of k-means, of which the one with the least distance is kept."""
+
+
+@dataclass(frozen=True)
+class MatchedClusters:
+    """Clusters of several models, numbered alike.
+
+    Attributes:
+        means: by model, the mean feature [C]: distances are computed from it, where float32 is exact enough.
+        centres: by model, [k, C] less the mean; row i has the number i of the first model's most similar cluster.
+        agreement: by model, the share of pixels that have the first model's number, 0..1.
+    """
+
+    means: Mapping[str, Tensor]
+    centres: Mapping[str, Tensor]
+    agreement: Mapping[str, float]
+
+    def labels(self, name: str, features: Tensor) -> np.ndarray:
+        """Return the cluster numbers [h, w] of the features [C, h, w] of a model."""
+        rows = features.flatten(1).T - self.means[name]
+        return _nearest(rows, self.centres[name]).unflatten(0, features.shape[1:]).numpy()
+
+
+def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -> MatchedClusters:
+    """Cluster the features of each model and number the clusters by those of the first model, largest first.
+
+    Clusters are matched one to one so that as many pixels as possible keep their number; one without a counterpart
+    takes a number that is left over, so `agreement` has to be read with the picture.
+
+    Args:
+        samples: by model, the features [R, C] of the same R pixels in the same order; C may differ.
+        k: clusters of each model.
+        seed: of the first centres; the same pixels for all models.
+    """
+    rows = next(iter(samples.values())).shape[0]
+    if not 2 <= k <= rows:
+        raise ValueError(f"expected 2 to {rows} clusters (as many as pixels), got {k}")
+    means, centres, agreement, reference = {}, {}, {}, None
+    for name, sample in samples.items():
+        means[name] = sample.mean(0)
+        found = _cluster(sample - means[name], k, seed)
+        labels = _nearest(sample - means[name], found)
+        if reference is None:
+            order = labels.bincount(minlength=k).argsort(descending=True, stable=True).tolist()
+        else:
+            order = assign(_overlaps(reference, labels, k).tolist())
+        centres[name] = found[order]
+        numbers = torch.empty(k, dtype=torch.long).index_copy_(0, torch.tensor(order), torch.arange(k))[labels]
+        reference = numbers if reference is None else reference
+        agreement[name] = float((numbers == reference).float().mean())
+    return MatchedClusters(means, centres, agreement)
+
+
+def assign(gains: Sequence[Sequence[float]]) -> list[int]:
+    """Give each row of a square table a column of its own so that the sum of the gains is largest.
+
+    Args:
+        gains: n rows of n numbers.
+
+    Returns:
+        The column of each row.
+
+    Reference:
+        Kuhn, 1955, and Munkres, 1957, in the form with shortest augmenting paths of Jonker and Volgenant, Computing
+        38, 1987: rows are added one by one; O(n^3).
+    """
+    count = len(gains)
+    row_price, column_price = [0.0] * count, [0.0] * count
+    row_of: list[int | None] = [None] * count
+    for start in range(count):
+        # Distances from `start` to columns in costs reduced by the prices, which are never negative (Dijkstra).
+        distance, previous = [float("inf")] * count, [-1] * count
+        done: list[int] = []
+        row, reached, column = start, 0.0, -1
+        while row is not None:
+            for other in set(range(count)) - set(done):
+                reduced = reached - gains[row][other] - row_price[row] - column_price[other]
+                if reduced < distance[other]:
+                    distance[other], previous[other] = reduced, column
+            column = min(set(range(count)) - set(done), key=distance.__getitem__)
+            reached, row = distance[column], row_of[column]
+            done.append(column)
+        row_price[start] += reached
+        for other in done[:-1]:
+            row_price[row_of[other]] += reached - distance[other]
+            column_price[other] -= reached - distance[other]
+        while column >= 0:  # along the path, each column takes the row of the one before
+            before = previous[column]
+            row_of[column] = start if before < 0 else row_of[before]
+            column = before
+    columns = [0] * count
+    for column, row in enumerate(row_of):
+        columns[row] = column
+    return columns
+
+
+def _overlaps(first: Tensor, second: Tensor, k: int) -> Tensor:
+    """Return [k, k]: pixels with number i in the first and j in the second."""
+    return (first * k + second).bincount(minlength=k * k).reshape(k, k)
+
+
+def _cluster(rows: Tensor, k: int, seed: int) -> Tensor:
+    means = faiss.Kmeans(rows.shape[1], k, niter=50, nredo=_ATTEMPTS, seed=seed, min_points_per_centroid=1)
+    means.train(np.ascontiguousarray(rows.numpy()))
+    return torch.from_numpy(means.centroids.reshape(k, -1).copy())
+
+
+def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    return (centres.square().sum(1) - 2 * rows @ centres.T).argmin(1)

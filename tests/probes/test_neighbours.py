@@ -1,0 +1,90 @@
+"""Nearest neighbours against brute force, votes against a count by hand."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prior3d.errors import UserError
+from prior3d.probes.neighbours import nearest, vote
+from prior3d.randomness import generator
+
+
+def unit_rows(count, channels=16, stream="rows"):
+    return F.normalize(torch.randn(count, channels, generator=generator(stream)), dim=1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "faiss", "torch"])
+@pytest.mark.parametrize("queries", [1, 7, 300])  # FAISS takes other code below 20 queries
+def test_equals_brute_force(engine, queries):
+    memory, asked = unit_rows(500), unit_rows(queries, stream="queries")
+    products = (asked.double()[:, None] * memory.double()[None]).sum(-1)
+    expected = products.argsort(1, descending=True)[:, :9]
+    similarities, rows = nearest(memory, asked, 9, engine)
+    assert rows.dtype == torch.int64
+    assert torch.equal(rows, expected)
+    assert similarities.dtype == torch.float32
+    torch.testing.assert_close(similarities.double(), products.gather(1, expected), rtol=0, atol=1e-6)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    memory, asked = unit_rows(50), unit_rows(33, stream="queries")
+    whole = nearest(memory, asked, 3, "torch")
+    monkeypatch.setattr("prior3d.probes.neighbours._CHUNK", 200)
+    in_chunks = nearest(memory, asked, 3, "torch")
+    assert torch.equal(whole[1], in_chunks[1])
+
+
+@pytest.mark.parametrize("engine", ["faiss", "torch"])
+def test_a_small_memory_gives_fewer_neighbours_and_no_query_none(engine):
+    similarities, rows = nearest(unit_rows(3), unit_rows(5), 20, engine)
+    assert similarities.shape == rows.shape == (5, 3)
+    assert rows.min() >= 0
+    assert nearest(unit_rows(3), unit_rows(5)[:0], 2, engine)[1].shape == (0, 2)
+
+
+def test_half_precision_and_strided_rows_are_taken():
+    memory = unit_rows(40).half()
+    similarities, rows = nearest(memory, memory[::2], 1)
+    assert torch.equal(rows[:, 0], torch.arange(0, 40, 2))
+    assert similarities.min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("memory", "queries", "k"), [((4, 3), (2, 5), 1), ((4, 3), (2, 3), 0), ((0, 3), (2, 3), 1), ((3,), (2, 3), 1)]
+)
+def test_refuses_what_does_not_fit(memory, queries, k):
+    with pytest.raises(ValueError, match="expected"):
+        nearest(torch.zeros(memory), torch.zeros(queries), k)
+
+
+def test_votes_are_softmax_weights_summed_by_class():
+    similarities = torch.tensor([[0.9, 0.5, 0.5]])
+    labels = torch.tensor([[2, 0, 0]])
+    weights = torch.tensor([0.9, 0.5, 0.5]).div(0.2).exp()
+    expected = torch.tensor([[weights[1] + weights[2], 0.0, weights[0]]]) / weights.sum()
+    torch.testing.assert_close(vote(similarities, labels, 3, temperature=0.2), expected)
+
+
+def test_a_low_temperature_follows_the_nearest_and_a_high_one_the_majority():
+    similarities, labels = torch.tensor([[0.9, 0.8, 0.8]]), torch.tensor([[1, 0, 0]])
+    assert vote(similarities, labels, 2, temperature=0.01).argmax() == 1
+    assert vote(similarities, labels, 2, temperature=10.0).argmax() == 0
+
+
+def test_without_faiss_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        nearest(unit_rows(3), unit_rows(2), 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_as_on_the_cpu():
+    memory, asked = unit_rows(3000, 64), unit_rows(400, 64, "queries")
+    similarities, rows = nearest(memory.cuda(), asked.cuda(), 5)
+    expected, expected_rows = nearest(memory, asked, 5)
+    assert rows.device.type == "cuda"
+    torch.testing.assert_close(similarities.cpu(), expected, rtol=0, atol=1e-5)
+    assert (rows.cpu() == expected_rows).float().mean() > 0.999
