@@ -1,0 +1,52 @@
+"""Losses on the logarithm of predicted over true depth, where the truth is known."""
+
+import torch
+from torch import Tensor
+
+_FORGIVEN = 0.85
+"""Share of the squared mean error that the scale-invariant loss leaves out."""
+
+
+def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
+    """Return the scale-invariant logarithmic loss over the known pixels of a batch; 0 where there are none.
+
+    Args:
+        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        known: [n, H, W] bool; other pixels may hold anything.
+
+    Reference:
+        Eigen et al., 2014, arXiv 1406.2283, in the form of Bhat et al., 2020, arXiv 2011.14141, without its factor 10.
+    """
+    count = known.sum().clamp_min(1)
+    mean = torch.where(known, log_ratio, 0).sum() / count
+    variance = torch.where(known, log_ratio - mean, 0).square().sum() / count
+    squared = variance + (1 - _FORGIVEN) * mean.square()
+    floor = 1e-8  # the root has no slope at 0
+    return (squared + floor).sqrt() - floor**0.5
+
+
+def gradient_loss(log_ratio: Tensor, known: Tensor, scales: int = 4) -> Tensor:
+    """Return how much the slopes of predicted log depth differ from the true ones, over several scales.
+
+    The mean absolute difference of the ratio between horizontal neighbours, plus that between vertical ones, summed
+    over scales that keep every pixel, every second, every fourth and so on. Pairs count where both pixels are known.
+    It is 0 exactly where the prediction is the truth times a constant in each connected region.
+
+    Args:
+        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        known: [n, H, W] bool; other pixels may hold anything.
+        scales: how many.
+
+    Reference:
+        Li and Snavely, 2018, arXiv 1804.00607 (MegaDepth), as DINOv2 and FiT3D mean to use it. The code of FiT3D takes
+        differences along the axes of images and channels instead of rows and columns, which makes it 0.
+    """
+    error = torch.where(known, log_ratio, 0)
+    total = error.flatten()[:0].sum()
+    for step in (2**scale for scale in range(scales)):
+        coarse, valid = error[:, ::step, ::step], known[:, ::step, ::step]
+        for axis in (1, 2):
+            rest = coarse.shape[axis] - 1
+            both = valid.narrow(axis, 1, rest) & valid.narrow(axis, 0, rest)
+            total = total + (coarse.diff(dim=axis).abs() * both).sum() / both.sum().clamp_min(1)
+    return total

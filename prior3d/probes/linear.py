@@ -1,0 +1,196 @@
+"""Linear heads on frozen feature maps: standardise the channels, then one linear map; trained on batches of images."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.geometry import full_precision
+from prior3d.probes.models import FrozenModel, concatenate
+from prior3d.probes.probe_data import Array, Part, ProbeData
+from prior3d.randomness import generator
+
+MapKind = Literal["dense", "encoder"]
+"""Features with a place for every cell of the image: see `prior3d.probes.models.Kind`."""
+
+_STATISTICS_IMAGES = 512
+"""Training images, evenly spaced, whose mean and spread the channels are standardised by."""
+
+_NUMBERS = 2**25
+"""Numbers a prediction at full resolution may take at a time: 128 MiB."""
+
+_WEIGHT_DECAY = 1e-3
+_INITIAL = 0.01
+"""Standard deviation of the initial weights."""
+
+_WARMUP = 0.05
+"""Share of the steps over which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a head is trained: AdamW, the learning rate rising briefly and then falling to 0 along a cosine.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: images per step.
+        lr: highest learning rate for features of up to 64 channels; with C channels it is 64 / C times that, since a
+            step of Adam moves a sum over C channels by up to C times as much as each of its weights.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+
+    def at(self, step: int, channels: int) -> float:
+        """Return the learning rate of a step."""
+        warmup = _WARMUP * self.steps
+        falling = 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / max(self.steps - warmup, 1)))
+        return self.lr * min(1.0, 64 / channels) * min(1.0, (step + 1) / max(warmup, 1)) * falling
+
+
+class FrozenMaps:
+    """The feature maps of one part of the data, those of several backbones side by side; rows go to the device."""
+
+    def __init__(self, model: FrozenModel, data: ProbeData, part: Part, kind: MapKind) -> None:
+        self.device = model.device
+        self._parts: tuple[Array, ...] = data.features(model, part, kind)
+        self.channels = sum(part.shape[1] for part in self._parts)
+        self.size: tuple[int, int] = self._parts[0].shape[-2:]
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def take(self, rows: Tensor, unit_length: bool = False) -> Tensor:
+        """Return the maps of images [n, C, h, w] in float32, of unit length along the channels if asked."""
+        return concatenate([part.take(rows, self.device).float() for part in self._parts], unit_length)
+
+    def batches(self, numbers_each: int) -> Iterator[Tensor]:
+        """Yield the rows of all images in order, as many at a time as memory allows for so many numbers per image."""
+        yield from torch.arange(len(self)).split(max(1, min(64, _NUMBERS // numbers_each)))
+
+
+class LinearHead(nn.Module):
+    """Channels, standardised, to outputs, at each cell on its own: batch normalisation and a 1 x 1 convolution.
+
+    The normalisation has no scale and shift of its own, which the linear map makes superfluous, and its statistics are
+    those of the training part, computed once: batches of a few images would only blur them. Channels that never vary
+    say nothing, and become 0.
+
+    Args:
+        mean: of each channel, [C].
+        std: of each channel, [C].
+        bias: numbers per cell that the linear map gives at first, [K].
+        activate: these numbers [n, h, w, K] to what is predicted of each cell, [n, h, w, *].
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, bias: Tensor, activate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        # half precision has 11 bits: what varies by less than this share of the mean is rounding
+        varies = std > 1e-4 * mean.abs() + 1e-30
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", torch.where(varies, 1 / std, 0).float())
+        self.weight = nn.Parameter(torch.zeros(len(bias), len(mean), device=mean.device))
+        self.bias = nn.Parameter(bias.detach().clone().float().to(mean.device))
+        self.activate = activate
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict from features [n, C, h, w], on their grid."""
+        with full_precision(features.device):
+            cells = (features.movedim(1, -1) - self.mean) * self.scale
+            return self.activate(F.linear(cells, self.weight, self.bias)).movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a head is fitted to.
+
+    Attributes:
+        name: of the probe: with the seed it decides initial weights and order, alike for every model.
+        bias: numbers [K] that the linear map gives at first, before it has seen a feature: what is right on average.
+            Starting far from it costs more steps than the rest of the training.
+        truth: rows [n] of training images to their labels [n, ..., H, W], on the device of the features.
+        loss: predictions [n, *, h', w'] and labels [n, ..., h', w'] to a scalar.
+        activate: see `LinearHead`.
+    """
+
+    name: str
+    bias: Tensor
+    truth: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    activate: Callable[[Tensor], Tensor] = nn.Identity()  # noqa: RUF009  (it has no state)
+
+    def fit(self, features: FrozenMaps, schedule: Schedule, seed: int) -> LinearHead:
+        """Train a head on features of the training part; nothing else gets a gradient.
+
+        The loss is taken at every other half cell or so, at other pixels in each step: a prediction interpolated
+        between cells has no finer detail, and upsampling it to all pixels takes most of the time.
+        """
+        with full_precision(features.device):
+            head = LinearHead(*_statistics(features), self.bias, self.activate)
+            with torch.no_grad():
+                start = torch.randn(head.weight.shape, generator=generator(self.name, "head", seed))
+                head.weight.copy_(_INITIAL * start)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=_WEIGHT_DECAY)
+            choice = generator(self.name, "order", seed)
+            with torch.enable_grad():
+                for step, rows in enumerate(_order(len(features), schedule, choice)):
+                    optimizer.param_groups[0]["lr"] = schedule.at(step, features.channels)
+                    optimizer.zero_grad(set_to_none=True)
+                    self._loss(head(features.take(rows)), self.truth(rows), choice).backward()
+                    optimizer.step()
+        return head.requires_grad_(False)
+
+    def _loss(self, predicted: Tensor, truth: Tensor, choice: torch.Generator) -> Tensor:
+        spacing = [max(1, round(whole / cells / 2)) for whole, cells in _sides(truth, predicted)]
+        y, x = (
+            torch.arange(int(torch.randint(apart, (), generator=choice)), side, apart, device=truth.device)
+            for side, apart in zip(truth.shape[-2:], spacing, strict=True)
+        )
+        return self.loss(at_pixels(predicted, truth.shape[-2:], y, x), truth[..., y, :][..., x])
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring maps [n, K, h, w] to the size of the labels, bilinearly."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def at_pixels(maps: Tensor, size: Sequence[int], y: Tensor, x: Tensor) -> Tensor:
+    """Upsample maps [n, K, h, w] to a size, but only its rows `y` and columns `x`: [n, K, len(y), len(x)]."""
+    down, across = (
+        # how much of each cell a pixel takes: products, unlike samplers, add up in the same order every time on a GPU
+        F.interpolate(torch.eye(cells, device=maps.device)[None], side, mode="linear", align_corners=False)[0].T[chosen]
+        for cells, side, chosen in zip(maps.shape[-2:], size, (y, x), strict=True)
+    )
+    return down @ maps @ across.T
+
+
+def _sides(truth: Tensor, predicted: Tensor) -> Iterator[tuple[int, int]]:
+    return zip(truth.shape[-2:], predicted.shape[-2:], strict=True)
+
+
+@torch.no_grad()
+def _statistics(features: FrozenMaps) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation [C] of the channels, in float64."""
+    count = min(_STATISTICS_IMAGES, len(features))
+    rows = torch.linspace(0, len(features) - 1, count).round().long()
+    total, squares = torch.zeros(2, features.channels, dtype=torch.float64, device=features.device)
+    for chosen in rows.split(32):
+        maps = features.take(chosen).double()
+        total += maps.sum((0, 2, 3))
+        squares += maps.square().sum((0, 2, 3))
+    cells = count * features.size[0] * features.size[1]
+    mean = total / cells
+    return mean, (squares / cells - mean.square()).clamp_min(0).sqrt()
+
+
+def _order(images: int, schedule: Schedule, choice: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of each step: all images in a new order, again and again."""
+    batch = min(schedule.batch, images)
+    epochs = -(-schedule.steps * batch // images)
+    order = torch.cat([torch.randperm(images, generator=choice) for _ in range(epochs)])
+    yield from order[: schedule.steps * batch].split(batch)

@@ -1,0 +1,155 @@
+"""Figures of what heads predict: a row for each image; columns for the image, the truth and each model."""
+
+import colorsys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from prior3d.figures import panels, to_picture
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.probe_data import ProbeData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_IMAGES = 3
+"""Rows of a figure."""
+
+_OPACITY = 0.65
+_MOST_NAMES = 24
+"""Classes that the legend names, those with the most pixels."""
+
+
+class KeptPredictions:
+    """Predictions for a few held-out images, kept from a measurement until its model is gone."""
+
+    def __init__(self) -> None:
+        self._of: WeakKeyDictionary[FrozenModel, Tensor] = WeakKeyDictionary()
+
+    def rows(self, data: ProbeData) -> Tensor:
+        """Return the rows of the held-out images that are shown, evenly spaced."""
+        count = len(data.frames["held_out"])
+        shown = min(_IMAGES, count)
+        return ((torch.arange(shown) + 0.5) * count / shown).long()
+
+    def put(self, model: FrozenModel, predictions: Tensor) -> None:
+        """Keep the predictions of a model for these rows."""
+        self._of[model] = predictions.cpu()
+
+    def of(self, models: Mapping[str, FrozenModel], measure: Callable[[FrozenModel], object]) -> dict[str, Tensor]:
+        """Return the predictions of models by name; what has none yet is measured."""
+        for model in models.values():
+            if model not in self._of:
+                measure(model)
+        return {name: self._of[model] for name, model in models.items()}
+
+
+class Panel(NamedTuple):
+    """What a column shows of each image, and how."""
+
+    values: Tensor | Sequence[np.ndarray]
+    show: "Callable[[Axes, np.ndarray, int], None]"
+
+
+def draw_side_by_side(images: Tensor, columns: Mapping[str, Panel]) -> "Figure":
+    """Draw images and, beside each, what belongs to it.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        columns: title to the N things to show, each with the number of its row.
+    """
+    figure, axes = panels(len(images), 1 + len(columns))
+    for row, image in enumerate(images):
+        axes[row][0].imshow(to_picture(image))
+        for axis, panel in zip(axes[row][1:], columns.values(), strict=True):
+            panel.show(axis, np.asarray(panel.values[row]), row)
+    for axis, title in zip(axes[0], ("image", *columns), strict=True):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def draw_classes(
+    images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor], names: Sequence[str], ignore: int
+) -> "Figure":
+    """Draw class maps over the images, their names beneath.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        truth: [N, H, W] class ids.
+        predicted: title to [N, H, W] class ids.
+        names: of the classes, by id; empty for numbers.
+        ignore: class id that is left uncoloured.
+    """
+    grey = images.mean(1).clamp(0, 1).numpy()
+    colours = class_colours(256)
+
+    def show(axis: "Axes", classes: np.ndarray, row: int) -> None:
+        weight = np.where(classes == ignore, 0, _OPACITY)[..., None]
+        axis.imshow((1 - weight) * grey[row][..., None] + weight * colours[classes])
+
+    maps = {"truth": truth, **predicted}
+    figure = draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+    counts = torch.stack([torch.bincount(values.flatten().int(), minlength=256) for values in maps.values()]).sum(0)
+    counts[ignore] = 0
+    most = [index for index in counts.argsort(descending=True)[:_MOST_NAMES].tolist() if counts[index]]
+    entries = [Patch(color=colours[index], label=names[index] if names else str(index)) for index in sorted(most)]
+    figure.legend(handles=entries, loc="outside lower center", ncols=2 * (1 + len(maps)), fontsize=7, frameon=False)
+    return figure
+
+
+def draw_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
+    """Draw depth maps in metres, those of one image on one scale, that of the truth.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        truth: [N, H, W] metres, 0 = unknown.
+        predicted: title to [N, H, W] metres.
+    """
+    limits = [(float(d[d > 0].min()), float(d[d > 0].max())) if (d > 0).any() else (0.0, 1.0) for d in truth]
+
+    def show(axis: "Axes", depth: np.ndarray, row: int) -> None:
+        low, high = limits[row]
+        axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)
+
+    maps = {"truth": truth.float(), **{title: values.float() for title, values in predicted.items()}}
+    figure = draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+    columns, axes = 1 + len(maps), list(figure.axes)
+    for row in range(len(images)):
+        shown = axes[row * columns + 1].images[0]
+        bar = figure.colorbar(shown, ax=axes[row * columns : (row + 1) * columns], fraction=0.02, pad=0.005)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("depth, m", fontsize=7)
+    return figure
+
+
+def draw_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
+    """Draw normals as colours: red to the right, green up, blue towards the camera; unknown ones white.
+
+    Args:
+        images: [N, 3, H, W] in 0..1.
+        truth: [N, 3, H, W] camera axes (x right, y down, z forward), 0 = unknown.
+        predicted: title to [N, 3, H, W].
+    """
+
+    def show(axis: "Axes", normals: np.ndarray, row: int) -> None:
+        colours = 0.5 + 0.5 * normals.transpose(1, 2, 0) * (1, -1, -1)
+        axis.imshow(np.where((normals == 0).all(0)[..., None], 1.0, colours.clip(0, 1)))
+
+    maps = {"truth": truth.float(), **{title: values.float() for title, values in predicted.items()}}
+    return draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Return colours [count, 3] in 0..1 that differ most between neighbouring ids."""
+    golden = 0.618034
+    rows = [
+        colorsys.hsv_to_rgb(index * golden % 1, (0.85, 0.5, 0.7)[index // 3 % 3], (0.95, 0.65, 0.8)[index % 3])
+        for index in range(count)
+    ]
+    return np.array(rows)
