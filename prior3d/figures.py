@@ -3,11 +3,12 @@
 Every function returns a matplotlib Figure made without pyplot: no global state, safe in threads and workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
@@ -53,6 +54,38 @@ def draw_matches(
         left.plot(*from_a, "o", color=color, ms=2.5)
         right.plot(*to_b, "o", color=color, ms=2.5)
     left.set_title(f"{len(pixels_a)} matches, {len(chosen)} drawn", fontsize=8)
+    return figure
+
+
+def draw_judged_matches(
+    pairs: Sequence[Tensor],
+    judged: Mapping[str, Sequence[tuple[Tensor, Tensor, Tensor]]],
+    titles: Sequence[str],
+    shown: int = 25,
+) -> Figure:
+    """Draw matches of several pairs of views, a row per pair and a column per model: right ones green, wrong ones red.
+
+    Args:
+        pairs: images [2, 3, H, W] in 0..1 of each pair.
+        judged: model to matches in each pair: pixels [M, 2] in the one view, in the other, and whether right [M].
+        titles: of the pairs.
+        shown: matches drawn of each, the first ones.
+    """
+    figure, axes = panels(len(pairs), len(judged), width=2.1, height=0.9)
+    for column, (name, matches) in enumerate(judged.items()):
+        for row, (images, (pixels_a, pixels_b, right)) in enumerate(zip(pairs, matches, strict=True)):
+            axis, across = axes[row][column], images.shape[-1] * 1.03
+            height, width = images.shape[-2:]
+            for image, left in zip(images, (0, across), strict=True):
+                grey = to_picture(image).mean(-1)  # so that the colours of the lines stand out
+                axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
+            ends = torch.stack([pixels_a, pixels_b + pixels_b.new_tensor([across, 0])], 1).float().cpu().numpy()
+            for (start, end), is_right in [*zip(ends, right.tolist(), strict=True)][:shown]:
+                color = "#2ee62e" if is_right else "#ff3030"
+                axis.plot(*zip(start, end, strict=True), "-o", color=color, lw=0.8, ms=2.2, alpha=0.9)
+            axis.set(xlim=(0, across + width), ylim=(height, 0), frame_on=False)
+            share = f"{100 * right.float().mean():.0f} % of {len(right)} right" if len(right) else "nothing in common"
+            axis.set_title(f"{name}: {share}, {titles[row]}", fontsize=8)
     return figure
 
 
@@ -110,14 +143,21 @@ def to_picture(image: Tensor) -> np.ndarray:
     return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def panels(rows: int, columns: int) -> "tuple[Figure, list[list[Axes]]]":
-    """Make a figure of rows x columns panels without ticks."""
-    figure = Figure(figsize=(_INCHES * columns * 1.25, _INCHES * rows), layout="constrained", dpi=100)
+def panels(rows: int, columns: int, width: float = 1.25, height: float = 1.0) -> "tuple[Figure, list[list[Axes]]]":
+    """Make a figure of rows x columns panels without ticks, each of a size relative to the usual one."""
+    figure = Figure(figsize=(_INCHES * columns * width, _INCHES * rows * height), layout="constrained", dpi=100)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
     return figure, axes.tolist()
+
+
+def render(figure: Figure) -> np.ndarray:
+    """Return a figure as an array [H, W, 3] of bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _hue(position: float) -> tuple[float, float, float]:

@@ -1,178 +1,232 @@
-"""Multi-view matching: is the nearest feature in another view that of the same 3D point?"""
+"""Multi-view matching: is the nearest feature in another view that of the same 3D point, and is it the same feature?"""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.data.augmentation import assemble
-from prior3d.data.pairs import ANGLE_BINS_DEG, angle_bin
-from prior3d.data.posed import PosedDataset
-from prior3d.geometry import project, unproject_pixels
-from prior3d.probes.models import FrozenModel, concatenate
+from prior3d.geometry import full_precision
+from prior3d.probes.linear import MapKind
+from prior3d.probes.matching import THRESHOLDS, DescribedPair, Matches, features_at, match_cells, match_pixels
+from prior3d.probes.models import FrozenModel, concatenate, resize
 from prior3d.probes.probe import Probe
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.scores import Metrics, Scores, Totals, by_group
+from prior3d.probes.view_pairs import (
+    VIEW_ANGLE_BINS_DEG,
+    ViewPair,
+    cell_centres,
+    choose_pairs,
+    read_views,
+    share_points,
+)
 from prior3d.randomness import generator
 
-_BATCH = 16
-"""Images encoded at a time."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
+_BINS = [f"{low:g}-{high:g} deg" for low, high in VIEW_ANGLE_BINS_DEG]
+_DISTANCE_RATIO = "feature distance ratio"
+_TINY = 1e-12
+"""Added to distances: features that are the same everywhere have a ratio of 1."""
+
+Describe = Callable[[Tensor], Tensor]
+"""Rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
 
 
 class Correspondence(Probe):
-    """Recall of matches between two views, label-free, by view angle.
+    """Recall of matches between two views, and how alike the features of one point are, label-free, by view angle.
 
-    For cells of the first view whose 3D point is visible in the second, the nearest feature (cosine) among ALL cells of
-    the second is looked up; it counts if its centre lies within `pixels` of where the point projects. Angles are those
-    between the optical axes.
+    Maps are brought to one grid of cells for all models. For cells of the first view whose 3D point is visible in the
+    second, the nearest feature (cosine) among ALL cells of the second is looked up; it counts if its centre lies within
+    `pixels` of where the point projects. Angles are those between the optical axes.
+
+    The feature distance ratio says how consistent features are: the mean distance (1 - cosine) between the features of
+    one point in two views, over that between a point and another one of the same pair, at random. 0 is the same feature
+    in all views, 1 one that does not depend on the point. Features of the second view are taken where the point
+    projects to, bilinearly.
 
     Args:
+        features: what the backbone's decoder gives, or its encoder alone.
         pixels: radius within which a match counts, pixels at the run's image size.
         pairs_per_bin: view pairs measured per bin of view angle, chosen once for all models.
         points: cells of the first view that are looked up per pair.
+        cell: side of the cells that are matched, pixels.
         patch: side of the raw RGB patches of the control, pixels.
+        detail: measure Probe3D's thresholds, too, and report everything by angle: recall within 1, 2 and 5 cm in 3D and
+            within 5, 10 and 20 pixels of an image scaled to 480 rows. Candidates are then all pixels of known depth,
+            at features interpolated bilinearly, and all cells are looked up; takes far longer. `right pixel` is what
+            these recalls would be if every point were found at the pixel it projects to: what size and depth allow.
+        surest: with `detail`: recall is told of this share of the cells, too, visible or not: those whose nearest
+            feature is nearest by far (ratio test).
 
     Reference:
-        After Probe3D's ScanNet correspondence (El Banani et al., 2024, arXiv 2404.08636); here recall is over all
-        visible points rather than over the most confident matches, and pairs are balanced over angles.
+        Probe3D's ScanNet and NAVI correspondence (El Banani et al., 2024, arXiv 2404.08636). There only the 1000
+        surest matches of a pair count; here the main figures are of all visible points, which no model can choose, and
+        pairs are balanced over angles. Theirs is the angle of the relative rotation.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera")
     views = 2
+    lower_is_better = frozenset(f"{_DISTANCE_RATIO}, {name}" for name in ("all", *_BINS))
+    meanings = MappingProxyType(
+        {
+            "recall@": "share of points whose nearest feature in the other view lies this close to the right place",
+            _DISTANCE_RATIO: "how far apart features of one point are in two views, over those of two points",
+            "cosine, same point": "mean similarity of the features of one point in two views",
+            "cosine, other point": "mean similarity of the features of two points",
+        }
+    )
 
     def __init__(
         self,
         *,
+        features: MapKind = "dense",
         pixels: Annotated[float, Gt(0)] = 6.0,
         pairs_per_bin: Annotated[int, Ge(1)] = 40,
         points: Annotated[int, Ge(1)] = 200,
+        cell: Annotated[int, Ge(1)] = 4,
         patch: Annotated[int, Ge(1)] = 12,
+        detail: bool = False,
+        surest: Annotated[float, Gt(0), Le(1)] = 0.2,
     ) -> None:
+        self.features: MapKind = features
         self.pixels = pixels
         self.pairs_per_bin = pairs_per_bin
         self.points = points
+        self.cell = cell
         self.patch = patch
+        self.detail = detail
+        self.surest = surest
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
-        """Return counts of points and of those found, by bin of view angle."""
+        """Return counts of points and of those found, and summed feature distances, by bin of view angle."""
+        features = data.features(model, "held_out", self.features)
 
-        def describe(images: Tensor) -> Tensor:
-            return concatenate(model.read(images.to(model.device)), unit_length=True).float().cpu()
+        def describe(rows: Tensor) -> Tensor:
+            return concatenate([part.take(rows, model.device).float() for part in features], unit_length=True)
 
-        return self._recall(data.parts["held_out"], describe)
+        return self._score(data, describe, model.device)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return recall (0..1) overall and per bin of view angle."""
-        found, points = total["found"], total["points"]
-        rows = {"all": (found.sum(), points.sum())}
-        rows |= {name: (found[i], points[i]) for i, name in enumerate(_bin_names()) if points[i] > 0}
-        return {f"recall@{self.pixels:g}px, {name}": float(hit / of) for name, (hit, of) in rows.items()}
+        """Return recall (0..1) overall and by view angle, and the feature distance ratio; with detail, all there is."""
+        same, other, points = (total[name] for name in ("distance, same", "distance, other", "points"))
+        metrics = _by_bin(f"recall@{self.pixels:g}px", total["found"], points)
+        ratios = _by_bin(_DISTANCE_RATIO, same + _TINY * points, other + _TINY * points)
+        if not self.detail:
+            return metrics | {f"{_DISTANCE_RATIO}, all": ratios[f"{_DISTANCE_RATIO}, all"]}
+        metrics |= ratios
+        metrics["cosine, same point"] = 1 - float(same.sum() / points.sum())
+        metrics["cosine, other point"] = 1 - float(other.sum() / points.sum())
+        for index, threshold in enumerate(THRESHOLDS if "precise, found" in total else ()):
+            metrics |= _by_bin(f"recall@{threshold}", total["precise, found"][:, index], total["precise, points"])
+            for name, kind in (("surest", f"surest {100 * self.surest:g} %"), ("right", "right pixel")):
+                found = total[f"{name}, found"][:, index].sum() / total[f"{name}, points"].sum()
+                metrics[f"recall@{threshold}, {kind}"] = float(found)
+        return metrics
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return the recall of raw RGB patches and of position alone."""
+        """Return what raw RGB patches and position alone reach."""
+        images, device = data.field("held_out", "image"), torch.device("cpu")
+
+        def patches(rows: Tensor) -> Tensor:
+            return _patches(images.take(rows).float() / 255, self.cell, self.patch)
+
+        def positions(rows: Tensor) -> Tensor:
+            return _positions(self._grid(data.size)).expand(len(rows), -1, -1, -1)
+
         return {
-            "raw patches": self._recall(data.parts["held_out"], self._raw_patches),
-            "position": self._recall(data.parts["held_out"], _positions),
+            "raw patches": self._score(data, patches, device),
+            "position": self._score(data, positions, device),
         }
 
-    def _recall(self, data: PosedDataset, describe: Callable[[Tensor], Tensor]) -> Scores:
-        chosen = self._choose_pairs(data)
-        found, points = torch.zeros(2, len(chosen), len(ANGLE_BINS_DEG))
-        views = _Views(data, describe, {(scene, frame) for scene, *pair, _ in chosen for frame in pair})
-        for order, (scene, first, second, bin_index) in enumerate(chosen):
-            hit = self._hits(views, (scene, first), (scene, second), generator("correspondence", order))
-            found[order, bin_index], points[order, bin_index] = hit.sum(), len(hit)
-        scenes = torch.tensor([scene for scene, *_ in chosen])
-        return by_group(data.scenes, scenes, {"found": found, "points": points})
+    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
+        """Draw matches of one pair per bin of view angle, right ones green, wrong ones red."""
+        from prior3d.figures import draw_judged_matches
 
-    def _choose_pairs(self, data: PosedDataset) -> list[tuple[int, int, int, int]]:
-        by_bin: list[list[tuple[int, int, int, int]]] = [[] for _ in _bin_names()]
-        for scene in range(len(data.scenes)):
-            table = data.pairs(scene)
-            rows = zip(table.first.tolist(), table.second.tolist(), table.angle_deg.tolist(), strict=True)
-            for first, second, angle in rows:
-                by_bin[angle_bin(angle)].append((scene, first, second, angle_bin(angle)))
-        chosen = []
-        for index, pairs in enumerate(by_bin):
-            order = torch.randperm(len(pairs), generator=generator("correspondence pairs", index))
-            chosen += [pairs[position] for position in order[: self.pairs_per_bin].tolist()]
-        return chosen
+        every = [*enumerate(choose_pairs(data, self.pairs_per_bin))]
+        shown = [next(pair for pair in every if pair[1].bin == index) for index in sorted({p.bin for _, p in every})]
+        images = data.field("held_out", "image")
 
-    def _hits(self, views: "_Views", a: tuple[int, int], b: tuple[int, int], choice: torch.Generator) -> Tensor:
-        first, second = views.geometry[a], views.geometry[b]
-        features_a, features_b = views.features[a], views.features[b]
-        cells = _cell_centres(features_a, first["depth"])
-        known = _at(first["depth"], cells)
-        points = unproject_pixels(cells, known, first["intrinsics"], first["world_from_camera"])
-        target, depth = project(points, second["intrinsics"], second["world_from_camera"])
-        visible = (known > 0) & _sees(second["depth"], target, depth)
-        candidates = visible.nonzero()[:, 0]
-        candidates = candidates[torch.randperm(len(candidates), generator=choice)[: self.points]]
-        similarity = features_a.flatten(1).T[candidates] @ features_b.flatten(1)
-        found = _cell_centres(features_b, second["depth"])[similarity.argmax(1)]
-        return ((found - target[candidates]).norm(dim=1) <= self.pixels).float()
+        def judge(model: FrozenModel) -> list[tuple[Tensor, Tensor, Tensor]]:
+            def describe(rows: Tensor) -> Tensor:
+                read = model.read(images.take(rows, model.device).float() / 255, self.features)
+                return concatenate(read, unit_length=True).float()
 
-    def _raw_patches(self, images: Tensor) -> Tensor:
-        stride, margin = 4, (self.patch - 4) // 2
-        padded = F.pad(images, (margin, self.patch - 4 - margin) * 2, mode="replicate")
-        height, width = (side // stride for side in images.shape[-2:])
-        return F.unfold(padded, self.patch, stride=stride).unflatten(2, (height, width))
+            found = [self._match(self._describe(data, pair, describe, model.device), order) for order, pair in shown]
+            return [(one.cells, one.found, one.error <= self.pixels) for one in found]
+
+        pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for _, pair in shown]
+        titles = [f"{pair.angle_deg:.0f} degrees apart" for _, pair in shown]
+        judged = {name: judge(model) for name, model in models.items()}
+        return {"matches": draw_judged_matches(pictures, judged, titles)}
+
+    def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Scores:
+        pairs = choose_pairs(data, self.pairs_per_bin)
+        with full_precision(device):
+            measured = [
+                self._measure(self._describe(data, pair, describe, device), order) for order, pair in enumerate(pairs)
+            ]
+        bins = F.one_hot(torch.tensor([pair.bin for pair in pairs]), len(_BINS)).double()
+        statistics = {}
+        for name in measured[0]:
+            values = torch.stack([one[name] for one in measured]).double().cpu()  # [P] or [P, thresholds]
+            statistics[name] = torch.einsum("pb,p...->pb...", bins, values)
+        names, group_of = data.groups("held_out")
+        return by_group(names, group_of[torch.tensor([pair.rows[0] for pair in pairs])], statistics)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.cell), -(-size[1] // self.cell)
+
+    def _describe(self, data: ProbeData, pair: ViewPair, describe: Describe, device: torch.device) -> DescribedPair:
+        grid = self._grid(data.size)
+        maps = F.normalize(resize(describe(torch.tensor(pair.rows)), grid), dim=1)
+        a, b = read_views(data, pair.rows, device)
+        return DescribedPair(a, b, share_points(a, b, cell_centres(data.size, grid, device)), maps)
+
+    def _match(self, pair: DescribedPair, order: int) -> Matches:
+        visible = pair.shared.visible.nonzero()[:, 0]
+        drawn = torch.randperm(len(visible), generator=generator("correspondence", order))[: self.points]
+        return match_cells(pair, visible[drawn.to(visible.device)])
+
+    def _measure(self, pair: DescribedPair, order: int) -> dict[str, Tensor]:
+        matches = self._match(pair, order)
+        first = features_at(pair.maps[0], matches.cells, pair.a.size)
+        second = features_at(pair.maps[1], matches.target, pair.b.size)
+        counts = {
+            "points": torch.tensor(len(first)),
+            "found": (matches.error <= self.pixels).sum(),
+            "distance, same": _distances(first, second).sum(),
+            "distance, other": _distances(first, second.roll(1, 0)).sum(),  # points are in random order
+        }
+        return counts | match_pixels(pair, self.surest) if self.detail else counts
 
 
-class _Views:
-    """Geometry and unit-length features of the frames that some pair uses, each decoded and encoded once."""
-
-    def __init__(self, data: PosedDataset, describe: Callable[[Tensor], Tensor], frames: set[tuple[int, int]]) -> None:
-        self.geometry: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self.features: dict[tuple[int, int], Tensor] = {}
-        keys = sorted(frames)
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            images = []
-            for key in batch:
-                sample = assemble([data.load(*key, _FIELDS)], data.spec.size, None, _FIELDS, generator("none"))
-                images.append(sample["image"][0].float() / 255)
-                self.geometry[key] = {name: sample[name][0] for name in _FIELDS - {"image"}}
-            features = F.normalize(describe(torch.stack(images)), dim=1)
-            self.features.update(zip(batch, features, strict=True))
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """1 - cosine [M] of unit vectors [M, C]; in this form small ones keep their digits."""
+    return (first - second).square().sum(1) / 2
 
 
-def _positions(images: Tensor) -> Tensor:
-    """Features whose cosine is highest for the same place in the image."""
-    count, _, height, width = images.shape
-    rows = (torch.arange(height // 4) + 0.5) / (height // 4)
-    columns = (torch.arange(width // 4) + 0.5) / (width // 4)
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
+def _by_bin(name: str, numerator: Tensor, denominator: Tensor) -> dict[str, float]:
+    metrics = {f"{name}, all": float(numerator.sum() / denominator.sum())}
+    measured = [index for index in range(len(_BINS)) if denominator[index] > 0]
+    return metrics | {f"{name}, {_BINS[index]}": float(numerator[index] / denominator[index]) for index in measured}
+
+
+def _patches(images: Tensor, cell: int, side: int) -> Tensor:
+    """The pixels of the patch [side, side] around each cell, as channels."""
+    before = (side - cell) // 2
+    padded = F.pad(images, (before, side - cell - before) * 2, mode="replicate")
+    height, width = (size // cell for size in images.shape[-2:])
+    return F.unfold(padded, side, stride=cell).unflatten(2, (height, width))
+
+
+def _positions(grid: tuple[int, int]) -> Tensor:
+    """Features [1, 3, h, w] whose cosine is highest for the same place in the image."""
+    row, column = torch.meshgrid(*((torch.arange(count) + 0.5) / count for count in grid), indexing="ij")
     # On a sphere around (0, 0, 1), near enough to be flat: nearest by cosine is nearest in the plane.
-    return torch.stack([row, column, torch.full_like(row, 100.0)]).expand(count, -1, -1, -1)
-
-
-def _bin_names() -> list[str]:
-    return [f"{low:g}-{high:g} deg" for low, high in ANGLE_BINS_DEG]
-
-
-def _cell_centres(features: Tensor, depth: Tensor) -> Tensor:
-    """Centres [h * w, 2] of feature cells in image pixels."""
-    rows, columns = features.shape[-2:]
-    y = (torch.arange(rows) + 0.5) * depth.shape[0] / rows
-    x = (torch.arange(columns) + 0.5) * depth.shape[1] / columns
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-
-
-def _at(depth: Tensor, pixels: Tensor) -> Tensor:
-    height, width = depth.shape
-    x, y = pixels.floor().long().unbind(-1)
-    return depth[y.clamp(0, height - 1), x.clamp(0, width - 1)]
-
-
-def _sees(depth: Tensor, pixels: Tensor, expected: Tensor) -> Tensor:
-    """Whether points at `pixels` and `expected` depth are what a view with this depth map sees there."""
-    height, width = depth.shape
-    inside = (pixels >= 0).all(-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height) & (expected > 0)
-    measured = _at(depth, pixels)
-    return inside & (measured > 0) & ((measured - expected).abs() <= (0.05 * expected).clamp_min(0.05))
+    return torch.stack([row, column, torch.full_like(row, 100.0)])[None]
