@@ -1,0 +1,99 @@
+"""Give weights whose BatchNorm statistics were folded away new statistics, so that they can be trained.
+
+    python tools/unfold_batch_norm.py folded.pth photographs --model mobilenetv2_100 --out unfolded.safetensors \
+        --size 224 224 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --timm pad_type=same
+
+Conversions for inference leave mean 0 and variance 1 behind. In evaluation mode that is the same network; in training
+mode the batch's own statistics take their place and the network is another one. Here each layer gets the statistics of
+photographs such as the weights were trained on, and a scale and shift that undo their effect: what is computed in
+evaluation mode stays the same. The classifier and all else are copied as they are.
+
+Photographs lie below the folder given. A hash of their names puts half of them aside, the half that the probe
+`shape_bias` measures accuracy on. The others are taken in batches of many classes.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prior3d.backbone import Backbone
+from prior3d.batch_norm import unfold_batch_norm
+from prior3d.data.dataset import DataSpec
+from prior3d.data.image_folder import ImageFolder
+from prior3d.errors import UserError
+from prior3d.probes.probe_data import ProbeData
+from prior3d.randomness import generator
+from prior3d.weights import load_encoder, read_weights, save_weights
+from prior3d.yaml12 import load
+
+_BATCH = 64
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 where weights, model or photographs do not fit together."""
+    options = _parser().parse_args(argv)
+    try:
+        images, layers = unfold(options)
+    except UserError as error:
+        print(f"unfold_batch_norm.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{layers} layers unfolded with the statistics of {images} photographs: {options.out}")
+    return 0
+
+
+def unfold(options: argparse.Namespace) -> tuple[int, int]:
+    """Write the unfolded weights; returns how many photographs were read, and how many layers were unfolded.
+
+    Raises:
+        UserError: the weights do not fit the model or have nothing folded, or there are no photographs.
+    """
+    size = tuple(options.size)
+    timm_options = {name: load(value, name).value for name, _, value in (one.partition("=") for one in options.timm)}
+    backbone = Backbone(options.model, size, timm_options=timm_options, mean=options.mean, std=options.std)
+    weights = read_weights(options.weights, None)
+    load_encoder(backbone.encoder.model, weights, str(options.weights), None)
+    with tempfile.TemporaryDirectory() as cache:
+        photographs = ImageFolder(DataSpec(size, 1, "train", Path(cache)), root=options.images, test_fraction=0.5)
+        forward = partial(backbone, reads=("dense", "pooled"))
+        layers = unfold_batch_norm(backbone, forward, _batches(photographs))
+    if not layers:
+        raise UserError(f"{options.weights} has no layer whose statistics are folded away")
+    about = {"made from": options.weights.name, "unfolded layers": layers, "photographs": len(photographs)}
+    save_weights(options.out, weights | backbone.encoder.model.state_dict(), about)
+    return len(photographs), layers
+
+
+def _batches(photographs: ImageFolder) -> Iterator[Tensor]:
+    """Yield all photographs, [N, 3, H, W] in 0..1, in an order that mixes their classes."""
+    data = ProbeData({"held_out": photographs})
+    try:
+        images = data.field("held_out", "image")
+        order = torch.randperm(len(images), generator=generator("unfold_batch_norm"))
+        for rows in order.tensor_split(max(1, len(order) // _BATCH)):  # no last batch of a few
+            yield images.take(rows).float() / 255
+    finally:
+        data.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("weights", type=Path, help="a timm checkpoint, .safetensors or a torch file")
+    add("images", type=Path, help="folder of photographs")
+    add("--model", required=True, help="timm's name of the model")
+    add("--out", type=Path, required=True, help="the .safetensors to write")
+    add("--size", type=int, nargs=2, default=[224, 224], metavar=("HEIGHT", "WIDTH"), help="of images, pixels")
+    add("--mean", type=float, nargs=3, help="what images are normalised with; the model's own by default")
+    add("--std", type=float, nargs=3, help="likewise")
+    add("--timm", nargs="*", default=[], metavar="KEY=VALUE", help="further arguments of timm.create_model")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
