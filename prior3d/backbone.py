@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from prior3d.errors import UserError
 from prior3d.prior import BackboneSpec
+from prior3d.weights import digest
 
 Train = str
 """How much of the encoder trains: full, last_n or frozen."""
@@ -201,6 +202,10 @@ class Backbone(nn.Module):
         """Return the dense features [N, C, h, w] of images [N, 3, H, W] in 0..1: what probes read."""
         return self(images, ("dense",)).dense
 
+    def digest(self) -> str:
+        """Return a SHA-256 of all weights, of the running statistics and of what images are normalised with."""
+        return digest({**self.state_dict(), "mean": self.encoder.mean, "std": self.encoder.std})
+
     def _check_size(self) -> None:
         try:
             with torch.no_grad():
@@ -255,11 +260,16 @@ def _freeze_unread(backbone: Backbone, reads: Iterable[str]) -> None:
     backbone.train(was_training)
 
 
-def _create(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest names, for a name that is no model of timm."""
     if not timm.is_model(name.split(".")[0]):
         close = get_close_matches(name, timm.list_models(), n=3)
         hint = f", did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them"
         raise UserError(f"timm has no model {name!r}{hint}", "backbone.name")
+
+
+def _create(name: str, pretrained: bool, options: Mapping[str, object]) -> nn.Module:
+    check_name(name)
     try:
         model = _create_for_any_size(name, pretrained, options)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:

@@ -1,6 +1,6 @@
-"""The commands `prior3d-train` and `prior3d-prepare`: arguments, listings, and how errors reach the user.
+"""The commands `prior3d-train`, `prior3d-prepare` and `prior3d-eval`: arguments, listings, how errors reach the user.
 
-Torch is imported only to train or prepare.
+Torch is imported only to train, prepare or evaluate.
 """
 
 import argparse
@@ -43,6 +43,18 @@ def prepare(argv: Sequence[str] | None = None) -> int:
         The exit status, as of `train`; run again after an interruption, it goes on.
     """
     return _command(_prepare, _prepare_parser(), argv)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """Run `prior3d-eval`: measure models with probes, or draw their features on images.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit status, as of `train`; run again after an interruption, it goes on.
+    """
+    return _command(_evaluate, _evaluate_parser(), argv)
 
 
 def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: Sequence[str] | None) -> int:
@@ -91,6 +103,54 @@ def _prepare_parser() -> _Parser:
         " prepare of each scene. Any number of these may run side by side; what is there is not computed again."
     )
     return _parser("prior3d-prepare", description, "gaussian_distillation data.cache=/big/disk")
+
+
+def _evaluate_parser() -> _Parser:
+    description = (
+        "Say what frozen features of a model are good for: before and after training, both together and against a"
+        " control, in a table and a report. MODEL is the folder of a run, an exported backbone or other weights, or a"
+        " model of timm (with timm's weights, or random ones: backbone.pretrained=false)."
+    )
+    epilog = "example: prior3d-eval runs/joint-20250101-120000 --probes depth segmentation --seeds 3 data.rooms=24"
+    parser = _Parser(prog="prior3d-eval", description=description, epilog=epilog)
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a run folder, a weight file, or a model of timm")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="values of data, probes or backbone, such as data.rooms=24")
+    add("--against", metavar="MODEL", help="compare with this one; by default a run's with its own initial weights")
+    add("--control", metavar="MODEL", help="trained independently, of the same size; by default random weights")
+    add("--probes", nargs="+", default=[], metavar="NAME", help="what to measure; all: whatever fits the data")
+    add("--seeds", type=int, metavar="N", help="measure so often, with other draws of the probes' own each time")
+    add("--out", type=Path, metavar="DIR", help="where the report is written; by default eval/ in the run folder")
+    add("--pictures", nargs="+", default=[], metavar="IMAGE", help="only draw features on these images or folders")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to measure; auto takes a GPU if any")
+    add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a dataset or probe")
+    add("--version", action="version", version=f"prior3d {__version__}")
+    return parser
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        raise UserError("which model? Give a run folder, a weight file or a model of timm; --help says more")
+    # lists of names end where the values begin
+    overrides = [text for text in arguments.probes if "=" in text]
+    overrides += [text for text in arguments.pictures if "=" in text and not Path(text).exists()]
+    probes, pictures = (
+        [text for text in given if text not in overrides] for given in (arguments.probes, arguments.pictures)
+    )
+    from prior3d import evaluation
+
+    request = evaluation.Arguments(
+        model=arguments.model,
+        against=arguments.against,
+        control=arguments.control,
+        probes=probes,
+        seeds=arguments.seeds,
+        out=arguments.out,
+        overrides=[*arguments.overrides, *overrides],
+        plugins=arguments.plugin,
+        device=arguments.device,
+    )
+    return evaluation.draw(request, pictures) if arguments.pictures else evaluation.run(request)
 
 
 def _train(arguments: argparse.Namespace) -> int:

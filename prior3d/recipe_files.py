@@ -73,12 +73,26 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     if not isinstance(document.value, dict):
         what = "it is empty" if document.value is None else f"got {described(document.value)}"
         raise UserError(f"{shown(file)}: expected a recipe, a mapping of sections; {what}")
-    given: set[str] = set()
-    for override in overrides:
-        given.add(_override(document.value, override, given))
+    given = override(document.value, overrides)
     below = tuple(f"{key}{mark}" for key in given for mark in ".[")
     lines = {key: line for key, line in document.lines.items() if key not in given and not key.startswith(below)}
-    return document.value, Source(shown(file), file.parent.absolute(), lines, frozenset(given))
+    return document.value, Source(shown(file), file.parent.absolute(), lines, given)
+
+
+def override(content: dict[str, object], overrides: Sequence[str]) -> frozenset[str]:
+    """Put values of the command line into a recipe's content; return the dotted paths of their keys.
+
+    Args:
+        content: changed in place.
+        overrides: `key.path=value` each, values read by the rules of recipe files.
+
+    Raises:
+        UserError: an override that has no place, or the same key twice.
+    """
+    given: set[str] = set()
+    for text in overrides:
+        given.add(_override(content, text, given))
+    return frozenset(given)
 
 
 def find_recipe(name: str | Path) -> Path:

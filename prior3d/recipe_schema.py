@@ -5,9 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from prior3d.errors import UserError
-from prior3d.recipe import PLAIN_SECTIONS, TopLevel, own_options
 from prior3d.registry import Kind, Registry
 from prior3d.schema import Options, options_of
+from prior3d.section_reading import PLAIN_SECTIONS, TopLevel, own_options
 from prior3d.sections import DataSection, PriorSection, ProbeSection
 
 Schema = dict[str, Any]

@@ -1,12 +1,13 @@
 """Reading and writing weights: local files into an encoder with every mismatch named, exports that timm loads."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ _SHOWN = 5
 """How many mismatches a message names before it counts the rest."""
 
 
-def read_weights(path: Path, key: str = "backbone.weights") -> dict[str, Tensor]:
+def read_weights(path: Path, key: str | None = "backbone.weights") -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` or a torch file.
 
     Args:
@@ -47,7 +48,9 @@ def read_weights(path: Path, key: str = "backbone.weights") -> dict[str, Tensor]
     return dict(content)
 
 
-def load_encoder(model: nn.Module, weights: Mapping[str, Tensor], source: str, key: str = "backbone.weights") -> None:
+def load_encoder(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, key: str | None = "backbone.weights"
+) -> None:
     """Load a timm state dict into a timm model made without its classifier; nothing but the classifier may differ.
 
     Args:
@@ -98,6 +101,30 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     write_atomically(path, to_bytes(plain, metadata={"format": "pt", "prior3d": json.dumps(description)}))
+
+
+def read_description(path: Path) -> dict[str, object]:
+    """Return the description that `save_weights` put into a file; empty for files of others.
+
+    Raises:
+        UserError: a `.safetensors` that cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("prior3d", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a weight file: {_first_line(error)}") from error
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of names, types, shapes and values, whatever file they are from."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import prior3d.evaluation
 import prior3d.pretraining
 from prior3d import __version__
-from prior3d.cli import train
+from prior3d.cli import evaluate, train
 from prior3d.errors import UserError
 
 MINE = "from prior3d import Prior\nclass MyPrior(Prior):\n    pass\n"
@@ -56,11 +57,13 @@ def refused(capsys, *argv):
     return output.err.removeprefix("prior3d-train: ").rstrip("\n")
 
 
-@pytest.mark.parametrize("option", ["--help", "--list", "--version"])
-def test_answers_at_once_and_imports_nothing_heavy(option):
+@pytest.mark.parametrize(
+    ("command", "option"), [("train", "--help"), ("train", "--list"), ("train", "--version"), ("evaluate", "--help")]
+)
+def test_answers_at_once_and_imports_nothing_heavy(command, option):
     program = (
-        "import sys; from prior3d.cli import train\n"
-        "try: train(sys.argv[1:])\nexcept SystemExit: pass\n"
+        f"import sys; from prior3d.cli import {command}\n"
+        f"try: {command}(sys.argv[1:])\nexcept SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded"
     )
     seconds = []
@@ -178,6 +181,37 @@ def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
 def test_mistakes_are_one_line_and_leave_nothing_behind(capsys, runs, argv, message):
     assert refused(capsys, *argv) == message
     assert runs == []
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """What evaluations were asked for; they are tested in tests/evaluation."""
+    calls = []
+    monkeypatch.setattr(prior3d.evaluation, "run", lambda arguments: calls.append((arguments, None)) or 0)
+    monkeypatch.setattr(prior3d.evaluation, "draw", lambda *arguments: calls.append(arguments) or 0)
+    return calls
+
+
+def test_what_an_evaluation_is_asked_for(evaluations):
+    argv = ["--probes", "depth", "normals", "data.rooms=3", "--against", "resnet18", "--seeds", "2", "--out", "here"]
+    assert evaluate(["runs/a", "seed=1", *argv]) == 0
+    [(arguments, _)] = evaluations
+    assert (arguments.model, arguments.against, arguments.control) == ("runs/a", "resnet18", None)
+    assert list(arguments.probes) == ["depth", "normals"] and sorted(arguments.overrides) == ["data.rooms=3", "seed=1"]
+    assert (arguments.seeds, arguments.out, arguments.device) == (2, Path("here"), "auto")
+
+
+def test_pictures_are_files_and_values_are_not(evaluations, folder):
+    (folder / "a=b.png").touch()
+    assert evaluate(["runs/a", "--pictures", "a=b.png", "photos", "data.size=[32,32]"]) == 0
+    [(arguments, pictures)] = evaluations
+    assert pictures == ["a=b.png", "photos"] and arguments.overrides == ["data.size=[32,32]"]
+
+
+def test_an_evaluation_names_its_model(capsys):
+    assert evaluate(["--probes", "depth"]) == 2
+    line = "prior3d-eval: which model? Give a run folder, a weight file or a model of timm; --help says more\n"
+    assert capsys.readouterr().err == line
 
 
 def test_errors_of_a_run_are_located(capsys, monkeypatch):

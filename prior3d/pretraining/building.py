@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import timm
+from torch import Tensor
+
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.data.dataset import Dataset, DataSpec, Split
 from prior3d.data.loading import DrawnSamples
@@ -15,6 +18,7 @@ from prior3d.prior import READABLE, Prior
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.randomness import reseed
 from prior3d.schema import construct
+from prior3d.sections import BackboneSection
 from prior3d.weights import load_encoder, read_weights
 
 if TYPE_CHECKING:
@@ -60,11 +64,21 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
 
 def build_backbone(recipe: "Recipe") -> Backbone:
     """Make the backbone with its initial weights: random by the run's seed, timm's, or those of a local file."""
-    options = recipe.backbone
-    reseed("backbone", recipe.seed)
+    return make_backbone(recipe.backbone, recipe.data.size, recipe.seed)
+
+
+def make_backbone(options: BackboneSection, size: tuple[int, int], seed: int) -> Backbone:
+    """Make a backbone with the weights its section names.
+
+    Args:
+        options: `backbone:`.
+        size: height and width of the images, pixels.
+        seed: of weights that are random.
+    """
+    reseed("backbone", seed)
     backbone = Backbone(
         options.name,
-        recipe.data.size,
+        size,
         pretrained=options.pretrained,
         decoder_stride=options.decoder_stride,
         channels=options.channels,
@@ -75,6 +89,15 @@ def build_backbone(recipe: "Recipe") -> Backbone:
     if options.weights is not None:
         load_encoder(backbone.encoder.model, read_weights(options.weights), str(options.weights))
     return backbone
+
+
+def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
+    """Return the weights that a backbone starts from, with the classifier they came with; None for random ones."""
+    if options.weights is not None:
+        return read_weights(options.weights)
+    if options.pretrained:
+        return timm.create_model(options.name, pretrained=True, **options.timm_options).state_dict()
+    return None
 
 
 def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prior3d import __version__
 from prior3d.backbone import Backbone
 from prior3d.errors import UserError
-from prior3d.weights import find_mismatches, save_weights, summarise, write_atomically
+from prior3d.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise, write_atomically
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class RunFolder:
 
     recipe.yaml: the resolved recipe, with plugin origins as comments; initial.safetensors: encoder and decoder before
     training; checkpoints/last.ckpt; prepared/: what priors prepared within training, where they do; events.*:
-    TensorBoard; probes.json and scores.json (what the probes measured), summary.json; and, when training is complete,
-    backbone.safetensors (loads strictly into `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
+    TensorBoard; probes.json and scores.json (what the probes measured), report.md, report.json and figures/ (to read);
+    summary.json; and, when training is complete, backbone.safetensors (loads strictly into
+    `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
 
     path: Path
@@ -68,6 +69,11 @@ class RunFolder:
     def scores(self) -> Path:
         """What the metrics follow from, by scene or image."""
         return self.path / "scores.json"
+
+    @property
+    def report(self) -> Path:
+        """What the probes say, to read; report.json and figures/ lie beside it."""
+        return self.path / "report.md"
 
     @property
     def summary(self) -> Path:
@@ -128,18 +134,38 @@ class RunFolder:
             raise UserError(f"{self.initial} does not fit the recipe's backbone: {summarise(mismatches)}")
         backbone.load_state_dict(weights)
 
+    def load_trained(self, backbone: Backbone) -> None:
+        """Load the weights of a run that is complete into a backbone of the same recipe."""
+        load_encoder(backbone.encoder.model, read_weights(self.backbone, key=None), str(self.backbone), key=None)
+        if backbone.decoder is not None:
+            load_decoder(backbone, self.decoder)
+
     def export(self, backbone: Backbone, options: dict[str, object]) -> None:
         """Write the trained weights for use elsewhere."""
         about = {"model": backbone.spec.name, "timm_options": options, "prior3d": __version__}
         about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
         if backbone.decoder is not None:
-            save_weights(self.decoder, backbone.decoder.state_dict(), {"what": "decoder", **about})
+            shape = {"decoder_stride": backbone.spec.dense_stride, "channels": backbone.spec.dense_channels}
+            save_weights(self.decoder, backbone.decoder.state_dict(), {"what": "decoder", "decoder": shape, **about})
         save_weights(self.backbone, backbone.encoder.model.state_dict(), {"what": "encoder", **about})
 
     def write_summary(self, facts: dict[str, object]) -> None:
         """Write what was run, with the versions it ran on."""
         versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
         write_atomically(self.summary, json.dumps({**facts, "versions": versions | _versions()}, indent=2).encode())
+
+
+def load_decoder(backbone: Backbone, path: Path) -> None:
+    """Load an exported decoder into a backbone that has one.
+
+    Raises:
+        UserError: names that are missing, unexpected or of another shape, the first few by name.
+    """
+    weights = read_weights(path, key=None)
+    mismatches = find_mismatches(backbone.decoder.state_dict(), weights)
+    if mismatches:
+        raise UserError(f"{path} does not fit the model's decoder: {summarise(mismatches)}")
+    backbone.decoder.load_state_dict(weights)
 
 
 def _versions() -> dict[str, str]:

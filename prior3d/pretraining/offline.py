@@ -1,6 +1,5 @@
 """Offline stages: what priors prepare of every scene before training, once, shared by processes and by runs."""
 
-import hashlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +156,7 @@ def _keep_in_cache(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> 
         "prior": section.prior,
         "version": prior.prepared_version,
         "options": {name: section.options[name] for name in options},
-        "backbone": [backbone.name, dict(backbone.timm_options), backbone.decoder_stride, _digest(parts.backbone)],
+        "backbone": [backbone.name, dict(backbone.timm_options), backbone.decoder_stride, parts.backbone.digest()],
         "size": list(recipe.data.size),
     }
     store = Store(Path(recipe.data.cache))
@@ -177,16 +176,6 @@ def _device(recipe: "Recipe") -> torch.device:
 
 def _copy(backbone: Backbone, device: torch.device) -> Backbone:
     return deepcopy(backbone).requires_grad_(False).eval().to(device)
-
-
-def _digest(backbone: Backbone) -> str:
-    """Return a hash of all weights, of the running statistics and of what images are normalised with."""
-    digest = hashlib.sha256()
-    tensors = {**backbone.state_dict(), "mean": backbone.encoder.mean, "std": backbone.encoder.std}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _plan(steps: Sequence[int], max_steps: int) -> str:

@@ -3,14 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 import lightning
-import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d.fields import IMAGE_FIELDS
-from prior3d.figures import draw_features
+from prior3d.figures import draw_features, render
 
 if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
@@ -86,10 +84,3 @@ def head(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         mine = batch["surface_view"] < count * views
         kept |= {name: batch[name][mine] for name in ("surface", "surface_view")}
     return kept
-
-
-def render(figure: Figure) -> np.ndarray:
-    """Return a figure as an array [H, W, 3] of bytes."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

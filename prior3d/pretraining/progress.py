@@ -10,13 +10,39 @@ _READINGS = 20
 """How often in a run the loss is read, which waits for the device; and how many lines a log file gets."""
 
 
-def track(items: Iterable, description: str, total: int, console: Console) -> Iterable:
-    """Yield items under a progress bar that disappears when done; without a terminal, quietly."""
-    if not console.is_terminal:
-        yield from items
-        return
-    with _bar(console) as progress:
-        yield from progress.track(items, total=total, description=description)
+class Bars:
+    """Progress bars that disappear when done, several at a time where work is nested; without a terminal, quiet.
+
+    Called as `prior3d.data.dataset.Progress`.
+
+    Args:
+        console: where to.
+        prefix: what every description begins with.
+    """
+
+    def __init__(self, console: Console, prefix: str = "") -> None:
+        self.console = console
+        self.prefix = prefix
+        self._shown: Progress | None = None
+
+    def __call__(self, items: Iterable, description: str, total: int) -> Iterable:
+        """Yield items under a bar."""
+        if not self.console.is_terminal:
+            yield from items
+            return
+        outermost = self._shown is None
+        progress = self._shown = self._shown or _bar(self.console)
+        progress.start()
+        task = progress.add_task(self.prefix + description, total=total)
+        try:
+            for item in items:
+                yield item
+                progress.advance(task)
+        finally:
+            progress.remove_task(task)
+            if outermost:
+                progress.stop()
+                self._shown = None
 
 
 class StepBar(lightning.Callback):

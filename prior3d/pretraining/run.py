@@ -1,34 +1,30 @@
 """A run from recipe to table: build, prepare, measure, train, export, measure again."""
 
-import json
 import logging
-import os
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from prior3d.backbone import Backbone
 from prior3d.data.dataset import Dataset
+from prior3d.data.preparing import prepare_datasets
 from prior3d.errors import UserError
 from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
+from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
-from prior3d.pretraining.progress import StepBar, track
+from prior3d.pretraining.probing import Probing
+from prior3d.pretraining.progress import Bars, StepBar
 from prior3d.pretraining.refreshing import Refreshes
 from prior3d.pretraining.task import PretrainingTask
-from prior3d.probes.measuring import evaluate
-from prior3d.probes.results import AFTER, BEFORE, Results, tabulate
-from prior3d.weights import write_atomically
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
@@ -55,7 +51,7 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
         UserError: recipe, data or weights do not work; nothing is left behind.
     """
     _quieten()
-    _share_cores(recipe)
+    share_cores(recipe.trainer.accelerator)
     first_rank = not rank_zero_only.rank
     console = Console(quiet=not first_rank, highlight=False, soft_wrap=True)
     parts = build(recipe, registry)
@@ -66,7 +62,7 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
     if folder is None and first_rank:
         folder = _create_folder(recipe, registry, out)
     try:
-        return _run_in(folder, parts, recipe, console, first_rank)
+        return _run_in(folder, parts, recipe, registry, console)
     except UserError:
         if folder is not None and resume is None:
             folder.remove_if_nothing_is_lost()
@@ -87,43 +83,34 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> int:
         UserError: recipe, data or weights do not work.
     """
     _quieten()
-    _share_cores(recipe)
+    share_cores(recipe.trainer.accelerator)
     prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True))
     return 0
 
 
-def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", console: Console, first_rank: bool) -> int:
+def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", registry: "Registry", console: Console) -> int:
+    first_rank = not rank_zero_only.rank
     if first_rank:
         folder.save_initial(parts.backbone)
         console.print(f"run folder {folder.path}")
     if folder is not None:
         folder.load_initial(parts.backbone)
-    if first_rank and recipe.trainer.probe_before:
-        measure_once(folder, parts, recipe, BEFORE, console)
+    probing = Probing(folder, parts, recipe, registry, console) if first_rank else None
+    if probing is not None and recipe.trainer.probe_before:
+        probing.before()
     status = train(recipe, parts, folder, console)
-    if first_rank and status == 0:
+    if probing is not None and status == 0:
         if recipe.trainer.probe_after:
-            measure_once(folder, parts, recipe, AFTER, console)
+            probing.after()
         console.print(f"weights for timm: {folder.backbone}")
     return status
 
 
 def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
     """Verify the data and compute what is computed once; say what there is, and what is damaged."""
-    datasets = _datasets(parts)
-
-    def progress(items: Iterable, what: str, total: int) -> Iterable:
-        return track(items, what, total, console)
-
-    for _, dataset in datasets:
-        dataset.verify()
-    for split, dataset in datasets:
-        dataset.prepare(progress)
-        if dataset is parts.dataset and "surface" in fields_to_decode(parts.objective, dataset):
-            dataset.prepare_surface(progress)
-        _judge_damage(dataset, recipe, console)
-        for line in dataset.describe():
-            console.print(f"{split}: {line}")
+    progress = Bars(console)
+    surface = parts.dataset if "surface" in fields_to_decode(parts.objective, parts.dataset) else None
+    prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, surface)
     prepare_priors(parts, recipe, progress, console)
 
 
@@ -141,7 +128,7 @@ def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Con
     """Fit from the last checkpoint, if any, and export; returns the exit status."""
     if folder is not None and folder.backbone.exists():
         console.print(f"training in {folder.path} is complete")
-        _load_trained(parts.backbone, folder)
+        folder.load_trained(parts.backbone)
         return 0
     task = PretrainingTask(
         parts.backbone, parts.objective, recipe, training_samples(recipe, parts), _reference(recipe, parts)
@@ -193,52 +180,11 @@ def make_trainer(recipe: "Recipe", folder: RunFolder | None, callbacks: list[lig
     )
 
 
-def measure_once(folder: RunFolder, parts: Parts, recipe: "Recipe", when: str, console: Console) -> None:
-    """Run the probes on the present weights, unless a run that was interrupted already did; print the table."""
-    results = Results.load(folder.scores)
-    probes = {task.label: task.probe for task in parts.probes}
-
-    def progress(items: Iterable, what: str, total: int) -> Iterable:
-        return track(items, f"{when}: {what}", total, console)
-
-    evaluate(
-        parts.probes,
-        {when: [parts.backbone]},
-        results,
-        probe_device(recipe),
-        controls=when == BEFORE or not any(results.has(label, BEFORE) for label in probes),
-        workers=recipe.data.workers,
-        progress=progress,
-    )
-    if results.scores:
-        results.save(folder.scores)
-        write_atomically(folder.probes, json.dumps(results.metrics(probes), indent=2).encode())
-    if results.scores and when == AFTER:
-        console.print(tabulate(results, probes, "frozen features on held-out scenes"))
-
-
-def probe_device(recipe: "Recipe") -> str:
-    """Return the device probes run on: the training's."""
-    use_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return "cuda" if use_gpu else "cpu"
-
-
 class _Events(TensorBoardLogger):
     """TensorBoard events and nothing else: the recipe is already in the run folder."""
 
     def save(self) -> None:
         self.experiment.flush()
-
-
-def _share_cores(recipe: "Recipe") -> None:
-    """Leave half of the cores to the loader's workers when training on a CPU, unless OMP_NUM_THREADS says otherwise.
-
-    Threads that wait for a busy core spin: two threads beside two workers on two cores took 4 times as long as one.
-    The number does not depend on that of the workers, since sums depend on the number of threads in their last bits.
-    """
-    on_cpu = recipe.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 
 def _quieten() -> None:
@@ -265,26 +211,6 @@ def _reference(recipe: "Recipe", parts: Parts) -> Backbone | None:
     reference = build_backbone(recipe)
     reference.load_state_dict(parts.backbone.state_dict())  # the initial weights: no checkpoint is loaded yet
     return reference
-
-
-def _load_trained(backbone: Backbone, folder: RunFolder) -> None:
-    from safetensors.torch import load_file
-
-    backbone.encoder.model.load_state_dict(load_file(folder.backbone))
-    if backbone.decoder is not None:
-        backbone.decoder.load_state_dict(load_file(folder.decoder))
-
-
-def _judge_damage(dataset: Dataset, recipe: "Recipe", console: Console) -> None:
-    if dataset.damaged and recipe.data.on_damage == "refuse":
-        first = dataset.damaged[0]
-        raise UserError(
-            f"damaged file {first.path}: {first.why} ({len(dataset.damaged)} in all); repair it, or set"
-            " data.on_damage: skip",
-            "data.on_damage",
-        )
-    for damage in dataset.damaged:
-        console.print(f"skipped: {damage}")
 
 
 def _facts(recipe: "Recipe", trainer: lightning.Trainer, task: PretrainingTask, seconds: float) -> dict[str, object]:

@@ -39,6 +39,14 @@ class FrozenModel:
         self.device = torch.device(device)
         self.classify = classify
         self.class_names = class_names
+        self.beside: tuple[FrozenModel, ...] = ()
+
+    @classmethod
+    def side_by_side(cls, models: "Sequence[FrozenModel]") -> "FrozenModel":
+        """Return the model whose features are those of several models, concatenated; kept in `beside`."""
+        made = cls([backbone for model in models for backbone in model.backbones], models[0].device)
+        made.beside = tuple(models)
+        return made
 
     @torch.no_grad()
     def read(self, images: Tensor, kind: Kind = "dense") -> tuple[Tensor, ...]:
@@ -52,7 +60,7 @@ class FrozenModel:
         if kind == "pooled":
             return tuple(parts)
         finest = max((part.shape[-2:] for part in parts), key=lambda size: size[0] * size[1])
-        return tuple(_resize(part, tuple(finest)) for part in parts)
+        return tuple(resize(part, tuple(finest)) for part in parts)
 
     def trainable(self) -> list[Backbone]:
         """Return copies of the backbones whose every parameter may be trained."""
@@ -80,10 +88,11 @@ def _read(backbone: Backbone | nn.Module, images: Tensor, kind: Kind) -> Tensor:
     maps = backbone(images, ("encoder",)).encoder
     stride = max(min(maps), ENCODER_STRIDE)
     size = maps[stride].shape[-2:] if stride in maps else tuple(-(-side // stride) for side in images.shape[-2:])
-    return torch.cat([_resize(level, tuple(size)) for level in maps.values()], 1)
+    return torch.cat([resize(level, tuple(size)) for level in maps.values()], 1)
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps [N, C, h, w] to another size: bilinearly to a finer one, by means over cells to a coarser one."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     if maps.shape[-2] > size[0]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from prior3d.probes.scores import Metrics, Scores, Totals
@@ -22,6 +23,9 @@ class Probe(ABC):
         views: views per sample the data is prepared for; 2 where it reads the mined pairs.
         lower_is_better: metrics of which less is better.
         seeded: whether another seed gives another result, as where a head is initialised or labels are chosen.
+        needs_classifier: whether it asks for the classifier that a model's weights came with; models side by side,
+            which have none together, are then left out.
+        meanings: a metric, or what the names of several begin with, to a line for readers on what it says.
     """
 
     contract: ClassVar[int] = 1
@@ -30,6 +34,8 @@ class Probe(ABC):
     views: int = 1
     lower_is_better: frozenset[str] = frozenset()
     seeded: bool = False
+    needs_classifier: bool = False
+    meanings: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def measure(self, model: "FrozenModel", data: "ProbeData", seed: int = 0) -> Scores:

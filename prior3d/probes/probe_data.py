@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from prior3d.data.augmentation import assemble
 from prior3d.data.dataset import Dataset, Progress, silent
-from prior3d.errors import UserError
+from prior3d.errors import DamagedFile, UserError
 from prior3d.probes.models import FrozenModel, Kind
 from prior3d.randomness import generator
 
@@ -70,7 +70,7 @@ class ProbeData:
 
     def forget(self, model: FrozenModel) -> None:
         """Remove the features of a model."""
-        for key in [key for key in self._arrays if key[0] == id(model)]:
+        for key in [key for key in self._arrays if key[0] is model]:
             for part in self._arrays.pop(key):
                 part.remove()
 
@@ -83,8 +83,7 @@ class ProbeData:
 
     def batches(self, part: Part, fields: frozenset[str], batch: int = _BATCH) -> Iterator[dict[str, Tensor]]:
         """Yield the frames of a part in order: fields [n, ...] without the axis of views, images float in 0..1."""
-        samples = _Frames(self.parts[part], self.frames[part], fields)
-        for decoded in DataLoader(samples, batch_size=batch, num_workers=self.workers):
+        for decoded in self._decode(part, fields, batch):
             if "image" in decoded:
                 decoded["image"] = decoded["image"].float() / 255
             yield decoded
@@ -93,18 +92,30 @@ class ProbeData:
         """Return one field of all frames of a part, in order, [N, ...]: `image` as bytes, labels, depth, poses."""
         key = ("field", part, name)
         if key not in self._arrays:
-            samples = _Frames(self.parts[part], self.frames[part], frozenset({name}))
-            loader = DataLoader(samples, batch_size=_BATCH, num_workers=self.workers)
-            values = (decoded[name].to(_COMPACT.get(name, decoded[name].dtype)) for decoded in loader)
+            batches = self._decode(part, frozenset({name}), _BATCH)
+            values = (decoded[name].to(_COMPACT.get(name, decoded[name].dtype)) for decoded in batches)
             self._arrays[key] = self._keep(f"{part}-{name}", values, part, f"{name}, {part}")
         return self._arrays[key]
 
     def features(self, model: FrozenModel, part: Part, kind: Kind = "dense") -> tuple["Array", ...]:
         """Return the features of a model for all frames of a part, one array [N, C, h, w] or [N, C] per backbone."""
-        key = (id(model), part, kind)
+        if model.beside:
+            arrays = tuple(array for one in model.beside for array in self.features(one, part, kind))
+            if len({array.shape[2:] for array in arrays}) == 1:  # else they are resized for each other
+                return arrays
+        key = (model, part, kind)  # holds the model: what is gone must not lend its id to another
         if key not in self._arrays:
             self._arrays[key] = self._extract(model, part, kind)
         return self._arrays[key]
+
+    def _decode(self, part: Part, fields: frozenset[str], batch: int) -> Iterator[dict[str, Tensor]]:
+        samples = _Frames(self.parts[part], self.frames[part], fields)
+        for decoded in DataLoader(samples, batch_size=batch, num_workers=self.workers, collate_fn=_collate):
+            if isinstance(decoded, DamagedFile):
+                raise UserError(
+                    f"damaged file {decoded.path}: {decoded.why}; probes see every frame: repair or remove it", "data"
+                )
+            yield decoded
 
     def _extract(self, model: FrozenModel, part: Part, kind: Kind) -> tuple["Array", ...]:
         images = self.field(part, "image")
@@ -180,10 +191,18 @@ class _Frames(TorchDataset):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        view = self.dataset.load(*self.frames[index], self.fields)
+    def __getitem__(self, index: int) -> dict[str, Tensor] | DamagedFile:
+        size_from = "intrinsics" if "intrinsics" in self.dataset.provides else "image"
+        try:
+            view = self.dataset.load(*self.frames[index], self.fields | {size_from})
+        except DamagedFile as damage:  # raised in a worker it would reach the user as a long story
+            return damage
         sample = assemble([view], self.dataset.spec.size, None, self.fields, generator("none"))
         return {name: sample[name] if name in ("label",) else sample[name][0] for name in self.fields}
+
+
+def _collate(samples: list[dict[str, Tensor] | DamagedFile]) -> dict[str, Tensor] | DamagedFile:
+    return next((sample for sample in samples if isinstance(sample, DamagedFile)), None) or default_collate(samples)
 
 
 def _frames(dataset: Dataset, most: int | None) -> list[tuple[int, int]]:

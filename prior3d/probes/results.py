@@ -1,11 +1,9 @@
-"""Scores of several models under several probes: kept as JSON, shown as one table."""
+"""Scores of several models under several probes: kept as JSON, each under a key of what it was measured on."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from rich.table import Table
 
 from prior3d.probes.probe import Probe, metrics_of
 from prior3d.probes.scores import Scores
@@ -13,24 +11,89 @@ from prior3d.weights import write_atomically
 
 BEFORE, AFTER = "before", "after"
 
+Keys = Callable[[str, str | None], str | None]
+"""Probe label and column (None for controls) to a text that changes with all that its scores depend on; None for what
+is not to be measured."""
+
+_FORMAT = 2
+
+
+@dataclass
+class Measured:
+    """How one column of one probe came about.
+
+    Attributes:
+        key: of all that the scores depend on; None where nobody asked.
+        seconds: that it took.
+        control: no model was measured.
+    """
+
+    key: str | None = None
+    seconds: float | None = None
+    control: bool = False
+
 
 @dataclass
 class Results:
     """What was measured: probe label to column (a model or a control) to one `Scores` per seed.
 
     Attributes:
+        scores: by label and column.
+        measured: how they came about, by label and column.
+        file: where everything is written as soon as it is put; None to write only with `save`.
         columns: names of models and controls in the order in which tables show them.
     """
 
     scores: dict[str, dict[str, list[Scores]]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    file: Path | None = None
+    _keys: Keys | None = field(default=None, init=False, repr=False)
+    _aside: dict[str, dict[str, tuple[list[Scores], Measured]]] = field(default_factory=dict, init=False, repr=False)
 
-    def put(self, label: str, column: str, scores: list[Scores]) -> None:
-        """Set what a probe measured of a model."""
+    def put(
+        self, label: str, column: str, scores: list[Scores], seconds: float | None = None, control: bool = False
+    ) -> None:
+        """Set what a probe measured of a model, or of a control."""
         self.scores.setdefault(label, {})[column] = scores
+        found = Measured(self._key(label, column, control), seconds, control)
+        self.measured.setdefault(label, {})[column] = found
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.save(self.file)
 
     def has(self, label: str, column: str) -> bool:
         """Whether a probe has measured a model."""
         return column in self.scores.get(label, {})
+
+    def has_controls(self, label: str) -> bool:
+        """Whether a probe has measured its controls."""
+        return any(measured.control for measured in self.measured.get(label, {}).values())
+
+    def keep_only(self, keys: Keys) -> None:
+        """Forget what was measured of anything else, and give what is measured from now on its key.
+
+        What has no key, being of other probes or models, is put aside: written with the rest, but no part of it.
+        """
+        self._keys = keys
+        for label, columns in self.measured.items():
+            for column in [name for name, found in columns.items() if not self._is_wanted(label, name, found)]:
+                scores, found = self.scores[label].pop(column), columns.pop(column)
+                if self._key(label, column, found.control) is None:
+                    self._aside.setdefault(label, {})[column] = scores, found
+
+    def adopt(self, others: "Results") -> None:
+        """Take over what others have measured of the very same."""
+        for label, columns in others.measured.items():
+            for column, found in columns.items():
+                if self._is_wanted(label, column, found) and not self.has(label, column):
+                    self.scores.setdefault(label, {})[column] = others.scores[label][column]
+                    self.measured.setdefault(label, {})[column] = found
+
+    def _is_wanted(self, label: str, column: str, found: Measured) -> bool:
+        return found.key is not None and found.key == self._key(label, column, found.control)
+
+    def _key(self, label: str, column: str, control: bool) -> str | None:
+        return None if self._keys is None else self._keys(label, None if control else column)
 
     @property
     def columns(self) -> list[str]:
@@ -50,55 +113,30 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the scores, atomically."""
+        everything = {label: dict(columns) for label, columns in self._aside.items()}
+        for label, columns in self.scores.items():
+            for column, scores in columns.items():
+                found = self.measured.get(label, {}).get(column, Measured())
+                everything.setdefault(label, {})[column] = scores, found
         plain = {
-            label: {column: [one.to_plain() for one in scores] for column, scores in by_column.items()}
-            for label, by_column in self.scores.items()
+            label: {
+                column: {**asdict(found), "scores": [one.to_plain() for one in scores]}
+                for column, (scores, found) in columns.items()
+            }
+            for label, columns in everything.items()
         }
-        write_atomically(path, json.dumps(plain).encode())
+        write_atomically(path, json.dumps({"format": _FORMAT, "probes": plain}).encode())
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read what `save` wrote; nothing yet if there is no such file."""
-        if not path.exists():
+        """Read what `save` wrote; nothing yet if there is no such file, or one of another version."""
+        plain = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if plain.get("format") != _FORMAT:
             return cls()
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            {
-                label: {column: [Scores.from_plain(one) for one in scores] for column, scores in by_column.items()}
-                for label, by_column in plain.items()
-            }
-        )
-
-
-def tabulate(results: Results, probes: Mapping[str, Probe], title: str) -> Table:
-    """Return a table: a row per metric, a column for before, after, their difference, and each other model or control.
-
-    Metrics of which less is better are marked with an arrow.
-    """
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    for column in results.columns:
-        table.add_column(column, justify="right")
-        if column == AFTER and BEFORE in results.columns:
-            table.add_column("change", justify="right")
-    for label, by_column in results.metrics(probes).items():
-        for metric in _metrics_in(by_column.values()):
-            mark = " ↓" if metric in probes[label].lower_is_better else ""
-            table.add_row(metric + mark, *_cells(results.columns, by_column, metric))
-        table.add_section()
-    return table
-
-
-def _metrics_in(columns: Iterable[Mapping[str, float]]) -> list[str]:
-    return list(dict.fromkeys(metric for metrics in columns for metric in metrics))
-
-
-def _cells(columns: list[str], by_column: Mapping[str, Mapping[str, float]], metric: str) -> list[str]:
-    cells = []
-    for column in columns:
-        value = by_column.get(column, {}).get(metric)
-        cells.append("" if value is None else f"{value:.3f}")
-        if column == AFTER and BEFORE in columns:
-            before = by_column.get(BEFORE, {}).get(metric)
-            cells.append("" if value is None or before is None else f"{value - before:+.3f}")
-    return cells
+        results = cls()
+        for label, columns in plain["probes"].items():
+            for column, entry in columns.items():
+                scores = [Scores.from_plain(one) for one in entry.pop("scores")]
+                results.scores.setdefault(label, {})[column] = scores
+                results.measured.setdefault(label, {})[column] = Measured(**entry)
+        return results

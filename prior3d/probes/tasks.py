@@ -1,6 +1,6 @@
 """From recipe sections to probes with their data; every refusal happens here, before any data is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +87,8 @@ def _parts(
     label: str, section: ProbeSection, probe: Probe, dataset: Callable[[str, ProbeSection, Split], Dataset]
 ) -> dict[Part, Dataset]:
     key = f"probes.{label}"
-    if section.data is None:  # every dataset can be trained on; whether it holds anything out is known only then
-        splits = dataset(label, section, "train").splits
+    if section.data is None:
+        splits = _splits(label, section, dataset)
         if section.split not in splits:
             raise UserError(
                 f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: name scenes to"
@@ -108,6 +108,19 @@ def _parts(
     elif probe.trains:
         raise UserError(f"trains on labels, and its data has no training split, only {', '.join(held_out.splits)}", key)
     return parts
+
+
+def _splits(
+    label: str, section: ProbeSection, dataset: Callable[[str, ProbeSection, Split], Dataset]
+) -> Sequence[Split]:
+    """Return the splits of the data, which its training part knows, or, where it has none, its held-out part."""
+    try:
+        return dataset(label, section, "train").splits
+    except UserError as no_training_part:
+        try:
+            return dataset(label, section, section.split).splits
+        except UserError:
+            raise no_training_part from None
 
 
 def _check_classes(key: str, parts: Mapping[Part, Dataset]) -> None:
@@ -137,6 +150,8 @@ def _dataset(
     try:
         made = construct(cls, spec, key=key, options=options)
     except UserError as error:
+        if error.key == "data.views":  # which nobody set
+            raise UserError(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
         # datasets name their own options `data.<option>`; these are of another section
         where = error.key.replace("data", key, 1) if own and error.key and error.key.startswith("data") else error.key
         raise UserError(error.message, where) from error

@@ -7,8 +7,9 @@ from prior3d.data.dataset import DataSpec
 from prior3d.errors import UserError
 from prior3d.probes import measuring
 from prior3d.probes.measuring import evaluate
+from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe import Probe
-from prior3d.probes.results import Results, tabulate
+from prior3d.probes.results import Results
 from prior3d.probes.scores import by_group
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.sections import DataSection, ProbeDataSection, ProbeSection
@@ -101,6 +102,23 @@ def test_data_without_training_part_serves_probes_that_do_not_train(tmp_path, re
     assert set(build_tasks(one, data, registry)[0].parts) == {"held_out"}
 
 
+def test_the_data_itself_may_have_no_training_part(tmp_path, squares):
+    class Alone(type(squares())):
+        splits = ("test",)
+
+        def __init__(self, spec):
+            if spec.split != "test":
+                raise UserError(f"this data has no split {spec.split}", "data.root")
+            super().__init__(spec)
+
+    data, one = sections(tmp_path, probe="brightness")
+    assert set(build_tasks(one, data, Registry(squares=Alone, brightness=Brightness))[0].parts) == {"held_out"}
+    with pytest.raises(UserError, match=r"^data.root: this data has no split train"):
+        build_tasks(
+            {"b": ProbeSection("brightness", split="validation")}, data, Registry(squares=Alone, brightness=Brightness)
+        )
+
+
 @pytest.fixture
 def tasks(squares):
     parts = {"train": squares(), "held_out": squares("test")}
@@ -139,12 +157,44 @@ def test_models_are_measured_once_per_seed_and_not_again(tasks, tmp_path, monkey
     evaluate(tasks, {"before": [one], "after": [two]}, again, "cpu")
 
 
-def test_the_table_says_what_is_better_when_lower(tasks):
-    results = Results()
-    evaluate(tasks[:1], {"before": [Grey(1.0)], "after": [Grey(2.0)]}, results, "cpu")
-    table = tabulate(results, {"b": tasks[0].probe}, "title")
-    assert [column.header for column in table.columns] == ["metric", "before", "after", "change", "one"]
-    assert list(table.columns[0].cells) == ["mean ↓"]
+def test_features_of_models_side_by_side_are_those_read_for_each_alone(tasks, monkeypatch):
+    reads, read = [], FrozenModel.read
+    monkeypatch.setattr(FrozenModel, "read", lambda self, *a: reads.append(len(self.backbones)) or read(self, *a))
+    seen, one, two = {}, Grey(1.0), Grey(2.0)
+
+    def draw(group, models, data):
+        seen.update({name: data.features(model, "held_out") for name, model in models.items()})
+
+    models = {"before": [one], "after": [two], "before + after": [one, two]}
+    evaluate(tasks[:1], {"before": [one], "after": [two]}, Results(), "cpu", draw=draw, drawn=["before", "after"])
+    assert reads == [1, 1]  # measured and drawn
+    evaluate([Pair.task(tasks)], models, Results(), "cpu", draw=draw, drawn=list(models))
+    assert reads == [1] * 4
+    first, second = seen["before + after"]
+    assert (first, second) == (*seen["before"], *seen["after"])
+
+
+class Pair(Brightness):
+    """The mean over the features of all backbones."""
+
+    @classmethod
+    def task(cls, tasks):
+        return ProbeTask("p", cls(), tasks[0].parts, 1, None)
+
+    def measure(self, model, data, seed=0):
+        names, groups = data.groups("held_out")
+        values = sum(part.take(torch.arange(len(part))).float().mean((1, 2, 3))
+                     for part in data.features(model, "held_out"))  # fmt: skip
+        return by_group(names, groups, {"sum": values, "count": torch.ones(len(values))})
+
+
+def test_a_probe_of_classifiers_leaves_models_side_by_side_out(tasks):
+    class Named(Brightness):
+        needs_classifier = True
+
+    task, results = ProbeTask("n", Named(), tasks[0].parts, 1, None), Results()
+    evaluate([task], {"single": [Grey(1.0)], "both": [Grey(1.0), Grey(2.0)]}, results, "cpu")
+    assert not results.has("n", "both") and results.has("n", "single")
 
 
 def test_no_file_means_no_results(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prior3d.errors import UserError
+from prior3d.errors import DamagedFile, UserError
 from prior3d.probes.probe_data import ProbeData
 
 
@@ -58,6 +58,23 @@ def test_nothing_is_left_behind(data, pixels):
     folder = data.folder
     data.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_frame_is_one_line(squares, workers):
+    broken = squares("test")
+    load = broken.load
+
+    def damaged(scene, frame, fields):
+        if (scene, frame) == (1, 1):
+            raise DamagedFile("b.png", "it ends too soon")
+        return load(scene, frame, fields)
+
+    broken.load = damaged
+    data = ProbeData({"held_out": broken}, workers=workers)
+    with pytest.raises(UserError, match=r"^data: damaged file b.png: it ends too soon; probes see every frame"):
+        data.field("held_out", "image")
+    data.close()
 
 
 def test_an_empty_part_is_refused(squares):

@@ -1,0 +1,118 @@
+"""The columns of a comparison: one model, the other, both together, and a control of the same size."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prior3d.backbone import Backbone
+from prior3d.errors import UserError
+from prior3d.evaluation.arguments import other_subject
+from prior3d.evaluation.models import Model, load_initial, load_other, load_trained, make_untrained
+from prior3d.evaluation.request import Request
+from prior3d.evaluation.subjects import Subject
+from prior3d.probes.results import AFTER, BEFORE
+
+ALONE = "model"
+"""The column of a model that nothing is compared with."""
+
+RANDOM, GIVEN = "random", "control"
+"""What the control is called."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a comparison: a model, or several whose features are concatenated."""
+
+    models: tuple[Model, ...]
+    text: str
+
+    @property
+    def backbones(self) -> list[Backbone]:
+        """Those of its models."""
+        return [model.backbone for model in self.models]
+
+    @property
+    def key(self) -> str:
+        """A text that changes with the weights."""
+        return " ".join(model.digest for model in self.models)
+
+
+def build_columns(
+    subject: Subject, request: Request, against: Subject | None = None, control: str | None = None
+) -> dict[str, Column]:
+    """Return the columns that a command line asks for, by name.
+
+    Args:
+        subject: the model.
+        request: what is measured on what.
+        against: what the model is compared with; None for the initial weights of a run, and nothing otherwise.
+        control: another model's name; None for random weights.
+
+    Raises:
+        UserError: weights that do not fit or are not there, or a control of nothing or of another size.
+    """
+    size, seed = request.data.size, request.seed
+    after = load_trained(subject, request.backbone, size, seed)
+    if against is not None:
+        before = load_other(against, size, seed, "--against")
+    else:
+        before = None if subject.run is None else load_initial(subject, request.backbone, size, seed)
+    if control is None:
+        return columns_of(before, after, make_untrained(after, size, seed), RANDOM)
+    if before is None:
+        raise UserError("there is nothing to be a control of: give --against, or a run", "--control")
+    trained = load_other(other_subject(control, "--control"), size, seed, "--control")
+    return columns_of(before, after, trained, GIVEN)
+
+
+def columns_of(before: Model | None, after: Model, control: Model, control_name: str) -> dict[str, Column]:
+    """Return the columns of a comparison, by name.
+
+    Args:
+        before: what is compared with; None for a single column.
+        after: the model.
+        control: takes the place of `after` beside `before`: as many channels, but nothing that `after` learnt.
+        control_name: what it is called.
+
+    Raises:
+        UserError: the control is not of the size of `after`.
+    """
+    if before is None:
+        return {ALONE: Column((after,), after.text)}
+    columns = {BEFORE: Column((before,), before.text), AFTER: Column((after,), after.text)}
+    _check_size_of(control, after)
+    both, text = f"{BEFORE} + {AFTER}", f"features of {BEFORE} and of {control.text}, concatenated"
+    columns[both] = Column((before, after), f"features of {BEFORE} and {AFTER}, concatenated")
+    columns[f"{BEFORE} + {control_name}"] = Column((before, control), f"{text}: what as many more channels are worth")
+    return columns
+
+
+def pairs_of(columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which columns are compared: after with before, and both with the control."""
+    combined = [name for name in columns if "+" in name]
+    pairs = [(AFTER, BEFORE)] if {AFTER, BEFORE} <= set(columns) else []
+    return [*pairs, (combined[0], combined[1])] if len(combined) == 2 else pairs
+
+
+def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
+    """Return what a reader has to mind about the models."""
+    if not {BEFORE, AFTER} <= set(columns):
+        return []
+    before, after = (columns[name].models[0] for name in (BEFORE, AFTER))
+    notes = []
+    if before.digest == after.digest:
+        notes.append("before and after have the very same weights.")
+    if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
+        notes.append(
+            f"The maps of before have a cell for every {before.backbone.spec.dense_stride} pixels, those of after for"
+            f" every {after.backbone.spec.dense_stride}: part of the difference is resolution (a decoder), not what was"
+            " learnt."
+        )
+    return notes
+
+
+def _check_size_of(control: Model, after: Model) -> None:
+    for what in ("dense_channels", "encoder_channels", "pooled_channels"):
+        theirs, ours = getattr(control.backbone.spec, what), getattr(after.backbone.spec, what)
+        if theirs != ours:
+            words = f"{what.replace('_', ' ')} {theirs}, the model {ours}"
+            raise UserError(f"a control is of the size of the model: it has {words}", "--control")

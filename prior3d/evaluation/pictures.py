@@ -1,0 +1,80 @@
+"""`prior3d-eval --pictures`: features of one or two models on the user's own images; no probe, no training."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import timm
+from rich.console import Console
+
+from prior3d.errors import UserError
+from prior3d.evaluation.arguments import Arguments, choose_device, default_folder, other_subject
+from prior3d.evaluation.models import Model, load_initial, load_other, load_trained
+from prior3d.evaluation.subjects import Subject, find_subject
+from prior3d.pretraining.cores import share_cores
+from prior3d.pretraining.progress import Bars
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.pictures import write_pictures
+from prior3d.section_reading import read_section
+from prior3d.sections import BackboneSection
+
+_LONG_SIDE = 448
+
+
+def draw(arguments: Arguments, images: Sequence[str]) -> int:
+    """Draw features of the models on images, side by side.
+
+    Args:
+        arguments: which models, where to, on which device.
+        images: files and folders.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        UserError: models or images do not work; nothing is left behind.
+    """
+    for flag, given in {
+        "--probes": arguments.probes,
+        "--seeds": arguments.seeds,
+        "--control": arguments.control,
+    }.items():
+        if given:
+            raise UserError(f"--pictures measures nothing: leave out {flag}", "--pictures")
+    subject = find_subject(arguments.model, arguments.overrides)
+    try:
+        device = choose_device(arguments.device)
+        share_cores("cpu" if device == "cpu" else "gpu")
+        against = other_subject(arguments.against, "--against") if arguments.against else None
+        models = _models(subject, against)
+        out = arguments.out or default_folder(subject, against, "pictures")
+        console = Console(highlight=False, soft_wrap=True)
+        frozen = {name: _freeze(model, device) for name, model in models.items()}
+        files = write_pictures(frozen, [Path(image) for image in images], out, _LONG_SIDE, progress=Bars(console))
+        for file in files:
+            console.print(f"{file}")
+    except UserError as error:
+        raise subject.source.locate(error) from error
+    return 0
+
+
+def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
+    section = read_section(BackboneSection, subject.content["backbone"], "backbone")
+    size = _own_size(section.name)
+    model = load_trained(subject, section, size, 0)
+    if against is not None:
+        return {against.short_name: load_other(against, size, 0, "--against"), subject.short_name: model}
+    if subject.run is not None:
+        return {"before": load_initial(subject, section, size, 0), "after": model}
+    return {subject.short_name: model}
+
+
+def _own_size(name: str) -> tuple[int, int]:
+    """Return the size a model was made for; pictures are resized to whatever fits it near their own."""
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    return (224, 224) if known is None else (known.input_size[1], known.input_size[2])
+
+
+def _freeze(model: Model, device: str) -> FrozenModel:
+    # with the statistics the model has: a few pictures are not enough to estimate others
+    return FrozenModel([deepcopy(model.backbone).eval().requires_grad_(False).to(device)], device)

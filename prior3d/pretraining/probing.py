@@ -1,0 +1,149 @@
+"""Probes before and after training, and the report of both in the run folder."""
+
+import json
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from prior3d.backbone import Backbone
+from prior3d.errors import UserError
+from prior3d.pretraining.building import Parts, checkpoint_of
+from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.progress import Bars
+from prior3d.probes.classifier import checkpoint_classifier
+from prior3d.probes.keys import keys_of
+from prior3d.probes.measuring import FrozenModels, evaluate
+from prior3d.probes.results import AFTER, BEFORE, Results
+from prior3d.reporting import About, Drawings, compare, tabulate, write_report
+from prior3d.reporting.events import write_events
+from prior3d.reporting.writing import device_name
+from prior3d.weights import write_atomically
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+    from prior3d.registry import Registry
+
+
+class Probing:
+    """Measures the backbone of a run before and after training; what an interrupted run measured is kept.
+
+    Args:
+        folder: of the run, its initial weights written.
+        parts: of the run.
+        recipe: of the run.
+        registry: the plugins it uses.
+        console: shows table and progress.
+    """
+
+    def __init__(
+        self, folder: RunFolder, parts: Parts, recipe: "Recipe", registry: "Registry", console: Console
+    ) -> None:
+        self.folder, self.parts, self.recipe, self.registry, self.console = folder, parts, recipe, registry, console
+        self._initial = deepcopy(parts.backbone) if parts.probes else None
+        if self._initial is not None:
+            folder.load_initial(self._initial)
+        # of before, whose predictions are drawn beside those of after
+        self._frozen = FrozenModels(dict.fromkeys((BEFORE, AFTER), _checkpoint(parts, recipe)))
+
+    def before(self) -> None:
+        """Measure the initial weights."""
+        if self.parts.probes:
+            results = self._results({BEFORE: self._initial})
+            self._evaluate({BEFORE: self._initial}, results)
+            self._save(results)
+
+    def after(self) -> None:
+        """Measure the trained weights; print the table and write the report."""
+        if not self.parts.probes:
+            return
+        started = time.perf_counter()
+        models = {BEFORE: self._initial} if self.recipe.trainer.probe_before else {}
+        models[AFTER] = self.parts.backbone
+        results, drawings = self._results(models), Drawings()
+        is_known = all(results.has(task.label, when) for task in self.parts.probes for when in models)
+        if not (is_known and self.folder.report.exists()):
+            self._evaluate(models, results, drawings)
+            self._save(results)
+        comparison = compare(self.parts.probes, results, list(models), [(AFTER, BEFORE)])
+        self.console.print(tabulate(comparison, "frozen features on held-out scenes"))
+        if drawings.figures:
+            seconds = round(time.perf_counter() - started, 1)
+            steps = {BEFORE: 0, AFTER: self.recipe.trainer.max_steps}
+            write_events(self.folder.path, comparison, drawings.figures, steps)
+            write_report(self.folder.path, comparison, drawings.figures, self._about(models, seconds))
+        self.console.print(f"report: {self.folder.report}")
+
+    def _evaluate(self, models: dict[str, Backbone], results: Results, drawings: Drawings | None = None) -> None:
+        evaluate(
+            self.parts.probes,
+            {name: [backbone] for name, backbone in models.items()},
+            results,
+            probe_device(self.recipe),
+            workers=self.recipe.data.workers,
+            progress=Bars(self.console, f"{list(models)[-1]}: "),
+            frozen=self._frozen,
+            draw=drawings,
+            drawn=list(models),
+        )
+
+    def _results(self, models: dict[str, Backbone]) -> Results:
+        results = Results.load(self.folder.scores)
+        results.file = self.folder.scores
+        weights = {name: backbone.digest() for name, backbone in models.items()}
+        sections, data = self.recipe.probes, self.recipe.data
+        results.keep_only(keys_of(self.parts.probes, sections, data, self.registry, weights))
+        return results
+
+    def _save(self, results: Results) -> None:
+        metrics = results.metrics({task.label: task.probe for task in self.parts.probes})
+        write_atomically(self.folder.probes, json.dumps(metrics, indent=2).encode())
+
+    def _about(self, models: dict[str, Backbone], seconds: float) -> About:
+        recipe, steps = self.recipe, self.recipe.trainer.max_steps
+        start = "random weights" if recipe.backbone.weights is None else f"the weights of {recipe.backbone.weights}"
+        start = "timm's weights" if recipe.backbone.pretrained else start
+        priors = ", ".join(recipe.priors)
+        texts = {
+            BEFORE: f"{recipe.backbone.name} before training: {start}",
+            AFTER: f"{recipe.backbone.name} after {steps} steps with {priors}",
+        }
+        facts = {name: {"backbone": recipe.backbone.name, "sha256": model.digest()} for name, model in models.items()}
+        plain = recipe.to_dict()
+        return About(
+            f"{recipe.name}: before and after training",
+            {name: texts[name] for name in models},
+            facts,
+            (
+                "One training run: the intervals hold the spread over scenes, not over training seeds. A claim about a"
+                " prior needs several runs and a baseline.",
+                "`prior3d-eval` on this folder adds the features of both side by side, and a control of that capacity.",
+            ),
+            {"device": device_name(probe_device(recipe)), "seconds": seconds, "seed": recipe.seed},
+            {name: plain[name] for name in ("seed", "backbone", "data", "probes")},
+        )
+
+
+def _checkpoint(parts: Parts, recipe: "Recipe") -> Mapping[str, Tensor] | None:
+    """Return the weights that the run starts from with their classifier, if a probe needs it."""
+    for task in parts.probes:
+        if task.probe.needs_classifier:
+            weights = checkpoint_of(recipe.backbone)
+            if weights is None or checkpoint_classifier(parts.backbone, weights) is None:
+                raise UserError(
+                    "needs the classifier that weights come with: set backbone.pretrained, or backbone.weights to a"
+                    " file with one",
+                    f"probes.{task.label}",
+                )
+            return weights
+    return None
+
+
+def probe_device(recipe: "Recipe") -> str:
+    """Return the device probes run on: the training's."""
+    use_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "cuda" if use_gpu else "cpu"

@@ -1,0 +1,120 @@
+"""From scores to numbers that can be shown: every metric of every column, with its interval, and the differences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prior3d.probes.probe import Probe
+from prior3d.probes.results import Results
+from prior3d.probes.statistics import Estimate, Resampled, difference, draw_groups, estimate, resample
+from prior3d.probes.tasks import ProbeTask
+
+Pair = tuple[str, str]
+"""Two columns: the first minus the second."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one probe.
+
+    Attributes:
+        metric: its name, unit included.
+        lower_is_better: whether less of it is better.
+        columns: model or control to its value.
+        by_seed: model or control to its values, one per seed.
+        differences: first minus second of a pair of columns.
+    """
+
+    metric: str
+    lower_is_better: bool
+    columns: dict[str, Estimate]
+    by_seed: dict[str, tuple[float, ...]]
+    differences: dict[Pair, Estimate]
+
+    def verdict(self, pair: Pair) -> str:
+        """Return better, worse or unclear: of the first of a pair against the second."""
+        change = self.differences.get(pair)
+        if change is None or not is_sure(change) or change.low <= 0 <= change.high:
+            return "unclear"
+        return "better" if (change.value < 0) == self.lower_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Section:
+    """All metrics of one probe.
+
+    Attributes:
+        task: the probe and its data.
+        models: columns that are models, in order.
+        controls: columns that need no model.
+        rows: its metrics.
+    """
+
+    task: ProbeTask
+    models: tuple[str, ...]
+    controls: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured of some models.
+
+    Attributes:
+        sections: one per probe.
+        models: all columns that are models, in order.
+        pairs: which columns are compared, those first that matter most.
+    """
+
+    sections: tuple[Section, ...]
+    models: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+
+def compare(
+    tasks: Sequence[ProbeTask], results: Results, models: Sequence[str], pairs: Sequence[Pair], resamples: int = 1000
+) -> Comparison:
+    """Compute metrics, intervals and differences.
+
+    Args:
+        tasks: the probes.
+        results: what they measured.
+        models: columns that are models, in order.
+        pairs: columns to compare, the first minus the second.
+        resamples: of scenes or images, for the intervals.
+    """
+    sections = [_section(task, results, models, pairs, resamples) for task in tasks if results.scores.get(task.label)]
+    found = [model for model in models if any(model in section.models for section in sections)]
+    return Comparison(tuple(sections), tuple(found), tuple(pair for pair in pairs if set(pair) <= set(found)))
+
+
+def is_sure(found: Estimate) -> bool:
+    """Whether anything can be said about how sure a value is: not with a single image and a single seed."""
+    return found.standard_error > 0 and math.isfinite(found.low)
+
+
+def _section(
+    task: ProbeTask, results: Results, models: Sequence[str], pairs: Sequence[Pair], resamples: int
+) -> Section:
+    scores = results.scores[task.label]
+    weights = {len(found[0].groups): draw_groups(len(found[0].groups), resamples) for found in scores.values()}
+    resampled = {
+        column: resample(found, task.probe.summarise, weights[len(found[0].groups)]) for column, found in scores.items()
+    }
+    own = [model for model in models if model in scores]
+    controls = [column for column in scores if column not in models]
+    columns = {column: resampled[column] for column in (*own, *controls)}
+    metrics = dict.fromkeys(metric for model in columns.values() for metric in model.measured)
+    rows = [_row(metric, columns, pairs, task.probe) for metric in metrics]
+    return Section(task, tuple(own), tuple(controls), tuple(rows))
+
+
+def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], probe: Probe) -> Row:
+    have = {name: model for name, model in columns.items() if metric in model.measured}
+    return Row(
+        metric,
+        metric in probe.lower_is_better,
+        {name: estimate(model, metric) for name, model in have.items()},
+        {name: tuple(model.measured[metric].tolist()) for name, model in have.items()},
+        {(a, b): difference(have[a], have[b], metric) for a, b in pairs if a in have and b in have},
+    )

@@ -1,0 +1,173 @@
+"""A report to read: the answer first, then a table per probe with what its metrics mean, figures, and what to mind."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prior3d.probes.probe import Probe
+from prior3d.reporting.comparison import Comparison, Pair, Row, Section
+from prior3d.reporting.notes import notes_on
+from prior3d.reporting.plain import describe_data
+from prior3d.reporting.table import interval, marked, number
+
+if TYPE_CHECKING:
+    from prior3d.reporting.writing import About
+
+_CAPTIONS = {
+    "features/pca": "Features as colours: the first three principal components in ONE basis for all columns, so equal"
+    " colours mean equal features.",
+    "features/clusters": "Features in clusters (k-means of each model), colours matched between the columns.",
+}
+
+
+def to_markdown(comparison: Comparison, about: "About", figures: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """Return the text of report.md.
+
+    Args:
+        comparison: the numbers.
+        about: what else is said.
+        figures: name to file, relative to the report.
+        versions: of what it was measured with.
+    """
+    lines = [f"# {about.title}", "", *_summary(comparison), "", "## What was measured", "", *_columns(about), ""]
+    for section in comparison.sections:
+        lines += [*_section(section, comparison), *_figures(section.task.label, figures), ""]
+    if any(name.startswith("features/") for name in figures):
+        lines += ["## Features", *_figures("features", figures), ""]
+    notes = [*about.notes, *notes_on(comparison)]
+    lines += ["## What to mind", "", *(f"- {note}" for note in notes), ""]
+    facts = {**about.facts, **versions}
+    lines += ["## How", "", "; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def _summary(comparison: Comparison) -> Iterator[str]:
+    """Yield the answer: the first metric of each probe, and how many others go the same way."""
+    pair = comparison.pairs[0] if comparison.pairs else None
+    for section in comparison.sections:
+        row = section.rows[0]
+        if pair is None or pair not in row.differences:
+            column = next(iter(row.columns))
+            found = row.columns[column]
+            yield f"- **{section.task.label}**, {marked(row)}: {number(found.value)} {interval(found)}".rstrip()
+            continue
+        after, before = pair
+        values = f"{number(row.columns[before].value)} → {number(row.columns[after].value)}"
+        change = row.differences[pair]
+        verdicts = [other.verdict(pair) for other in section.rows]
+        counts = ", ".join(f"{verdicts.count(word)} {word}" for word in ("better", "worse", "unclear"))
+        yield (
+            f"- **{section.task.label}**, {marked(row)}: {values}"
+            f" ({number(change.value, True)} {interval(change, True)}".rstrip()
+            + f"), {row.verdict(pair)}; of {len(verdicts)} metrics {counts}"
+        )
+    yield ""
+    if pair:
+        yield (
+            "In brackets are 95 % intervals. Better and worse are said where the interval of the change leaves 0 out;"
+            " they are not corrected for the number of metrics."
+        )
+    else:
+        yield "In brackets are 95 % intervals."
+
+
+def _columns(about: "About") -> Iterator[str]:
+    yield "| column | what it is | weights (sha256) |"
+    yield "|---|---|---|"
+    for name, text in about.columns.items():
+        facts = about.models.get(name, {})
+        yield f"| {name} | {text} | {str(facts.get('sha256', ''))[:12]} |"
+
+
+def _section(section: Section, comparison: Comparison) -> Iterator[str]:
+    task = section.task
+    yield f"## {task.label}"
+    yield ""
+    yield _explanation(task.probe)
+    yield ""
+    yield _data_line(section)
+    yield ""
+    pairs = [pair for pair in comparison.pairs if any(pair in row.differences for row in section.rows)]
+    first = pairs[0] if pairs else None
+    combined = [name for name in section.models if first and name not in first]
+    yield from _table(section, [name for name in section.models if name not in combined], first, section.controls)
+    meanings = dict.fromkeys(meaning for row in section.rows if (meaning := _meaning(task.probe, row.metric)))
+    if meanings:
+        yield ""
+        yield from (f"- {meaning}" for meaning in meanings)
+    if combined:
+        yield ""
+        yield "Does one add to the other? Both concatenated, against as many channels from a control:"
+        yield ""
+        yield from _table(section, combined, pairs[1] if len(pairs) > 1 else None, ())
+
+
+def _table(section: Section, columns: Sequence[str], pair: Pair | None, controls: Sequence[str]) -> Iterator[str]:
+    change = [_change_title(pair)] if pair else []
+    header = ["metric", *columns, *change, *controls]
+    yield f"| {' | '.join(header)} |"
+    yield "|---|" + "---:|" * (len(header) - 1)
+    for row in section.rows:
+        if not any(name in row.columns for name in (*columns, *controls)):
+            continue
+        cells = [_value(row, name, True) for name in columns]
+        cells += [_change(row, pair)] if pair else []
+        cells += [_value(row, name, False) for name in controls]
+        yield f"| {marked(row)} | {' | '.join(cells)} |"
+
+
+def _change_title(pair: Pair) -> str:
+    ours, theirs = (f"({name})" if "+" in name else name for name in pair)
+    return f"{ours} - {theirs}"
+
+
+def _value(row: Row, column: str, with_interval: bool) -> str:
+    found = row.columns.get(column)
+    if found is None:
+        return ""
+    spread = f" ± {number(found.spread)}" if found.seeds > 1 else ""
+    return f"{number(found.value)}{spread} {interval(found) if with_interval else ''}".rstrip()
+
+
+def _change(row: Row, pair: Pair) -> str:
+    found = row.differences.get(pair)
+    if found is None:
+        return ""
+    text = f"{number(found.value, True)} {interval(found, True)}".rstrip()
+    return text if row.verdict(pair) == "unclear" else f"**{text}** {row.verdict(pair)}"
+
+
+def _data_line(section: Section) -> str:
+    task, data = section.task, describe_data(section.task)
+    height, width = data["image size"]
+    parts = [
+        f"{'measured on' if part == 'held_out' else 'trained on'} {_count(facts['images'], 'image')} of"
+        f" {_count(facts['scenes'], 'scene')} ({facts['split']})"
+        for part, facts in data.items()
+        if isinstance(facts, dict) and (part == "held_out" or task.probe.trains)
+    ]
+    seeds = f"; {_count(task.seeds, 'seed')}" if task.probe.seeded else ""
+    spread = ", ± is the standard deviation over them" if task.probe.seeded and task.seeds > 1 else ""
+    return f"{data['dataset']}, {height} x {width} pixels: {'; '.join(parts)}{seeds}{spread}."
+
+
+def _count(number_of: int, what: str) -> str:
+    return f"{number_of} {what}{'' if number_of == 1 else 's'}"
+
+
+def _figures(label: str, figures: Mapping[str, str]) -> Iterator[str]:
+    for name, file in figures.items():
+        if name.partition("/")[0] == label:
+            caption = _CAPTIONS.get(name, f"{name.partition('/')[2]}: the same held-out images for every model.")
+            yield from ("", f"![{name}]({file})", "", f"*{caption}*")
+
+
+def _meaning(probe: Probe, metric: str) -> str:
+    begin = max((begin for begin in probe.meanings if metric.startswith(begin)), key=len, default=None)
+    return f"`{begin}`: {probe.meanings[begin]}" if begin else ""
+
+
+def _explanation(probe: Probe) -> str:
+    text = inspect.getdoc(type(probe)) or type(probe).__name__
+    paragraphs = text.partition("\nArgs:")[0].partition("\nReference:")[0].strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -1,0 +1,105 @@
+"""A finished run small enough for a test, and a probe that is quick and counts how often it is asked."""
+
+from pathlib import Path
+
+import pytest
+
+from prior3d import cli
+
+RECIPE = """\
+seed: 3
+backbone: {{name: convnext_atto, decoder_stride: 4, channels: 8}}
+data:
+  {{name: synthetic_rooms, rooms: 1, test_rooms: 2, frames: 6, size: [48, 64], batch_size: 2, cache: {cache}}}
+priors: {{depth_regression: {{}}}}
+trainer: {{max_steps: 2, accelerator: cpu, draw_every: 0, gradients_every: 0}}
+probes: {{glow: {{}}}}
+plugins: [glow.py]
+"""
+GLOW = '''
+import torch
+from matplotlib.figure import Figure
+from prior3d.probes.probe import Probe
+from prior3d.probes.scores import by_group
+
+asked = []
+
+class Glow(Probe):
+    """How strong features are."""
+
+    seeded = True
+
+    def __init__(self, *, scale: float = 1.0):
+        self.scale = scale
+
+    def measure(self, model, data, seed=0):
+        asked.append((len(model.backbones), seed))
+        values = sum(part.take(torch.arange(len(part))).float().abs().mean((1, 2, 3))
+                     for part in data.features(model, "held_out"))
+        return by_group(*data.groups("held_out"), {"sum": self.scale * values, "count": torch.ones(len(values))})
+
+    def summarise(self, total):
+        return {"glow": float(total["sum"] / total["count"])}
+
+    def controls(self, data):
+        names, groups = data.groups("held_out")
+        return {"dark": by_group(names, groups, {"sum": torch.zeros(len(groups)), "count": torch.ones(len(groups))})}
+
+    def draw(self, models, data):
+        figure = Figure((1, 1))
+        figure.suptitle(" ".join(models))
+        return {"glow": figure}
+'''
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with the recipe, the probe and a finished run."""
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "glow.py").write_text(GLOW)
+    (folder / "small.yaml").write_text(RECIPE.format(cache=folder / "cache"))
+    assert cli.train([str(folder / "small.yaml"), "--out", str(folder / "runs")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(workshop) -> Path:
+    """The run: never written to by tests, which copy it or name a folder of their own."""
+    (found,) = (workshop / "runs").iterdir()
+    return found
+
+
+@pytest.fixture(scope="session")
+def rooms(workshop):
+    """Arguments that measure a model without a run on the same data."""
+    return [
+        "data.rooms=1",
+        "data.test_rooms=2",
+        "data.frames=6",
+        "data.size=[48,64]",
+        "data.workers=0",
+        f"data.cache={workshop / 'cache'}",
+    ]
+
+
+@pytest.fixture
+def asked(finished):
+    """How often the probe was asked: backbones and seed of each time."""
+    from prior3d.registry import Registry
+
+    module = __import__("sys").modules[Registry([finished.parent.parent / "glow.py"]).get("probes", "glow").__module__]
+    module.asked.clear()
+    return module.asked
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Run the real command; return its status, output and the line on stderr."""
+
+    def run(*arguments):
+        status = cli.evaluate([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert output.err.count("\n") <= 1, output.err
+        return status, output.out, output.err.rstrip("\n")
+
+    return run
