@@ -52,9 +52,14 @@ def reestimate_batch_norm(model: nn.Module, forward: Callable[[Tensor], object],
     return done
 
 
-def has_statistics(model: nn.Module) -> bool:
-    """Whether a model has BatchNorm layers whose statistics can be re-estimated."""
-    return any(not is_folded(layer) for layer in _layers(model))
+def has_statistics(model: nn.Module, folded: bool = False) -> bool:
+    """Whether a model has BatchNorm layers whose statistics can be re-estimated.
+
+    Args:
+        model: which.
+        folded: count layers whose statistics are folded, too: training gives them new ones.
+    """
+    return any(folded or not is_folded(layer) for layer in _layers(model))
 
 
 def is_folded(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from prior3d.data.dataset import DataSpec, Split, View
 from prior3d.data.decoding import image_size, read_color
 from prior3d.data.listing import list_files
 from prior3d.data.single_images import (
+    IMAGE_ENDINGS,
     SingleImages,
     SplitFolders,
     endings_of,
@@ -61,7 +62,7 @@ class ClassificationFolder(SingleImages):
         test_domains: tuple[str, ...] = (),
         test_fraction: float = 0.0,
         validation_fraction: float = 0.0,
-        extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp"),
+        extensions: tuple[str, ...] = IMAGE_ENDINGS,
     ) -> None:
         super().__init__(spec)
         root = existing_folder(root, "data.root")

@@ -10,7 +10,7 @@ import numpy as np
 from prior3d.data.dataset import DataSpec, View
 from prior3d.data.decoding import read_16bit, read_array, read_color
 from prior3d.data.listing import list_files
-from prior3d.data.single_images import SingleImages, SplitFolders, endings_of, existing_folder, split_of
+from prior3d.data.single_images import IMAGE_ENDINGS, SingleImages, SplitFolders, endings_of, existing_folder, split_of
 from prior3d.errors import UserError
 
 PSEUDO_KINDS = ("depth", "disparity")
@@ -46,7 +46,7 @@ class ImageFolder(SingleImages):
         spec: DataSpec,
         *,
         root: Path | list[Path],
-        extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp"),
+        extensions: tuple[str, ...] = IMAGE_ENDINGS,
         folders: SplitFolders | None = None,
         test_fraction: float = 0.0,
         validation_fraction: float = 0.0,

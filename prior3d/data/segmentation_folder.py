@@ -13,6 +13,7 @@ from prior3d.data.dataset import DataSpec, View
 from prior3d.data.decoding import image_size, read_color, read_ids
 from prior3d.data.listing import PathTable, list_files
 from prior3d.data.single_images import (
+    IMAGE_ENDINGS,
     SingleImages,
     SplitFolders,
     endings_of,
@@ -76,7 +77,7 @@ class SegmentationFolder(SingleImages):
         test_match: str | None = None,
         test_fraction: float = 0.0,
         validation_fraction: float = 0.0,
-        extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp"),
+        extensions: tuple[str, ...] = IMAGE_ENDINGS,
     ) -> None:
         super().__init__(spec)
         root = existing_folder(root, "data.root")
@@ -108,6 +109,10 @@ class SegmentationFolder(SingleImages):
     def mask_path(self, frame: int) -> Path:
         """Return the file of the mask that goes with an image."""
         return self._roots[0] / self._masks[frame]
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return an image and its mask."""
+        return [self.path(scene, frame), self.mask_path(frame)]
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image and its mask; see `Dataset.load`.

@@ -14,6 +14,9 @@ from prior3d.data.listing import PathTable
 from prior3d.errors import UserError
 from prior3d.randomness import generator
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+"""Endings of image files, where nobody says others."""
+
 _EPOCHS_KEPT = 2  # at the turn of an epoch, one worker's samples come from two
 
 
@@ -75,6 +78,10 @@ class SingleImages(Dataset):
     def path(self, scene: int, frame: int) -> Path:
         """Return the file of an image, by the `scene` and `frame` of its view."""
         return self._roots[scene] / self._paths[scene][frame]
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return all files that `load` reads for an image: by them scores are known to be of the same data."""
+        return [self.path(scene, frame)]
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch not in self._orders:

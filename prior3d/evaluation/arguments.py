@@ -1,5 +1,6 @@
 """What `prior3d-eval` is asked for, and what follows from it alone: the device, the folder, the other models."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,18 @@ def choose_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use", "--device")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError where a folder cannot be made or written to; nothing is left there."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is no folder", "--out")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".prior3d-", dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {existing}: {error.strerror}", "--out") from error
 
 
 def other_subject(name: str, flag: str) -> Subject:

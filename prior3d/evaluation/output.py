@@ -4,10 +4,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from prior3d.data.store import content_key
 from prior3d.evaluation.columns import RANDOM, Column, notes_on_models
 from prior3d.evaluation.request import Request
 from prior3d.evaluation.subjects import Subject
+from prior3d.probes.classifier import classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.results import BEFORE, Results
 from prior3d.reporting import About, Comparison, Drawings, write_report
@@ -17,10 +20,19 @@ from prior3d.reporting.writing import JSON, MARKDOWN
 SCORES = "scores.json"
 
 
-def open_results(out: Path, subject: Subject, request: Request, columns: Mapping[str, Column]) -> tuple[Results, str]:
+def open_results(
+    out: Path,
+    subject: Subject,
+    request: Request,
+    columns: Mapping[str, Column],
+    started_from: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[Results, str]:
     """Return what is measured already, here or by the run itself, and a key of all that the report depends on."""
     weights = {name: column.key for name, column in columns.items()}
-    keys = keys_of(request.tasks, request.probes, request.data, request.registry, weights)
+    classifiers = {
+        name: classifier_digest(columns[name].backbones[0], checkpoint) for name, checkpoint in started_from.items()
+    }
+    keys = keys_of(request.tasks, request.probes, request.data, request.registry, weights, classifiers)
     results = Results.load(out / SCORES)
     results.file = out / SCORES
     results.keep_only(keys)

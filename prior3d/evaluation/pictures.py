@@ -8,7 +8,7 @@ import timm
 from rich.console import Console
 
 from prior3d.errors import UserError
-from prior3d.evaluation.arguments import Arguments, choose_device, default_folder, other_subject
+from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
 from prior3d.evaluation.models import Model, load_initial, load_other, load_trained
 from prior3d.evaluation.subjects import Subject, find_subject
 from prior3d.pretraining.cores import share_cores
@@ -48,6 +48,7 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         against = other_subject(arguments.against, "--against") if arguments.against else None
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")
+        check_folder(out)
         console = Console(highlight=False, soft_wrap=True)
         frozen = {name: _freeze(model, device) for name, model in models.items()}
         files = write_pictures(frozen, [Path(image) for image in images], out, _LONG_SIDE, progress=Bars(console))

@@ -12,7 +12,7 @@ from prior3d.data.dataset import Dataset
 from prior3d.data.preparing import prepare_datasets
 from prior3d.errors import UserError
 from prior3d.evaluation import output
-from prior3d.evaluation.arguments import Arguments, choose_device, default_folder, other_subject
+from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
 from prior3d.evaluation.columns import ALONE, Column, build_columns, pairs_of
 from prior3d.evaluation.request import Request, build_request
 from prior3d.evaluation.subjects import Subject, find_subject
@@ -42,8 +42,7 @@ def run(arguments: Arguments) -> int:
         share_cores("cpu" if device == "cpu" else "gpu")
         against = other_subject(arguments.against, "--against") if arguments.against else None
         out = arguments.out or default_folder(subject, against, "eval")
-        if out.exists() and not out.is_dir():
-            raise UserError(f"{out} is no folder", "--out")
+        check_folder(out)
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
         columns = build_columns(subject, request, against, arguments.control)
         _measure_and_report(subject, request, columns, against, out, device)
@@ -63,8 +62,12 @@ def _measure_and_report(
     started = time.perf_counter()
     console = Console(highlight=False, soft_wrap=True)
     started_from = _checkpoints(request.tasks, columns)
+    for task in request.tasks:
+        for model in {id(model): model for column in columns.values() for model in column.models}.values():
+            with task.locating():
+                task.probe.check(model.backbone)
     _prepare(request, columns, console)
-    results, key = output.open_results(out, subject, request, columns)
+    results, key = output.open_results(out, subject, request, columns, started_from)
     about = output.describe(subject, request, columns, key, against)
     is_new = output.key_of_report(out) != key or not _is_complete(request, columns, results)
     drawings = Drawings()

@@ -15,7 +15,7 @@ from prior3d.errors import UserError
 from prior3d.pretraining.building import Parts, checkpoint_of
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.progress import Bars
-from prior3d.probes.classifier import checkpoint_classifier
+from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import FrozenModels, evaluate
 from prior3d.probes.results import AFTER, BEFORE, Results
@@ -48,7 +48,12 @@ class Probing:
         if self._initial is not None:
             folder.load_initial(self._initial)
         # of before, whose predictions are drawn beside those of after
-        self._frozen = FrozenModels(dict.fromkeys((BEFORE, AFTER), _checkpoint(parts, recipe)))
+        for task in parts.probes:
+            with task.locating():
+                task.probe.check(parts.backbone, trains=recipe.backbone.train != "frozen")
+        checkpoint = _checkpoint(parts, recipe)
+        self._classifier = None if checkpoint is None else classifier_digest(parts.backbone, checkpoint)
+        self._frozen = FrozenModels(dict.fromkeys((BEFORE, AFTER), checkpoint))
 
     def before(self) -> None:
         """Measure the initial weights."""
@@ -96,7 +101,8 @@ class Probing:
         results.file = self.folder.scores
         weights = {name: backbone.digest() for name, backbone in models.items()}
         sections, data = self.recipe.probes, self.recipe.data
-        results.keep_only(keys_of(self.parts.probes, sections, data, self.registry, weights))
+        classifiers = dict.fromkeys(weights, self._classifier)
+        results.keep_only(keys_of(self.parts.probes, sections, data, self.registry, weights, classifiers))
         return results
 
     def _save(self, results: Results) -> None:

@@ -18,6 +18,7 @@ from prior3d.errors import UserError
 from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.cores import share_cores
+from prior3d.pretraining.divergence import check_finite
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
@@ -141,6 +142,8 @@ def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Con
     trainer.fit(task, ckpt_path=last if last and last.exists() else None)
     seconds = time.perf_counter() - started
     console.print(f"trained to step {trainer.global_step} of {recipe.trainer.max_steps} in {seconds:.0f} s")
+    if checkpoints.stopped_by is None:
+        check_finite(parts.backbone.state_dict())
     if trainer.is_global_zero:
         damaged = task.damaged | {str(damage.path): damage.why for damage in parts.dataset.damaged}
         for path in sorted(task.damaged):

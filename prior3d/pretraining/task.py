@@ -15,6 +15,7 @@ from prior3d.data.loading import DrawnSamples, DrawStream, make_loader, raise_er
 from prior3d.fields import IMAGE_FIELDS
 from prior3d.objective import JointObjective, Pass, encode
 from prior3d.pretraining.collapse import feature_health
+from prior3d.pretraining.divergence import Divergence
 from prior3d.pretraining.gradients import compare_gradients
 from prior3d.pretraining.optimization import learning_rate_factor, make_optimizer
 from prior3d.randomness import reseed
@@ -60,6 +61,7 @@ class PretrainingTask(lightning.LightningModule):
         self._reference = (reference.requires_grad_(False).eval(),) if reference is not None else ()
         self.damaged: dict[str, str] = {}
         self.recent: deque[dict[str, Tensor]] = deque(maxlen=RECENT)
+        self._divergence = Divergence()
 
     @property
     def reference(self) -> Backbone | None:
@@ -160,6 +162,7 @@ class PretrainingTask(lightning.LightningModule):
 
     def _report(self, losses: object, result: Pass, batch_idx: int) -> None:
         self.recent.append({label: loss.detach() for label, loss in losses.by_label.items()})
+        self._divergence.see(self.global_step, losses.by_label)
         self.log("loss", losses.total.detach(), prog_bar=True)
         self.log_dict({f"loss/{label}": loss.detach() for label, loss in losses.by_label.items()})
         self.log_dict(losses.scalars)
@@ -168,7 +171,13 @@ class PretrainingTask(lightning.LightningModule):
             compared = compare_gradients(losses, result.maps.encoder, self.objective)
             self.log_dict({f"gradients/{name}": value for name, value in compared.items()})
         if first and self.global_step % options.log_every == 0:
+            self._end_if_diverged()
             self.log_dict({f"features/{name}": value for name, value in feature_health(result.maps).items()})
+
+    def _end_if_diverged(self) -> None:
+        # All ranks end at the same step: one alone would leave the others waiting for its gradients.
+        if self.trainer.strategy.reduce_boolean_decision(self._divergence.has_lasted(self.global_step), all=False):
+            raise self._divergence.error(self.global_step)
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Measurements of frozen features, before and after training; nothing here trains a backbone."""
+"""Measurements of models before and after training, mostly of frozen features; the models themselves never change."""

@@ -2,35 +2,43 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.backbone import Backbone
+from prior3d.backbone import Backbone, Encoder
 from prior3d.errors import UserError
+from prior3d.weights import digest
 
 
 class CheckpointClassifier(nn.Module):
-    """Images to the logits of a frozen linear classifier on the pooled features of a backbone.
+    """Images to the logits of a frozen linear classifier on the pooled features of an encoder.
 
-    A copy (`copy.deepcopy`) has a backbone of its own, so that its BatchNorm statistics can be re-estimated.
+    A copy (`copy.deepcopy`) has an encoder of its own, so that its BatchNorm statistics can be re-estimated.
 
     Args:
-        backbone: gives the pooled features; shared, not copied.
+        encoder: of a backbone, whose decoder has no part in this; shared, not copied.
         weight: [K, P].
         bias: [K], or None.
     """
 
-    def __init__(self, backbone: Backbone, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, encoder: Encoder, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.backbone = backbone
-        device = next(backbone.parameters()).device
+        self.encoder = encoder
+        device = next(encoder.parameters()).device
         self.register_buffer("weight", weight.detach().float().to(device))
         self.register_buffer("bias", None if bias is None else bias.detach().float().to(device))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [N, K] of images [N, 3, H, W] in 0..1."""
-        return F.linear(self.backbone(images, ("pooled",)).pooled.float(), self.weight, self.bias)
+        return F.linear(self.encoder(images, pooled=True)[1].float(), self.weight, self.bias)
+
+
+def classifier_digest(backbone: Backbone, weights: Mapping[str, Tensor]) -> str | None:
+    """Return a hash of the classifier in a timm state dict, to know its scores by; None if it holds none."""
+    found = checkpoint_classifier(backbone, weights)
+    if found is None:
+        return None
+    return digest(dict(found.named_buffers(recurse=False)))
 
 
 def checkpoint_classifier(backbone: Backbone, weights: Mapping[str, Tensor]) -> CheckpointClassifier | None:
@@ -59,5 +67,4 @@ def checkpoint_classifier(backbone: Backbone, weights: Mapping[str, Tensor]) -> 
             f" {backbone.encoder.name}",
             "backbone.weights",
         )
-    with torch.no_grad():
-        return CheckpointClassifier(backbone, weight, bias).eval().requires_grad_(False)
+    return CheckpointClassifier(backbone.encoder, weight, bias)  # as it is: the backbone may be about to train

@@ -101,6 +101,14 @@ class FinetuneSegmentation(Probe):
         self.flip = flip
         self.precision = precision
 
+    def check(self, backbone: Backbone, trains: bool = False) -> None:
+        """Refuse a model that lacks the decoder or the stride that is asked for; see `Probe.check`."""
+        name, coarsest = backbone.encoder.name, max(backbone.encoder.channels)
+        if self.decoder == "pretrained" and backbone.decoder is None:
+            raise UserError(f"{name} has no decoder of its own: use fresh", "decoder")
+        if self.decoder == "fresh" and coarsest < self.decoder_stride:
+            raise UserError(f"the coarsest stride of {name} is {coarsest}", "decoder_stride")
+
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
         """Fine-tune copies of a model at each share of the labels.
 
@@ -131,13 +139,9 @@ class FinetuneSegmentation(Probe):
     def _segmenter(self, backbones: Sequence[Backbone], classes: int) -> "_Segmenter":
         decoders = []
         for backbone in backbones:
+            self.check(backbone)
             if self.decoder == "fresh":
-                name, strides = backbone.encoder.name, backbone.encoder.channels
-                if max(strides) < self.decoder_stride:
-                    raise UserError(f"the coarsest stride of {name} is {max(strides)}", "decoder_stride")
-                decoders.append(Decoder(strides, self.decoder_stride, self.channels))
-            elif backbone.decoder is None:
-                raise UserError(f"{backbone.encoder.name} has no decoder of its own: use fresh", "decoder")
+                decoders.append(Decoder(backbone.encoder.channels, self.decoder_stride, self.channels))
             else:
                 decoders.append(backbone.decoder)
         return _Segmenter([backbone.encoder for backbone in backbones], decoders, classes)

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prior3d.data.dataset import Dataset
+from prior3d.data.listing import fingerprint
 from prior3d.data.posed import PosedDataset
+from prior3d.data.single_images import SingleImages
 from prior3d.data.store import content_key
+from prior3d.probes.probe_data import chosen_frames
 from prior3d.probes.results import Keys
 from prior3d.probes.tasks import ProbeTask
 from prior3d.registry import Registry
@@ -19,6 +22,7 @@ def keys_of(
     data: DataSection,
     registry: Registry,
     weights: Mapping[str, str],
+    classifiers: Mapping[str, str] | None = None,
 ) -> Keys:
     """Return the keys of what probes measure of models; the datasets have to be prepared.
 
@@ -28,13 +32,18 @@ def keys_of(
         data: `data:`.
         registry: the plugins, whose versions count.
         weights: column to the hash of its weights.
+        classifiers: column to the hash of the classifier that its weights came with, for probes that need one.
     """
     by_label = {task.label: _key(task, sections[task.label], data, registry) for task in tasks}
+    classifying = {task.label for task in tasks if task.probe.needs_classifier}
 
     def key(label: str, column: str | None) -> str | None:
         if label not in by_label or (column is not None and column not in weights):
             return None
-        return by_label[label] if column is None else f"{by_label[label]} {weights[column]}"
+        if column is None:
+            return by_label[label]
+        classifier = f" {(classifiers or {}).get(column)}" if label in classifying else ""
+        return f"{by_label[label]} {weights[column]}{classifier}"
 
     return key
 
@@ -48,14 +57,17 @@ def _key(task: ProbeTask, section: ProbeSection, data: DataSection, registry: Re
             "seeds": task.seeds if task.probe.seeded else 1,
             "most": task.most,
             "data": [dataset.name, dataset.target, dataset.version, dict(source.options)],
-            "parts": {part: _contents(dataset) for part, dataset in task.parts.items()},
+            "parts": {part: _contents(dataset, task.most) for part, dataset in task.parts.items()},
+            "files": fingerprint(task.probe.files()),
             "torch": torch.__version__,
         }
     )
 
 
-def _contents(dataset: Dataset) -> list[object]:
+def _contents(dataset: Dataset, most: int | None) -> list[object]:
     scenes = range(len(dataset.scenes))
     contents = [dataset.cache_key(scene) for scene in scenes] if isinstance(dataset, PosedDataset) else []
+    if isinstance(dataset, SingleImages):  # which are many: only those that are read are looked at
+        contents = [fingerprint(file for frame in chosen_frames(dataset, most) for file in dataset.files(*frame))]
     frames = [dataset.frame_count(scene) for scene in scenes]
     return [dataset.spec.split, list(dataset.spec.size), list(dataset.scenes), frames, contents]

@@ -46,12 +46,19 @@ def freeze(
     """
     copies = [deepcopy(backbone).requires_grad_(False).to(device) for backbone in backbones]
     for copy in copies:
+        _check_weights(copy)
         check_size(copy, data.size)
         # pooled, too: some families have a layer between the last map and the pooling
         reestimate_batch_norm(copy, partial(copy, reads=("dense", "pooled")), _training_images(data, device))
     if started_from is None:
         return FrozenModel(copies, device)
     return FrozenModel(copies, device, checkpoint_classifier(copies[0], started_from))
+
+
+def _check_weights(backbone: Backbone) -> None:
+    for name, tensor in backbone.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"the weights of {backbone.encoder.name} hold NaN or infinity: {name}")
 
 
 def check_size(backbone: Backbone, size: tuple[int, int]) -> None:
@@ -110,7 +117,9 @@ def evaluate(
             continue
         with opened(group, workers, progress) as data:
             for task in plain:
-                for name, scores in task.probe.controls(data).items():
+                with task.locating():
+                    controls = task.probe.controls(data)
+                for name, scores in controls.items():
                     results.put(task.label, name, [scores], control=True)
             for name, task in progress(todo, f"probes on {data.parts['held_out'].spec.split} images", len(todo)):
                 started = time.perf_counter()
@@ -177,7 +186,8 @@ def _lacks_controls(task: ProbeTask, results: Results) -> bool:
 def measure(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Scores]:
     """Measure a model with one probe, once per seed where seeds make a difference, from `first_seed` upwards."""
     seeds = task.seeds if task.probe.seeded else 1
-    return [task.probe.measure(model, data, first_seed + number) for number in range(seeds)]
+    with task.locating():
+        return [task.probe.measure(model, data, first_seed + number) for number in range(seeds)]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from prior3d.probes.scores import Metrics, Scores, Totals
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from prior3d.backbone import Backbone
     from prior3d.probes.models import FrozenModel
     from prior3d.probes.probe_data import ProbeData
 
@@ -50,6 +52,22 @@ class Probe(ABC):
     @abstractmethod
     def summarise(self, total: Totals) -> Metrics:
         """Return the metrics that follow from statistics summed over groups."""
+
+    def check(self, backbone: "Backbone", trains: bool = False) -> None:
+        """Refuse a model that cannot be measured, before anything is.
+
+        Args:
+            backbone: one of those that will be measured.
+            trains: whether its encoder is trained first.
+
+        Raises:
+            UserError: with the name of the probe's option that does not fit.
+        """
+        return
+
+    def files(self) -> Sequence[Path]:
+        """Return files it reads beside its data; scores are measured anew when they change."""
+        return ()
 
     def controls(self, data: "ProbeData") -> Mapping[str, Scores]:
         """Measure what needs no model at all (position, raw pixels), by name of the control."""

@@ -56,7 +56,7 @@ class ProbeData:
         self.progress = progress
         self._temporary = tempfile.TemporaryDirectory(prefix="prior3d-probe-") if folder is None else None
         self.folder = Path(self._temporary.name) if folder is None else folder
-        self.frames = {part: _frames(dataset, most) for part, dataset in self.parts.items()}
+        self.frames = {part: chosen_frames(dataset, most) for part, dataset in self.parts.items()}
         self._arrays: dict[tuple, Array] = {}
         for part, dataset in self.parts.items():
             if not self.frames[part]:
@@ -124,6 +124,8 @@ class ProbeData:
         for start in self.progress(starts, f"{kind} features, {part}", len(starts)):
             rows = torch.arange(start, min(start + _BATCH, len(images)))
             found = model.read(images.take(rows, model.device).float() / 255, kind)
+            if any(bool(values.isnan().any()) for values in found):
+                raise UserError("the features of a model hold NaN: its weights are damaged, or its numbers overflow")
             if not arrays:
                 names = [f"{part}-{kind}-{id(model)}-{index}" for index in range(len(found))]
                 arrays = [
@@ -205,7 +207,8 @@ def _collate(samples: list[dict[str, Tensor] | DamagedFile]) -> dict[str, Tensor
     return next((sample for sample in samples if isinstance(sample, DamagedFile)), None) or default_collate(samples)
 
 
-def _frames(dataset: Dataset, most: int | None) -> list[tuple[int, int]]:
+def chosen_frames(dataset: Dataset, most: int | None) -> list[tuple[int, int]]:
+    """Return scene and frame of the images that a probe reads: all, or `most` of them, evenly spaced."""
     counts = [dataset.frame_count(scene) for scene in range(len(dataset.scenes))]
     frames = [(scene, frame) for scene, count in enumerate(counts) for frame in range(count)]
     if most is None or len(frames) <= most:

@@ -1,5 +1,6 @@
 """Shape or texture: by which of two cues that contradict each other a model names an image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -9,8 +10,10 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prior3d.backbone import Backbone
 from prior3d.batch_norm import has_statistics
-from prior3d.data.single_images import SingleImages
+from prior3d.data.listing import list_files
+from prior3d.data.single_images import IMAGE_ENDINGS, SingleImages
 from prior3d.errors import UserError
 from prior3d.probes.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet
 from prior3d.probes.models import FrozenModel
@@ -96,6 +99,14 @@ class ShapeBias(Probe):
         clean = photographs.hits(sixteen, thousand, model.device)
         return Scores((*conflicts.names, *photographs.names), _beside(statistics, clean))
 
+    def check(self, backbone: Backbone, trains: bool = False) -> None:
+        """Refuse BatchNorm layers without photographs to estimate their statistics on; see `Probe.check`."""
+        self._refuse_statistics(backbone.encoder, folded=trains)
+
+    def files(self) -> Sequence[Path]:
+        """Return the clean photographs."""
+        return [] if self.clean is None else [self.clean / name for name in list_files(self.clean, IMAGE_ENDINGS)]
+
     def summarise(self, total: Totals) -> Metrics:
         """Return rates (0..1) over all conflicts, accuracy on clean photographs, and the rates by class."""
         shape, texture, conflicts = total["shape"], total["texture"], total["conflicts"]
@@ -120,17 +131,22 @@ class ShapeBias(Probe):
         logits = model.classify
         if logits is None:
             raise UserError(
-                "the probe shape_bias needs the classifier that the weights came with, and this model has none: start"
-                " from weights that hold one, or set head: linear"
+                "needs the classifier that the weights came with, and this model has none: start from weights that hold"
+                " one, or set head: linear"
             )
         if photographs is not None and isinstance(logits, nn.Module):
             logits = photographs.adapt(logits, lambda network, images: network(images), model.device)
-        elif isinstance(logits, nn.Module) and has_statistics(logits):
-            raise UserError(
-                "the probe shape_bias needs clean photographs (clean: FOLDER) for a model with BatchNorm layers: with"
-                " the statistics of cue conflicts, the same weights name twice as many shapes, and half the photographs"
-            )
+        elif isinstance(logits, nn.Module):
+            self._refuse_statistics(logits)
         return lambda images: sixteen_from_imagenet(logits(images)), logits
+
+    def _refuse_statistics(self, network: nn.Module, folded: bool = False) -> None:
+        if self.clean is None and has_statistics(network, folded):
+            raise UserError(
+                "needs clean photographs for a model with BatchNorm layers, name their folder: with the statistics of"
+                " cue conflicts, the same weights name twice as many shapes, and half the photographs",
+                "clean",
+            )
 
     def _open_photographs(self, data: ProbeData) -> Photographs | None:
         if self.clean is None:

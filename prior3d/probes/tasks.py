@@ -1,6 +1,8 @@
 """From recipe sections to probes with their data; every refusal happens here, before any data is read."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from prior3d.errors import UserError
 from prior3d.fields import missing_fields
 from prior3d.probes.probe import Probe
 from prior3d.probes.probe_data import Part
-from prior3d.schema import construct
+from prior3d.schema import construct, options_of
 from prior3d.sections import DataSection, ProbeSection
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class ProbeTask:
         parts: the data; tasks of equal data share these objects.
         seeds: how often it is measured, each time with other draws of its own.
         most: images per part at most; None for all.
+        data_key: where the recipe says what the data is, for errors.
     """
 
     label: str
@@ -34,6 +37,23 @@ class ProbeTask:
     parts: Mapping[Part, Dataset]
     seeds: int
     most: int | None
+    data_key: str = "data"
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Give errors that the probe raises, by the names of its own options, the keys of the recipe."""
+        try:
+            yield
+        except UserError as error:
+            key = f"probes.{self.label}"
+            head, _, rest = (error.key or "").partition(".")
+            if head == "data":
+                key = ".".join([self.data_key, *([rest] if rest else [])])
+            elif head in options_of(type(self.probe)).types:
+                key = f"{key}.{error.key}"
+            elif head:
+                raise
+            raise UserError(error.message, key) from error
 
 
 def build_tasks(
@@ -72,7 +92,12 @@ def build_tasks(
 
     return [
         ProbeTask(
-            label, probes[label], _parts(label, section, probes[label], dataset), section.seeds, section.max_images
+            label,
+            probes[label],
+            _parts(label, section, probes[label], dataset),
+            section.seeds,
+            section.max_images,
+            _data_key(label, section),
         )
         for label, section in sections.items()
     ]
@@ -134,6 +159,10 @@ def _check_classes(key: str, parts: Mapping[Part, Dataset]) -> None:
         )
 
 
+def _data_key(label: str, section: ProbeSection) -> str:
+    return "data" if section.data is None else f"probes.{label}.data"
+
+
 def _data_name(section: ProbeSection) -> str:
     return repr(section.data)
 
@@ -142,7 +171,7 @@ def _dataset(
     label: str, section: ProbeSection, data: DataSection, split: Split, views: int, seed: int, registry: "Registry"
 ) -> Dataset:
     own = section.data
-    key = "data" if own is None else f"probes.{label}.data"
+    key = _data_key(label, section)
     name, options = (data.name, data.options) if own is None else (own.name, own.options)
     size = data.size if own is None or own.size is None else own.size
     cls = registry.get("datasets", name, f"{key}.name")
@@ -152,7 +181,11 @@ def _dataset(
     except UserError as error:
         if error.key == "data.views":  # which nobody set
             raise UserError(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
+        if own is None:
+            raise
         # datasets name their own options `data.<option>`; these are of another section
-        where = error.key.replace("data", key, 1) if own and error.key and error.key.startswith("data") else error.key
-        raise UserError(error.message, where) from error
+        names = "|".join(options_of(cls).types)
+        message = re.sub(rf"(?<![\w./])data\.(?=(?:{names})\b)", f"{key}.", error.message)
+        where = error.key.replace("data", key, 1) if error.key and error.key.startswith("data") else error.key
+        raise UserError(message, where) from error
     return made

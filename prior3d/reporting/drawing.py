@@ -35,7 +35,8 @@ class Drawings:
             self.figures["features/pca"] = draw_pca(models, images)
             self.figures["features/clusters"] = draw_clusters(models, images)
         for task in tasks:
-            drawn = task.probe.draw(models, data)
+            with task.locating():
+                drawn = task.probe.draw(models, data)
             self.figures |= {f"{task.label}/{name}": figure for name, figure in drawn.items()}
 
 

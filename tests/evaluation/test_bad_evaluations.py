@@ -181,3 +181,21 @@ def test_errors_in_the_recipe_of_a_run_are_located(refused, copy):
     lines[number] = lines[number].replace("1", "one")
     recipe.write_text("\n".join(lines))
     assert f"recipe.yaml:{number + 1}: data.rooms: expected an integer, got the text 'one'" in refused(copy)
+
+
+def test_a_model_that_a_probe_cannot_measure_is_refused_before_anything_is_measured(refused, rooms):
+    arguments = ["backbone.pretrained=false", "--probes", "segmentation", "finetune_segmentation", *rooms]
+    line = refused("resnet10t", *arguments, "probes.finetune_segmentation.decoder=pretrained")
+    assert line.endswith("probes.finetune_segmentation.decoder: resnet10t has no decoder of its own: use fresh")
+    line = refused("resnet10t", *arguments, "probes.finetune_segmentation.decoder_stride=64")
+    assert line.endswith("probes.finetune_segmentation.decoder_stride: the coarsest stride of resnet10t is 32")
+
+
+@pytest.mark.parametrize("more", [[], ["--pictures", "a.png"]])
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(refused, finished, tmp_path, more):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert refused(finished, "--out", file, *more) == f"--out: {file} is no folder"
+    assert refused(finished, "--out", file / "below" / "it", *more) == f"--out: {file} is no folder"
+    line = refused(finished, "--out", "/proc/none", *more)
+    assert line == "--out: cannot write to /proc: No such file or directory"

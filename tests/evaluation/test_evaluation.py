@@ -7,12 +7,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prior3d import cli
 from prior3d.backbone import Backbone
 from prior3d.probes import measuring
 from prior3d.probes.results import Results
+from prior3d.weights import save_weights
 
 FOUR = ["before", "after", "before + after", "before + random"]
 
@@ -191,3 +193,31 @@ class Named(Probe):
     def summarise(self, total):
         return {"logits": float(total["logits"])}
 """
+
+
+def test_a_run_that_measures_its_classifier_trains_all_the_same(tmp_path, workshop):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet10t", num_classes=5).state_dict(), tmp_path / "mine.pth")
+    (tmp_path / "named.py").write_text(NAMED)
+    recipe = (
+        (workshop / "small.yaml").read_text().replace("convnext_atto,", f"resnet10t, weights: {tmp_path}/mine.pth,")
+    )
+    (tmp_path / "named.yaml").write_text(recipe.replace("glow: {}", "named: {}").replace("glow.py", "named.py"))
+    assert cli.train([str(tmp_path / "named.yaml"), "--out", str(tmp_path / "runs")]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert values(report_of(run), "named", "logits") == {"before": 5, "after": 5}
+    before, after = load_file(run / "initial.safetensors"), load_file(run / "backbone.safetensors")
+    assert not torch.equal(before["encoder.model.conv1.0.weight"], after["conv1.0.weight"])
+
+
+def test_side_by_side_there_is_no_classifier_and_no_column(evaluate, rooms, tmp_path):
+    files = []
+    for name in ("mine", "yours"):
+        files.append(tmp_path / f"{name}.safetensors")
+        about = {"model": "resnet10t", "timm_options": {}}
+        save_weights(files[-1], timm.create_model("resnet10t", num_classes=5).state_dict(), about)
+    (tmp_path / "named.py").write_text(NAMED)
+    arguments = ["--probes", "named", "--plugin", tmp_path / "named.py", "--out", tmp_path / "eval", *rooms]
+    status, _, error = evaluate(files[0], "--against", files[1], *arguments)
+    assert (status, error) == (0, "")
+    assert values(report_of(tmp_path / "eval"), "named", "logits") == {"before": 5, "after": 5}

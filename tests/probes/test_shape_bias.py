@@ -229,7 +229,7 @@ def test_a_classifier_gets_the_statistics_of_clean_photographs(data, clean):
     ShapeBias(clean=clean).measure(FrozenModel([], classify=head), data)
     assert head.norm.num_batches_tracked == 0 and kept[-1] is not head
     assert kept[-1].norm.running_mean[2] == pytest.approx(200 / 255, abs=1e-5)  # conflicts have no blue
-    with pytest.raises(UserError, match=r"needs clean photographs \(clean: FOLDER\) for a model with BatchNorm"):
+    with pytest.raises(UserError, match="clean: needs clean photographs for a model with BatchNorm"):
         ShapeBias().measure(FrozenModel([], classify=head), data)
 
 
@@ -247,7 +247,14 @@ def test_a_checkpoints_classifier_is_the_models_own(name):
     classify = checkpoint_classifier(backbone.eval(), whole.state_dict())
     expected = weights((images - backbone.encoder.mean) / backbone.encoder.std)
     assert torch.allclose(classify(images), expected, atol=1e-4)
-    assert not any(parameter.requires_grad for parameter in classify.parameters())
+    assert {name.split(".")[0] for name in classify.state_dict()} == {"weight", "bias", "encoder"}
+
+
+def test_a_backbone_that_is_looked_at_for_a_classifier_still_trains():
+    backbone = Backbone("resnet10t", (64, 64)).train()
+    classify = checkpoint_classifier(backbone, {"fc.weight": torch.rand(7, 512)})
+    assert classify.encoder is backbone.encoder and backbone.encoder.model.bn1.training
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def test_weights_without_a_classifier_have_none():
@@ -309,3 +316,23 @@ def test_a_gpu_gives_the_same_scores(data, clean):
         scores.append(ShapeBias(clean=clean).measure(FrozenModel([backbone], device, classify), data))
     assert scores[0].groups == scores[1].groups
     assert (scores[0].statistics["shape"] != scores[1].statistics["shape"]).sum() <= 3
+
+
+def test_a_decoder_has_no_part_in_the_classifier(data):
+    """Its batch normalisation must not ask for photographs where the encoder has none."""
+    backbone = Backbone("convnext_atto", data.size, decoder_stride=4, channels=8).eval()
+    weights = {"head.fc.weight": torch.randn(1000, 320), "head.fc.bias": torch.zeros(1000)}
+    found = ShapeBias().measure(FrozenModel([backbone], classify=checkpoint_classifier(backbone, weights)), data)
+    assert float(found.total()["conflicts"].sum()) > 0
+
+
+def test_a_model_that_training_gives_statistics_is_refused_before_it_trains(clean):
+    backbone = Backbone("resnet10t", (64, 64))
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)  # as weights with folded statistics have it
+    ShapeBias().check(backbone)
+    ShapeBias(clean=clean).check(backbone, trains=True)
+    ShapeBias().check(Backbone("convnext_atto", (64, 64), decoder_stride=4, channels=8), trains=True)
+    with pytest.raises(UserError, match="clean: needs clean photographs"):
+        ShapeBias().check(backbone, trains=True)

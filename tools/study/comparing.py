@@ -72,12 +72,15 @@ class Findings:
         return None if found is None else estimate(found[1], self.matrix.endpoints[endpoint].metric)
 
     def change(self, row: str, against: str, endpoint: str) -> Change | None:
-        """Return a row against another one, over the seeds both have; None where there are none."""
+        """Return a row against another one, over the seeds both have; None where there are none.
+
+        One seed of several that are asked for is no basis for a claim, and gives None too.
+        """
         ours, theirs = self._of(row, endpoint), self._of(against, endpoint)
         if ours is None or theirs is None or row == against:
             return None
         shared = [seed for seed in ours[0] if seed in theirs[0]]
-        if not shared:
+        if len(shared) < min(2, len(self.matrix.stages[TEST].seeds)):
             return None
         a, b = (model.take([seeds.index(seed) for seed in shared]) for seeds, model in (ours, theirs))
         one = self.matrix.endpoints[endpoint]

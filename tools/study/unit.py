@@ -79,7 +79,7 @@ class Bench:
             "seconds by probe": by_probe,
             "device": device_name(probe_device(recipe)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "recipe": recipe.to_yaml(),
+            "recipe": recipe.to_yaml().replace(str(Path.home()), "~"),  # records travel between machines
             "start": asdict(start),
         }
 
