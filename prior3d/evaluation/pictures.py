@@ -64,10 +64,20 @@ def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     size = _own_size(section.name)
     model = load_trained(subject, section, size, 0)
     if against is not None:
-        return {against.short_name: load_other(against, size, 0, "--against"), subject.short_name: model}
+        other = load_other(against, size, 0, "--against")
+        return dict(zip(_two_names(against, subject), (other, model), strict=True))
     if subject.run is not None:
         return {"before": load_initial(subject, section, size, 0), "after": model}
     return {subject.short_name: model}
+
+
+def _two_names(first: Subject, second: Subject) -> tuple[str, str]:
+    """Return names to tell two models apart by: short ones, or as they were given, or by number."""
+    if first.short_name != second.short_name:
+        return first.short_name, second.short_name
+    if first.name != second.name:
+        return first.name, second.name
+    return f"{first.name}, 1", f"{second.name}, 2"
 
 
 def _own_size(name: str) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -152,7 +154,20 @@ class RunFolder:
     def write_summary(self, facts: dict[str, object]) -> None:
         """Write what was run, with the versions it ran on."""
         versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
-        write_atomically(self.summary, json.dumps({**facts, "versions": versions | _versions()}, indent=2).encode())
+        write_json(self.summary, {**facts, "versions": versions | _versions()})
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write plain values, atomically; numbers that are not finite, which JSON does not know, become null."""
+    write_atomically(path, json.dumps(_with_nulls(content), indent=2, allow_nan=False).encode())
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_decoder(backbone: Backbone, path: Path) -> None:

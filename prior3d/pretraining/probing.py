@@ -1,6 +1,5 @@
 """Probes before and after training, and the report of both in the run folder."""
 
-import json
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,7 +12,7 @@ from torch import Tensor
 from prior3d.backbone import Backbone
 from prior3d.errors import UserError
 from prior3d.pretraining.building import Parts, checkpoint_of
-from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.folder import RunFolder, write_json
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
@@ -22,7 +21,6 @@ from prior3d.probes.results import AFTER, BEFORE, Results
 from prior3d.reporting import About, Drawings, compare, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.writing import device_name
-from prior3d.weights import write_atomically
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
@@ -107,7 +105,7 @@ class Probing:
 
     def _save(self, results: Results) -> None:
         metrics = results.metrics({task.label: task.probe for task in self.parts.probes})
-        write_atomically(self.folder.probes, json.dumps(metrics, indent=2).encode())
+        write_json(self.folder.probes, metrics)
 
     def _about(self, models: dict[str, Backbone], seconds: float) -> About:
         recipe, steps = self.recipe, self.recipe.trainer.max_steps

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from prior3d import cli
 from prior3d.backbone import Backbone
+from prior3d.evaluation import pictures
 from prior3d.probes import measuring
 from prior3d.probes.results import Results
 from prior3d.weights import save_weights
@@ -221,3 +222,13 @@ def test_side_by_side_there_is_no_classifier_and_no_column(evaluate, rooms, tmp_
     status, _, error = evaluate(files[0], "--against", files[1], *arguments)
     assert (status, error) == (0, "")
     assert values(report_of(tmp_path / "eval"), "named", "logits") == {"before": 5, "after": 5}
+
+
+def test_models_of_one_name_are_drawn_side_by_side(evaluate, finished, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "write_pictures", lambda models, *_, **__: drawn.append(list(models)) or [])
+    shutil.copytree(finished, other := tmp_path / "other" / finished.name)
+    exported = finished / "backbone.safetensors"
+    for against in (other, exported, finished):
+        assert evaluate(finished, "--against", against, "--pictures", "a.png", "--out", tmp_path / "out")[0] == 0
+    assert drawn == [[str(other), str(finished)], [str(exported), str(finished)], [f"{finished}, 1", f"{finished}, 2"]]

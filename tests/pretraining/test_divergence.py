@@ -1,5 +1,6 @@
 """A training whose numbers are lost ends with one line; figures that are only logged never end it."""
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from prior3d.backbone import Maps
 from prior3d.errors import UserError
 from prior3d.pretraining.collapse import feature_health
 from prior3d.pretraining.divergence import PATIENCE, Divergence, check_finite
+from prior3d.pretraining.folder import write_json
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -72,3 +74,12 @@ def test_a_run_too_short_to_notice_exports_nothing(recipe, tmp_path, capsys):
     assert cli.train([str(recipe), *arguments, "trainer.gradients_every=0", "--out", str(tmp_path / "out")]) == 2
     assert "optim.lr: the trained weights are not finite" in capsys.readouterr().err
     assert not list(tmp_path.rglob("backbone.safetensors"))
+
+
+def test_what_a_run_writes_is_json_to_every_reader(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": math.nan, "by": [1.5, -math.inf, {"x": True}], "name": "NaN"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "loss": None,
+        "by": [1.5, None, {"x": True}],
+        "name": "NaN",
+    }
