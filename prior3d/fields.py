@@ -36,6 +36,7 @@ _TABLE = (
     Field("label", "[B]", "int64", "class id of a whole image; probes only"),
     Field("surface", "[N, 3]", "float32", "reconstruction in each view's frustum box, packed; metres, world"),
     Field("surface_view", "[N]", "int64", "b * V + v: the view whose frustum box a surface point lies in"),
+    Field("surface_color", "[N, 3]", "float32 0..1", "RGB of each surface point: mean of the raw pixels that saw it"),
     Field("scene", "[B]", "int64", "index into the run's scene manifest"),
     Field("frame", "[B, V]", "int64", "index of the frame within its scene"),
     Field("image_crops", "[B, 2, 3, H, W]", "uint8, float32 0..1 on the device", "two augmented crops of ONE image"),
@@ -59,6 +60,8 @@ DERIVED_FIELDS: dict[str, str] = {
 }
 """Fields that come with (or are made from) another one: a dataset declares only the latter."""
 
+SURFACE_FIELDS = frozenset({"surface", "surface_view", "surface_color"})
+"""Fields cut out of a scene's fused surface, which is prepared for runs that read any of them."""
 
 ALWAYS = frozenset({"scene", "frame"})
 """Fields every sample has, whatever the dataset: where it comes from."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prior3d.data.dataset import silent
 from prior3d.data.loading import DrawStream, make_loader, raise_errors, to_float
-from prior3d.fields import IMAGE_FIELDS
+from prior3d.fields import IMAGE_FIELDS, SURFACE_FIELDS
 from prior3d.objective import JointObjective, encode
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.offline import Preparation, stages
@@ -42,7 +42,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))
     parts.dataset.prepare()
-    if "surface" in fields_to_decode(parts.objective, parts.dataset):
+    if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset):
         parts.dataset.prepare_surface()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts.backbone.to(device).train()

@@ -12,7 +12,7 @@ from prior3d.data.photometric import NEEDS_DRAWS, ColorChange, apply_change, dra
 from prior3d.data.placement import Placement, centered, crop
 from prior3d.errors import UserError
 
-POSED_FIELDS = frozenset({"intrinsics", "world_from_camera", "surface"})
+POSED_FIELDS = frozenset({"intrinsics", "world_from_camera", "surface", "surface_color"})
 """Fields that tie pixels to the world: a mirrored image would be of another world."""
 
 _DRAWS = 4 + NEEDS_DRAWS
@@ -92,7 +92,7 @@ def assemble(
         views: the V decoded views of one sample, each with its image or at least the size of it.
         size: height H and width W of the run.
         options: None for no augmentation.
-        fields: what to make. `surface` and fields of plugins are made elsewhere and skipped here.
+        fields: what to make. Those of the surface and of plugins are made elsewhere and skipped here.
         generator: the only source of randomness.
 
     Returns:

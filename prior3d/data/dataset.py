@@ -140,10 +140,12 @@ class Dataset(ABC):
         """Compute what is computed once (idempotent, safe for several processes, interruptible)."""
 
     def prepare_surface(self, progress: Progress = silent) -> None:
-        """Compute the scenes' surfaces, as `prepare` does; called only for runs that read the field `surface`."""
+        """Compute the scenes' surfaces, as `prepare` does; called only for runs that read a field of it."""
 
     def surface(self, scene: int) -> "Surface":
         """Return the surface of a scene: whoever provides the field `surface` implements this.
+
+        Whoever provides `surface_color`, too, returns one with colours.
 
         The sample's own part is cut out elsewhere (`prior3d.data.surface.add_surface`), for the views as augmented.
         """

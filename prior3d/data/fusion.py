@@ -1,8 +1,9 @@
-"""Depth maps of many views made one cloud of points: thinned to voxels, without the points that sensors make up."""
+"""Frames of many views made one cloud of coloured points: thinned to voxels, without points that sensors make up."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,12 +16,37 @@ _SUPPORT = 4
 _BITS = 20
 _MIN_PENDING = 1_000_000
 
-PosedDepth = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Depth [H, W] metres, 0 = unknown; intrinsics [3, 3] of that map, pixel centres at +0.5; world_from_camera [4, 4]."""
+
+class PosedFrame(NamedTuple):
+    """A frame to fuse.
+
+    Attributes:
+        depth: [H, W] metres, 0 = unknown.
+        intrinsics: [3, 3] pixels of `depth`, centres at +0.5.
+        world_from_camera: [4, 4] metres.
+        image: [h, w, 3] uint8, the field of view of `depth` at any resolution: depth is registered to it.
+    """
+
+    depth: np.ndarray
+    intrinsics: np.ndarray
+    world_from_camera: np.ndarray
+    image: np.ndarray
 
 
-def fuse(frames: Iterable[PosedDepth], options: SurfaceOptions) -> np.ndarray:
-    """Fuse depth maps: the mean of the points in each voxel of edge `options.voxel_size`.
+class Cloud(NamedTuple):
+    """Points of a scene with their colours.
+
+    Attributes:
+        points: [N, 3] float64, metres, world axes.
+        colors: [N, 3] uint8 RGB.
+    """
+
+    points: np.ndarray
+    colors: np.ndarray
+
+
+def fuse(frames: Iterable[PosedFrame], options: SurfaceOptions) -> Cloud:
+    """Fuse frames: the mean of the points, and of the colours of their pixels, in each voxel of `options.voxel_size`.
 
     Dropped are pixels at an edge of depth (see `away_from_edges`) and voxels in whose surroundings, a cell of
     4 x 4 x 4 voxels, fewer than `options.min_frames` frames (or all, if there are fewer) put a point: flying pixels
@@ -31,25 +57,26 @@ def fuse(frames: Iterable[PosedDepth], options: SurfaceOptions) -> np.ndarray:
         options: see `SurfaceOptions`.
 
     Returns:
-        [N, 3] float64, metres, world axes. Points over 2^19 voxels from the first camera are left out.
+        Points and colours; those over 2^19 voxels from the first camera are left out.
     """
     means, support, origin, count = _Bins(), _Bins(), None, 0
-    for depth, intrinsics, world_from_camera in frames:
-        origin = world_from_camera[:3, 3].astype(np.float64) if origin is None else origin
-        points = _unproject(depth, intrinsics, world_from_camera, origin, options.edge)
+    for frame in frames:
+        origin = frame.world_from_camera[:3, 3].astype(np.float64) if origin is None else origin
+        points, colors = _unproject(frame, origin, options.edge)
         cells = np.floor(points / options.voxel_size).astype(np.int64)
         near = (np.abs(cells) < 2 ** (_BITS - 1)).all(1)
-        points, keys = points[near], _pack(cells[near])
-        means.add(keys, np.column_stack([points, np.ones(len(points))]))
+        points, colors, keys = points[near], colors[near], _pack(cells[near])
+        means.add(keys, np.column_stack([points, np.ones(len(points)), colors]))
         seen = np.unique(_coarse(keys))
         support.add(seen, np.ones((len(seen), 1)))
         count += 1
     if origin is None:
-        return np.zeros((0, 3))
+        return Cloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8))
     keys, sums = means.collect()
     coarse, frames_seen = support.collect()
     enough = frames_seen[np.searchsorted(coarse, _coarse(keys)), 0] >= min(options.min_frames, count)
-    return sums[enough, :3] / sums[enough, 3:] + origin
+    sums, pixels = sums[enough], sums[enough, 3:4]
+    return Cloud(sums[:, :3] / pixels + origin, np.rint(sums[:, 4:] / pixels).astype(np.uint8))
 
 
 def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
@@ -75,15 +102,22 @@ def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
     return good
 
 
-def _unproject(
-    depth: np.ndarray, intrinsics: np.ndarray, world_from_camera: np.ndarray, origin: np.ndarray, edge: float
-) -> np.ndarray:
-    """Return the points [n, 3] of a depth map away from edges, in world axes, from `origin`."""
+def _unproject(frame: PosedFrame, origin: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points [n, 3] of a depth map away from edges, in world axes, from `origin`, and their colours."""
+    depth, intrinsics, world_from_camera, image = frame
     row, column = np.nonzero(away_from_edges(depth, abs(float(intrinsics[0, 0])), edge))
     z = depth[row, column].astype(np.float64)
     rays = np.stack([column + 0.5, row + 0.5, np.ones(len(z))]) * z
     rotation = world_from_camera[:3, :3] @ np.linalg.inv(intrinsics)
-    return (rotation @ rays).T + (world_from_camera[:3, 3] - origin)
+    points = (rotation @ rays).T + (world_from_camera[:3, 3] - origin)
+    # The nearest pixel, as everywhere depth and image meet: nothing is mixed across edges.
+    rows, columns = (_same_rays(cells, known) for cells, known in zip(image.shape[:2], depth.shape, strict=True))
+    return points, image[rows[row], columns[column]]
+
+
+def _same_rays(cells: int, count: int) -> np.ndarray:
+    """Return for each of `count` pixels along an axis which of `cells` of the same field of view holds its centre."""
+    return ((np.arange(count) + 0.5) * (cells / count)).astype(np.int64).clip(0, cells - 1)
 
 
 def _pack(cells: np.ndarray) -> np.ndarray:

@@ -16,10 +16,10 @@ from prior3d.data.augmentation import AugmentOptions, assemble
 from prior3d.data.dataset import Dataset
 from prior3d.data.surface import SURFACE_NEEDS, add_surface
 from prior3d.errors import DamagedFile, UserError
-from prior3d.fields import DERIVED_FIELDS
+from prior3d.fields import DERIVED_FIELDS, SURFACE_FIELDS
 from prior3d.randomness import generator
 
-PACKED = {"surface": "surface_view"}
+PACKED = {"surface": "surface_view", "surface_color": "surface_view"}
 """Fields of a varying number of rows: concatenated, with the view each row belongs to."""
 
 _ATTEMPTS = 20
@@ -72,7 +72,7 @@ class DrawnSamples(TorchDataset):
         self, dataset: Dataset, fields: frozenset[str], augment: AugmentOptions | None, seed: int, skip_damaged: bool
     ) -> None:
         self.dataset = dataset
-        self.fields = fields | SURFACE_NEEDS if "surface" in fields else fields
+        self.fields = fields | SURFACE_NEEDS if fields & SURFACE_FIELDS else fields
         self.decoded = self.fields | {DERIVED_FIELDS[name] for name in self.fields & DERIVED_FIELDS.keys()}
         self.augment = augment
         self.seed = seed
@@ -86,8 +86,8 @@ class DrawnSamples(TorchDataset):
             try:
                 views = self.dataset.sample(draw + attempt, self.decoded, stream)
                 sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream)
-                if "surface" in self.fields:
-                    add_surface(sample, self.dataset, stream)
+                if self.fields & SURFACE_FIELDS:
+                    add_surface(sample, self.dataset, stream, color="surface_color" in self.fields)
             except DamagedFile as damage:
                 damaged.append((str(damage.path), damage.why))
                 if not self.skip_damaged:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prior3d.data.controls import GEOMETRY, permute_frames, with_geometry
 from prior3d.data.dataset import Dataset, DataSpec, Progress, View, silent
-from prior3d.data.fusion import PosedDepth, fuse
+from prior3d.data.fusion import PosedFrame, fuse
 from prior3d.data.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.store import Store
 from prior3d.data.surface import Surface, SurfaceOptions
@@ -23,7 +23,7 @@ from prior3d.randomness import generator
 PAIRS_VERSION = 1
 """Raise it when mining changes, so that tables in caches are made anew."""
 
-SURFACE_VERSION = 1
+SURFACE_VERSION = 2
 """The same for fused surfaces."""
 
 DEFAULT_PAIRS = PairOptions()
@@ -43,10 +43,12 @@ class PosedDataset(Dataset):
     Args:
         spec: what every dataset is told.
         pairs: which two views of a scene make a pair, and whether samples are those of a control.
-        surface: how a scene's surface is fused from its depth maps.
+        surface: how a scene's surface is fused from its frames.
     """
 
-    provides: frozenset[str] = frozenset({"image", "depth", "intrinsics", "world_from_camera", "surface"})
+    provides: frozenset[str] = frozenset(
+        {"image", "depth", "intrinsics", "world_from_camera", "surface", "surface_color"}
+    )
 
     def __init__(
         self, spec: DataSpec, pairs: PairOptions = DEFAULT_PAIRS, surface: SurfaceOptions = DEFAULT_SURFACE
@@ -108,7 +110,7 @@ class PosedDataset(Dataset):
             self.surface(scene)
 
     def surface(self, scene: int) -> Surface:
-        """Return the surface of one scene, from the cache or fused now from its depth maps."""
+        """Return the surface of one scene, from the cache or fused now from its frames."""
         if scene not in self._surfaces:
             options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
             facts = {"version": SURFACE_VERSION, "scene": self.cache_key(scene), "options": options}
@@ -183,23 +185,24 @@ class PosedDataset(Dataset):
         )
 
     def _mine(self, scene: int, folder: Path) -> None:
-        views = list(self._read_evenly(scene, self.pair_options.max_frames, folder))
+        views = list(self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, folder))
         table = _mine_views(views, self.pair_options, self.scenes[scene])
         numbers = torch.tensor([view.frame for view in views], dtype=torch.int64)
         columns = numbers[table.first], numbers[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
 
     def _fuse(self, scene: int, folder: Path) -> None:
-        views = self._read_evenly(scene, self.surface_options.max_frames, folder)
-        Surface.save(fuse(map(_posed_depth, views), self.surface_options), folder)
+        views = self._read_evenly(scene, self.surface_options.max_frames, _GEOMETRY | {"image"}, folder)
+        cloud = fuse(map(_posed_frame, views), self.surface_options)
+        Surface.save(cloud.points, folder, cloud.colors)
 
-    def _read_evenly(self, scene: int, most: int, folder: Path) -> Iterator[View]:
+    def _read_evenly(self, scene: int, most: int, fields: frozenset[str], folder: Path) -> Iterator[View]:
         """Read at most so many frames, evenly spaced; leave out what is damaged, and say so in `folder`."""
         damaged: list[tuple[str, str]] = []
         wanted = min(self.frame_count(scene), most)
         for frame in np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist():
             try:
-                yield self.load(scene, frame, _GEOMETRY)
+                yield self.load(scene, frame, fields)
             except DamagedFile as damage:
                 damaged.append((str(damage.path), damage.why))
         (folder / _DAMAGED).write_text(json.dumps(damaged), encoding="utf-8")
@@ -222,8 +225,8 @@ def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTabl
     return mine_pairs(depth, intrinsics, poses, options)
 
 
-def _posed_depth(view: View) -> PosedDepth:
-    return view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera
+def _posed_frame(view: View) -> PosedFrame:
+    return PosedFrame(view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera, view.image)
 
 
 def _depth_intrinsics(view: View) -> Tensor:

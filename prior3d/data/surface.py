@@ -1,4 +1,4 @@
-"""The surface of a scene as points on disk, and the part of it that lies in the box around a view's frustum."""
+"""The surface of a scene as coloured points on disk, and the part of it in the box around a view's frustum."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,17 @@ FAR_PERCENTILE = 99
 """The frustum of a view ends at this percentile of its known depth, so that a few wrong pixels do not stretch it."""
 
 _BLOCK_M = 0.5
-_NO_POINTS = np.zeros((0, 3), np.float32)
-_POINTS, _STARTS = "points.npy", "starts.npy"
+_NO_POINTS, _NO_ROWS = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
+_POINTS, _COLORS, _STARTS = "points.npy", "colors.npy", "starts.npy"
 
 
 @dataclass(frozen=True)
 class SurfaceOptions:
-    """How a scene's surface is fused from its depth maps, and how much of it a view gets.
+    """How a scene's surface is fused from its frames, and how much of it a view gets.
 
     Attributes:
-        voxel_size: metres; at most one point per voxel of this size is kept, at the mean of those measured in it.
+        voxel_size: metres; at most one point per voxel of this size is kept, at the mean of those measured in it
+            and with the mean of their pixels' colours.
         max_frames: frames per scene that are fused; a longer scene is thinned evenly.
         min_frames: frames that must have seen something within the same 4 x 4 x 4 voxels; 1 for depth without noise.
         edge: share of depth by which neighbouring pixels may differ; beyond it they belong to different things, and
@@ -56,11 +57,17 @@ class Surface:
 
     Args:
         folder: what `save` wrote.
+
+    Attributes:
+        points: [N, 3] float32, metres, world axes.
+        colors: [N, 3] uint8 RGB, of the same rows; None where the points were saved without.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.points: np.ndarray = np.load(self.folder / _POINTS, mmap_mode="r")  # [N, 3] float32, metres, world
+        self.points: np.ndarray = np.load(self.folder / _POINTS, mmap_mode="r")
+        colors = self.folder / _COLORS
+        self.colors: np.ndarray | None = np.load(colors, mmap_mode="r") if colors.exists() else None
         self._starts: np.ndarray = np.load(self.folder / _STARTS)  # [blocks + 1]
         first = self._starts[:-1]
         self._low = np.minimum.reduceat(self.points, first) if len(first) else _NO_POINTS
@@ -74,18 +81,29 @@ class Surface:
         return type(self), (self.folder,)
 
     @staticmethod
-    def save(points: np.ndarray, folder: Path) -> None:
-        """Write points [N, 3] (metres, world axes), from wherever they come, as `Surface` reads them."""
+    def save(points: np.ndarray, folder: Path, colors: np.ndarray | None = None) -> None:
+        """Write points, from wherever they come, as `Surface` reads them.
+
+        Args:
+            points: [N, 3] metres, world axes.
+            folder: exists.
+            colors: [N, 3] uint8 RGB, of the same rows; without them samples cannot have `surface_color`.
+        """
         points = np.asarray(points, np.float32)
         blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
-        points = points[np.lexsort((*points.T, *blocks.T))]
+        order = np.lexsort((*points.T, *blocks.T))
+        points = points[order]
+        if colors is not None:
+            if colors.dtype != np.uint8 or colors.shape != points.shape:
+                raise ValueError(f"expected colours uint8 {points.shape}, got {colors.dtype} {colors.shape}")
+            np.save(folder / _COLORS, colors[order])
         blocks = np.floor(points / np.float32(_BLOCK_M))
         changes = np.flatnonzero((blocks[1:] != blocks[:-1]).any(1)) + 1
         np.save(folder / _POINTS, points)
         np.save(folder / _STARTS, np.array([*([0] if len(points) else []), *changes, len(points)], np.int64))
 
     def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Return the points [M, 3] float32 inside a box, its faces included.
+        """Return which points, rows [M] int64 of `points` and `colors`, lie inside a box, its faces included.
 
         Args:
             low: [3] metres, world axes.
@@ -94,18 +112,17 @@ class Surface:
         low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
         touched = np.flatnonzero(((self._low <= high) & (self._high >= low)).all(1))
         if not len(touched):
-            return _NO_POINTS
+            return _NO_ROWS
         inside = ((self._low[touched] >= low) & (self._high[touched] <= high)).all(1)
-        candidates = self._read(touched[~inside])
-        x, y, z = candidates.T
+        candidates = self._rows(touched[~inside])
+        x, y, z = self.points[candidates].T
         kept = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
-        return np.concatenate([self._read(touched[inside]), candidates[kept]])
+        return np.concatenate([self._rows(touched[inside]), candidates[kept]])
 
-    def _read(self, blocks: np.ndarray) -> np.ndarray:
-        """Return the points of some blocks (ascending)."""
+    def _rows(self, blocks: np.ndarray) -> np.ndarray:
+        """Return the rows of the points of some blocks (ascending)."""
         runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
-        pieces = [self.points[self._starts[run[0]] : self._starts[run[-1] + 1]] for run in runs]
-        return np.concatenate([_NO_POINTS, *pieces])
+        return np.concatenate([_NO_ROWS, *(np.arange(self._starts[run[0]], self._starts[run[-1] + 1]) for run in runs)])
 
 
 def frustum_box(
@@ -145,35 +162,44 @@ def crop_to_frustum(
     near: float = 0.0,
     far: float | None = None,
 ) -> np.ndarray:
-    """Return the points [M, 3] of a surface in the box around a view's frustum; see `frustum_box`.
+    """Return which points, rows [M] int64, of a surface lie in the box around a view's frustum; see `frustum_box`.
 
     Reference:
         The chunks of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the box of the view's unprojected depth
         map to whole metres (unknown depth counts as the camera's centre); here the box is that of the frustum, exact.
     """
     box = frustum_box(depth, intrinsics, world_from_camera, near, far)
-    return _NO_POINTS if box is None else surface.within(*box)
+    return _NO_ROWS if box is None else surface.within(*box)
 
 
-def even_subset(points: np.ndarray, most: int, generator: torch.Generator) -> np.ndarray:
-    """Return at most `most` of the points [N, 3]: one drawn from each of as many equal stretches of their order."""
-    if len(points) <= most:
-        return points
-    ends = torch.arange(most + 1) * len(points) // most
+def even_subset(rows: np.ndarray, most: int, generator: torch.Generator) -> np.ndarray:
+    """Return at most `most` of the rows [N]: one drawn from each of as many equal stretches of their order."""
+    if len(rows) <= most:
+        return rows
+    ends = torch.arange(most + 1) * len(rows) // most
     places = torch.rand(most, generator=generator, dtype=torch.float64) * ends.diff()
-    return points[(ends[:-1] + places.long()).numpy()]
+    return rows[(ends[:-1] + places.long()).numpy()]
 
 
-def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.Generator) -> None:
+def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.Generator, color: bool = False) -> None:
     """Add `surface` [N, 3] and `surface_view` [N] to a sample: for each (augmented) view the surface in its frustum.
 
     Args:
         sample: with the fields of `SURFACE_NEEDS` and `scene`, as `assemble` makes them.
         dataset: provides the scene's surface.
         generator: draws the subset where there are more than `max_points` points.
+        color: whether to add `surface_color` [N, 3], too; it changes nothing that is drawn.
+
+    Raises:
+        ValueError: if colours are wanted and the scene's surface has none.
     """
     surface, most = dataset.surface(int(sample["scene"])), dataset.max_surface_points
     views = zip(*(sample[name].numpy() for name in ("depth", "intrinsics", "world_from_camera")), strict=True)
     parts = [even_subset(crop_to_frustum(surface, *view), most, generator) for view in views]
-    sample["surface"] = torch.from_numpy(np.concatenate(parts))
+    rows = np.concatenate(parts)
+    sample["surface"] = torch.from_numpy(surface.points[rows])
+    if color:
+        if surface.colors is None:
+            raise ValueError("expected a surface with colours, got one without")
+        sample["surface_color"] = torch.from_numpy(surface.colors[rows]).float() / 255
     sample["surface_view"] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))

@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from prior3d.data.loading import PACKED
 from prior3d.fields import IMAGE_FIELDS
 from prior3d.figures import draw_features, render
 
@@ -79,8 +80,8 @@ def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
 def head(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """Return the first samples of a batch; packed fields are cut to the views that are left."""
     views = batch["frame"].shape[1] if "frame" in batch else 1
-    kept = {name: value[:count] for name, value in batch.items() if name not in ("surface", "surface_view")}
-    if "surface" in batch:
-        mine = batch["surface_view"] < count * views
-        kept |= {name: batch[name][mine] for name in ("surface", "surface_view")}
-    return kept
+    view_of = PACKED | {name: name for name in PACKED.values()}
+    return {
+        name: value[batch[view_of[name]] < count * views] if name in view_of else value[:count]
+        for name, value in batch.items()
+    }

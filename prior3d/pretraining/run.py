@@ -15,6 +15,7 @@ from prior3d.backbone import Backbone
 from prior3d.data.dataset import Dataset
 from prior3d.data.preparing import prepare_datasets
 from prior3d.errors import UserError
+from prior3d.fields import SURFACE_FIELDS
 from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.cores import share_cores
@@ -110,7 +111,7 @@ def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", registry: 
 def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
     """Verify the data and compute what is computed once; say what there is, and what is damaged."""
     progress = Bars(console)
-    surface = parts.dataset if "surface" in fields_to_decode(parts.objective, parts.dataset) else None
+    surface = parts.dataset if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset) else None
     prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, surface)
     prepare_priors(parts, recipe, progress, console)
 

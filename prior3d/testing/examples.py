@@ -138,12 +138,14 @@ def _corner(world_from_camera: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def _surface(batch: Batch, known: bool) -> Batch:
-    """The surface seen by each view, packed."""
+    """The surface seen by each view, packed, in the colours of its pixels."""
     if not known:
-        return {"surface": torch.zeros(0, 3), "surface_view": torch.zeros(0, dtype=torch.int64)}
+        nothing = torch.zeros(0, 3)
+        return {"surface": nothing, "surface_view": nothing[:, 0].long(), "surface_color": nothing.clone()}
     from prior3d.geometry import unproject
 
     points = unproject(batch["depth"], batch["intrinsics"], batch["world_from_camera"])
     points = points.flatten(2, 3).flatten(0, 1)
     views = torch.arange(len(points)).repeat_interleave(points.shape[1])
-    return {"surface": points.flatten(0, 1), "surface_view": views}
+    colors = batch["image_clean"].flatten(0, 1).flatten(2).movedim(1, -1)
+    return {"surface": points.flatten(0, 1), "surface_view": views, "surface_color": colors.flatten(0, 1)}

@@ -7,20 +7,21 @@ from PIL import Image
 
 from prior3d.data.augmentation import AugmentOptions, assemble
 from prior3d.data.dataset import DataSpec, View
-from prior3d.data.fusion import away_from_edges, fuse
+from prior3d.data.fusion import Cloud, PosedFrame, away_from_edges, fuse
 from prior3d.data.loading import DrawnSamples, collate
 from prior3d.data.posed import PosedDataset
 from prior3d.data.posed_rgbd import PosedRGBD
 from prior3d.data.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
+from prior3d.data.synthetic_rooms import SyntheticRooms
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 CAMERA = np.array([[50.0, 0, 32], [0, 40.0, 24], [0, 0, 1]])
 EXACT = SurfaceOptions(voxel_size=0.05, min_frames=1)
 
 
-def saved(points, folder):
+def saved(points, folder, colors=None):
     folder.mkdir(exist_ok=True)
-    Surface.save(points, folder)
+    Surface.save(points, folder, colors)
     return Surface(folder)
 
 
@@ -38,8 +39,16 @@ def wall_depth(pose, wall_z, size=(48, 64)):
     return ((wall_z - pose[2, 3]) / (rays @ pose[2, :3])).astype(np.float32)
 
 
+def painted(size, color):
+    return np.broadcast_to(np.array(color, np.uint8), (*size, 3))
+
+
+def frame_of(depth, pose, color=(0, 0, 0)):
+    return PosedFrame(depth, CAMERA, pose, painted(depth.shape, color))
+
+
 class Walls(PosedDataset):
-    """Two scenes of four views of a wall each; counts what is decoded."""
+    """Two scenes of four views of a wall each, painted by the frame; counts what is decoded."""
 
     def __init__(self, spec, surface=EXACT):
         super().__init__(spec, surface=surface)
@@ -52,7 +61,8 @@ class Walls(PosedDataset):
         self.loads += 1
         pose = turned(10 * frame, (0.1 * frame, 0, 0))
         depth = wall_depth(pose, 2.0 + scene)
-        return View(np.zeros((48, 64, 3), np.uint8), depth, CAMERA, (48, 64), pose, scene=scene, frame=frame)
+        image = painted((48, 64), (60 * frame, 100 + scene, 7)) if "image" in fields else None
+        return View(image, depth, CAMERA, (48, 64), pose, scene=scene, frame=frame)
 
     def cache_key(self, scene):
         return self.scenes[scene]
@@ -90,7 +100,7 @@ def test_a_crop_is_what_a_test_of_every_point_finds(tmp_path, count):
     for _ in range(20):
         low, high = np.sort(rng.uniform(-4, 4, (2, 3)).astype(np.float32), axis=0)
         expected = points[((points >= low) & (points <= high)).all(1)]
-        found = surface.within(low, high)
+        found = surface.points[surface.within(low, high)]
         assert found.dtype == np.float32
         assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
     assert len(surface.within([-9] * 3, [9] * 3)) == count and len(surface.within([5] * 3, [6] * 3)) == 0
@@ -103,7 +113,7 @@ def test_the_crop_of_a_real_view_holds_what_the_view_sees(shared_data, tmp_path)
     for frame in (0, 4, 8):
         sample = assemble([dataset.load(0, frame, GEOMETRY)], (96, 128), None, GEOMETRY, torch.Generator())
         depth, intrinsics, pose = (sample[name][0].numpy() for name in ("depth", "intrinsics", "world_from_camera"))
-        found = crop_to_frustum(surface, depth, intrinsics, pose)
+        found = surface.points[crop_to_frustum(surface, depth, intrinsics, pose)]
         low, high = (corner.astype(np.float32) for corner in frustum_box(depth, intrinsics, pose))
         assert len(found) == ((surface.points >= low) & (surface.points <= high)).all(1).sum() > 5000
         rows, columns = np.nonzero(depth[::7, ::7])
@@ -138,11 +148,11 @@ def test_edges_are_steps_and_the_borders_of_what_is_known():
 
 
 def test_fusing_keeps_the_mean_of_each_voxel():
-    frames = [(wall_depth(pose, 2.03), CAMERA, pose) for pose in (turned(0, (0, 0, 0)), turned(20, (0.3, 0.1, 0)))]
-    points = fuse(iter(frames), EXACT)
+    frames = [frame_of(wall_depth(pose, 2.03), pose) for pose in (turned(0, (0, 0, 0)), turned(20, (0.3, 0.1, 0)))]
+    points = fuse(iter(frames), EXACT).points
     assert np.allclose(points[:, 2], 2.03, atol=1e-6)
     everything = []
-    for depth, _, pose in frames:
+    for depth, _, pose, _ in frames:
         rows, columns = np.indices(depth.shape) + 0.5
         rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(CAMERA).T
         everything.append(((rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]).reshape(-1, 3))
@@ -157,17 +167,69 @@ def test_what_one_frame_alone_saw_is_dropped_unless_there_is_but_one():
     pose = np.eye(4)
     wall, ghost = wall_depth(pose, 2.0), wall_depth(pose, 2.0)
     ghost[10:20, 10:20] = 1.0  # its inside is no edge
-    frames = [(wall, CAMERA, pose), (ghost, CAMERA, pose)]
-    assert (fuse(frames, SurfaceOptions(0.05))[:, 2] > 1.9).all()
-    assert (fuse(frames, EXACT)[:, 2] < 1.1).any()
-    assert (fuse(frames[1:], SurfaceOptions(0.05))[:, 2] < 1.1).any()
-    assert fuse([], EXACT).shape == (0, 3) and len(fuse([(wall * 0, CAMERA, pose)], EXACT)) == 0
+    frames = [frame_of(wall, pose, (200, 0, 0)), frame_of(ghost, pose, (0, 0, 90))]
+    cloud = fuse(frames, SurfaceOptions(0.05))
+    assert (cloud.points[:, 2] > 1.9).all() and len(cloud.colors) == len(cloud.points)
+    cloud = fuse(frames, EXACT)
+    is_ghost = cloud.points[:, 2] < 1.1
+    assert is_ghost.any() and (cloud.colors[is_ghost] == (0, 0, 90)).all() and (cloud.colors[~is_ghost, 0] > 0).all()
+    assert (fuse(frames[1:], SurfaceOptions(0.05)).points[:, 2] < 1.1).any()
+    for nothing in ([], [frame_of(wall * 0, pose)]):
+        points, colors = fuse(nothing, EXACT)
+        assert points.shape == colors.shape == (0, 3) and colors.dtype == np.uint8
+
+
+def test_fused_colours_are_the_mean_over_pixels_not_over_frames():
+    """Where two frames see a wall alike, half of each; where only one does, its own."""
+    pose, depth = np.eye(4), wall_depth(np.eye(4), 2.0)
+    half = depth.copy()
+    half[:, 32:] = 0
+    points, colors = fuse([frame_of(depth, pose, (0, 100, 7)), frame_of(half, pose, (100, 200, 7))], EXACT)
+    assert colors.dtype == np.uint8 and len(colors) == len(points) and (colors[:, 2] == 7).all()
+    left = points[:, 0] < -0.1
+    assert (colors[left] == (50, 150, 7)).all() and (colors[points[:, 0] > 0.1] == (0, 100, 7)).all()
+    away, near = np.eye(4), depth / 4
+    away[2, 3] = 1.5  # sees the middle of the wall with 16 times the pixels
+    points, colors = fuse([frame_of(depth, pose, (0, 0, 0)), frame_of(near, away, (200, 200, 200))], EXACT)
+    middle = (np.abs(points[:, :2]) < 0.2).all(1)
+    assert np.median(colors[middle]) > 180
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 0.5])
+def test_a_point_has_the_colour_of_the_image_pixel_on_its_ray_at_any_resolution(factor):
+    size, pose = (int(48 * factor), int(64 * factor)), np.eye(4)
+    rows, columns = np.indices(size)
+    image = np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)
+    points, colors = fuse([PosedFrame(wall_depth(pose, 2.0), CAMERA, pose, image)], SurfaceOptions(0.001, min_frames=1))
+    seen = (points @ CAMERA.T)[:, :2] / points[:, 2:] * factor
+    assert len(points) == 48 * 64 and np.abs(colors[:, :2] - np.floor(seen + 1e-9)).max() == 0
+
+
+def test_colours_follow_their_points_through_sorting_and_boxes(tmp_path):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-3, 3, (20_000, 3)).astype(np.float32)
+    colors = colored_by_place(points)
+    surface = saved(points, tmp_path, colors)
+    assert surface.colors.dtype == np.uint8 and not np.array_equal(surface.points, points)
+    assert np.array_equal(surface.colors, colored_by_place(surface.points))
+    rows = surface.within([-1, -2, 0], [1.3, 2, 2.2])
+    assert len(rows) > 500 and np.array_equal(surface.colors[rows], colored_by_place(surface.points[rows]))
+    again = pickle.loads(pickle.dumps(surface))
+    assert np.array_equal(again.colors, surface.colors)
+    assert saved(points, tmp_path / "plain").colors is None
+    for wrong in (colors[1:], colors.astype(np.float32)):
+        with pytest.raises(ValueError, match="expected colours uint8"):
+            Surface.save(points, tmp_path, wrong)
+
+
+def colored_by_place(points):
+    return np.floor((np.asarray(points) + 4) * 30).astype(np.uint8)
 
 
 def test_a_scene_far_from_the_origin_keeps_its_shape():
     far = turned(0, (5e5, -4e6, 100.0))
     depth = wall_depth(np.eye(4), 2.03)
-    near, moved = (fuse([(depth, CAMERA, pose)], EXACT) for pose in (np.eye(4), far))
+    near, moved = (fuse([frame_of(depth, pose)], EXACT).points for pose in (np.eye(4), far))
     assert np.allclose(near, moved - far[:3, 3], atol=1e-6)
 
 
@@ -180,11 +242,31 @@ def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
     assert second.loads == 0, "how many points a view gets changes nothing about the surface"
     other = walls(tmp_path / "b", voxel_size=0.05)
     other.prepare_surface()
-    for name in ("points.npy", "starts.npy"):
+    for name in ("points.npy", "colors.npy", "starts.npy"):
         contents = [(dataset.surface(1).folder / name).read_bytes() for dataset in (first, other)]
         assert contents[0] == contents[1]
     assert walls(tmp_path / "a", voxel_size=0.06).surface(0).folder != first.surface(0).folder
     assert np.abs(first.surface(1).points[:, 2] - 3).max() < 1e-5
+
+
+def test_a_cache_of_before_there_were_colours_is_not_read(tmp_path, monkeypatch):
+    dataset = walls(tmp_path, voxel_size=0.05)
+    with monkeypatch.context() as old:
+        old.setattr("prior3d.data.posed.SURFACE_VERSION", 1)
+        old.setattr(
+            "prior3d.data.posed.fuse", lambda frames, options: Cloud(np.array([[0, 0, 5] for _ in frames]), None)
+        )
+        before = walls(tmp_path, voxel_size=0.05).surface(0)
+    assert len(before) == 4 and before.colors is None
+    surface = dataset.surface(0)
+    assert surface.folder != before.folder and len(surface) == len(surface.colors) > 100
+
+
+def test_rooms_are_fused_anew_where_their_images_differ(tmp_path):
+    spec = DataSpec((24, 32), 1, "train", tmp_path)
+    plain, noisy = (SyntheticRooms(spec, rooms=1, frames=4, noise=noise, surface=EXACT).surface(0) for noise in (0, 1))
+    assert plain.folder != noisy.folder and np.array_equal(plain.points, noisy.points)
+    assert not np.array_equal(plain.colors, noisy.colors)
 
 
 def test_long_scenes_are_thinned(tmp_path):
@@ -225,6 +307,35 @@ def test_samples_carry_the_surface_of_their_augmented_views(tmp_path):
             low, high = frustum_box(*camera)
             cloud = dataset.surface(int(batch["scene"][sample])).points
             assert len(own) == ((cloud >= low.astype(np.float32)) & (cloud <= high.astype(np.float32))).all(1).sum()
+
+
+@pytest.mark.parametrize("fields", [{"surface_color"}, {"surface", "surface_color", "image"}])
+def test_samples_carry_the_colour_of_each_point_only_if_asked_and_whatever_augmentation_does(tmp_path, fields):
+    dataset = walls(tmp_path, voxel_size=0.05, min_frames=1, max_points=150)
+    dataset.prepare()
+    options = AugmentOptions(crop=(0.3, 0.6), jitter=1.0)
+    plain, colored = (
+        DrawnSamples(dataset, frozenset(chosen), options, 0, False)[2] for chosen in ({"surface", "image"}, fields)
+    )
+    assert "surface_color" not in plain
+    assert torch.equal(plain["surface"], colored["surface"]), "colours change nothing that is drawn"
+    colors, surface = colored["surface_color"], dataset.surface(int(colored["scene"]))
+    assert colors.dtype == torch.float32 and colors.shape == colored["surface"].shape
+    color_at = {tuple(point): color for point, color in zip(surface.points.tolist(), surface.colors, strict=True)}
+    expected = np.array([color_at[tuple(point)] for point in colored["surface"].tolist()], np.float32) / 255
+    assert np.array_equal(colors.numpy(), expected) and len(np.unique(expected[:, 0])) > 5
+    batch = collate([DrawnSamples(dataset, frozenset(fields), options, 0, False)[draw] for draw in (2, 3)])
+    assert torch.equal(batch["surface_color"][: len(colors)], colors)
+    assert len(batch["surface_color"]) == len(batch["surface"]) == len(batch["surface_view"])
+
+
+def test_colours_of_a_surface_without_any_are_refused(tmp_path):
+    dataset = walls(tmp_path / "cache", voxel_size=0.05)
+    dataset.prepare()
+    dataset._surfaces = {scene: saved(np.zeros((5, 3)), tmp_path / "plain") for scene in range(2)}
+    samples = DrawnSamples(dataset, frozenset({"surface_color"}), None, 0, False)
+    with pytest.raises(ValueError, match="expected a surface with colours"):
+        samples[0]
 
 
 def test_at_most_so_many_points_a_view_drawn_anew_for_every_draw(tmp_path):

@@ -18,7 +18,7 @@ from prior3d.prior import BackboneSpec, Features
 from prior3d.schema import validate_options
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
 from prior3d_plugins.pixel_voxel import PixelVoxel
-from prior3d_plugins.pixel_voxel.chunks import Grids, random_grids, voxelise, within_reach
+from prior3d_plugins.pixel_voxel.chunks import Grids, Points, random_grids, voxelise, within_reach
 from prior3d_plugins.pixel_voxel.matching import match_pixels, sample_matches
 
 SIZE = (96, 128)
@@ -84,6 +84,10 @@ def real_prior(**options):
     return PixelVoxel(spec, up="y", **{"voxel_size": 0.1, **options})
 
 
+def points_of(batch, colors=False):
+    return Points(batch["surface"], batch["surface_view"], batch["surface_color"] if colors else None)
+
+
 def cameras(batch):
     return [batch[name].flatten(0, 1) for name in ("depth", "intrinsics", "world_from_camera")]
 
@@ -112,7 +116,7 @@ def points_by_hand(batch, view, pixels):
 def test_every_match_on_real_frames_is_what_brute_force_finds(office, voxel_size):
     torch.manual_seed(0)
     grids = random_grids(cameras(office)[2], voxel_size, 180.0, "y")
-    voxels = voxelise(office["surface"], office["surface_view"], grids, 10**6)
+    voxels = voxelise(points_of(office), grids, 10**6).coordinates
     match = all_matches(office, voxels, grids)
     steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
     for view in range(4):
@@ -243,7 +247,6 @@ def test_the_loss_compares_a_pixel_with_the_voxel_it_sees(office):
 
 def test_turn_and_shift_leave_the_matches_the_same():
     batch = example_batch()
-    chunk, points = batch["surface_view"], batch["surface"]
     size = 0.083  # metres; the room's walls at 0.5 and 2 m are not at the border of a voxel
     straight = random_grids(cameras(batch)[2], size, 0.0, "z")._replace(shift=torch.zeros(4, 3))
     quarter = straight._replace(turn=torch.full((4,), torch.pi / 2), shift=torch.zeros(4, 3))
@@ -251,7 +254,7 @@ def test_turn_and_shift_leave_the_matches_the_same():
     assert len({*anyhow.turn.tolist()}) == 4 and anyhow.turn.abs().max() > 0.5
     found = {}
     for name, grids in {"straight": straight, "quarter": quarter, "anyhow": anyhow}.items():
-        voxels = voxelise(points, chunk, grids, 10**6)
+        voxels = voxelise(points_of(batch), grids, 10**6).coordinates
         torch.manual_seed(0)
         match = all_matches(batch, voxels, grids, stride=1)
         found[name] = match, grids.centres(voxels)[match.voxels], len(voxels)
@@ -288,8 +291,8 @@ def test_chunks_are_turned_about_the_vertical_only(up):
 
 def test_the_nearest_voxels_of_each_chunk_stay(office):
     grids = random_grids(cameras(office)[2], 0.1, 180.0, "y")
-    everything = voxelise(office["surface"], office["surface_view"], grids, 10**6)
-    kept = voxelise(office["surface"], office["surface_view"], grids, 200)
+    everything = voxelise(points_of(office), grids, 10**6).coordinates
+    kept = voxelise(points_of(office), grids, 200).coordinates
     assert torch.bincount(kept[:, 0].long()).tolist() == [200] * 4
     for view in range(4):
         distance = [
@@ -422,11 +425,11 @@ def test_the_picture_is_of_the_first_views_own_chunk(office):
 def test_cuda_finds_the_same_matches():
     batch = example_batch()
     grids = random_grids(cameras(batch)[2], 0.1, 180.0, "z")
-    voxels = voxelise(batch["surface"], batch["surface_view"], grids, 10**6)
+    voxels = voxelise(points_of(batch), grids, 10**6).coordinates
     here = all_matches(batch, voxels, grids, stride=1)
     on_gpu = {name: value.cuda() for name, value in batch.items()}
     there_grids = Grids(grids.origin.cuda(), grids.turn.cuda(), grids.shift.cuda(), grids.voxel_size, grids.axes)
-    there_voxels = voxelise(on_gpu["surface"], on_gpu["surface_view"], there_grids, 10**6)
+    there_voxels = voxelise(points_of(on_gpu), there_grids, 10**6).coordinates
     there = all_matches(on_gpu, there_voxels, there_grids, stride=1)
     assert torch.equal(there.valid.cpu(), here.valid)
     same = there_voxels[there.voxels].cpu() == voxels[here.voxels]

@@ -17,6 +17,7 @@ from torch import nn
 from prior3d import __version__
 from prior3d.backbone import Backbone
 from prior3d.data.dataset import Dataset
+from prior3d.fields import SURFACE_FIELDS
 from prior3d.pretraining.building import Parts, build, build_backbone, build_dataset, checkpoint_of, fields_to_decode
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.probing import probe_device
@@ -79,7 +80,8 @@ class Bench:
             "seconds by probe": by_probe,
             "device": device_name(probe_device(recipe)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "recipe": recipe.to_yaml().replace(str(Path.home()), "~"),  # records travel between machines
+            # Records travel between machines: no folder of this one.
+            "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
             "start": asdict(start),
         }
 
@@ -156,7 +158,7 @@ class Bench:
         parts = build(recipe, registry)
         dataset = build_dataset(recipe, registry, "train")
         dataset.verify()
-        _prepare_in_any_order(dataset, surface="surface" in fields_to_decode(parts.objective, dataset))
+        _prepare_in_any_order(dataset, surface=bool(SURFACE_FIELDS & fields_to_decode(parts.objective, dataset)))
         self._prepared.add(key)
 
 

@@ -59,20 +59,60 @@ def random_grids(world_from_camera: Tensor, voxel_size: float, max_turn_deg: flo
     return Grids(poses[:, :3, 3], turn, shift, voxel_size, ((vertical + 1) % 3, (vertical + 2) % 3, vertical))
 
 
-def voxelise(points: Tensor, chunk: Tensor, grids: Grids, max_voxels: int) -> Tensor:
-    """Return the occupied voxels [M, 4] int32 (chunk, x, y, z) of packed points [N, 3] with their chunk [N].
+class Points(NamedTuple):
+    """Points of the surface, packed.
+
+    Attributes:
+        positions: [N, 3] metres, world axes.
+        chunk: [N] int64.
+        colors: [N, 3] 0..1, or None.
+    """
+
+    positions: Tensor
+    chunk: Tensor
+    colors: Tensor | None
+
+    def where(self, kept: Tensor) -> "Points":
+        """Return the points whose place in a mask [N] is true."""
+        return Points(*(None if values is None else values[kept] for values in self))
+
+
+class Voxels(NamedTuple):
+    """Occupied voxels of G chunks.
+
+    Attributes:
+        coordinates: [M, 4] int32: chunk, x, y, z.
+        colors: [M, 3] mean of the colours of each voxel's points, or None.
+    """
+
+    coordinates: Tensor
+    colors: Tensor | None
+
+
+def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
+    """Return the occupied voxels of points, with mean colours if the points have any.
 
     Of a chunk with more than `max_voxels` the nearest to the camera stay: a smaller chunk, as dense as before.
     """
-    voxels = sparse_quantize(grids.positions(points, chunk), batch=chunk).coordinates
-    if len(voxels) <= max_voxels:
-        return voxels
+    found = sparse_quantize(grids.positions(points.positions, points.chunk), batch=points.chunk)
+    voxels, colors = found.coordinates, None
+    if points.colors is not None:
+        colors = points.colors.new_zeros(len(voxels), 3).index_add(0, found.inverse_map, points.colors)
+        colors = colors / torch.bincount(found.inverse_map, minlength=len(voxels))[:, None]
+    if len(voxels) > max_voxels:
+        kept = _nearest(voxels, grids, max_voxels)
+        voxels, colors = voxels[kept], None if colors is None else colors[kept]
+    return Voxels(voxels, colors)
+
+
+def _nearest(voxels: Tensor, grids: Grids, most: int) -> Tensor:
+    """Return the rows [K] of the at most `most` voxels of each chunk that are nearest to its camera."""
     distance = (grids.centres(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
     order = distance.argsort()
     order = order[voxels[order, 0].argsort(stable=True)]
     counts = torch.bincount(voxels[:, 0].long(), minlength=len(grids.origin))
     first = (counts.cumsum(0) - counts)[voxels[order, 0].long()]
-    return voxels[order[torch.arange(len(order), device=order.device) - first < max_voxels]]
+    return order[torch.arange(len(order), device=order.device) - first < most]
 
 
 def within_reach(

@@ -14,7 +14,7 @@ from prior3d.matches import gather_cells, kept_fraction
 from prior3d.prior import BackboneSpec, Batch, Features, Prior
 from prior3d.sparse import MinkUNet, SparseTensor
 from prior3d.sparse.engines import check_engine
-from prior3d_plugins.pixel_voxel.chunks import Grids, random_grids, voxelise, within_reach
+from prior3d_plugins.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
 from prior3d_plugins.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
 from prior3d_plugins.pixel_voxel.pictures import draw_matches
 
@@ -23,7 +23,7 @@ class PixelVoxel(Prior):
     """PointInfoNCE between pixels of a view and the voxels of the same view's chunk that hold what the pixels see.
 
     A chunk is the part of the scene's surface in the world-axes box around the view's frustum, hidden parts included,
-    as occupied voxels; a sparse 3D U-Net, trained along, gives each voxel a feature. With two views a sample is the
+    as voxels; a sparse 3D U-Net, trained along, gives each voxel a feature. With two views a sample is the
     joint one of Pri3D, (C_i, C_j, V_i, V_j): each image with its own chunk.
 
     Args:
@@ -31,6 +31,10 @@ class PixelVoxel(Prior):
         temperature: of the softmax over similarities; 0.4 in Pri3D's code.
         points: matches per view at most, one per feature cell and one per voxel.
         voxel_size: metres; 0.02 in the paper, 0.10 for a CPU.
+        voxels: what the 3D network is told of a voxel. `occupancy`: that it is there, so a pixel and its voxel match by
+            the shape around them alone, and voxels of a flat wall can hardly be told apart. `color`: its mean colour in
+            the scene's images, too; walls then have places, but a pixel and its voxel match by texture where that is
+            easier, and the features need not know any shape.
         max_voxels: voxels per chunk at most, those nearest to the camera; a view in a room has about 260 000 of 2 cm,
             50 000 of 4 cm, 6 000 of 10 cm.
         chunk_far: metres at which chunks end at the latest; by default where the view's depth does.
@@ -51,10 +55,11 @@ class PixelVoxel(Prior):
 
     Reference:
         Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
-        voxels hold occupancy, as in the paper (its code gives them colours, by which a pixel and a voxel match without
-        any shape); a match is the voxel that holds a pixel's point or borders it (there any voxel within 20 cm in
-        depth); no pixel cell and no voxel occurs twice; voxels are floored (truncated there), turned and shifted at
-        random; the chunks of a batch are normalised together.
+        voxels hold occupancy by default, as in the paper (its code gives them colours; with `color` they hold both,
+        from the images as recorded, while the view's own is changed by photometric augmentation); a match is the voxel
+        that holds a pixel's point or borders it (there any voxel within 20 cm in depth); no pixel cell and no voxel
+        occurs twice; voxels are floored (truncated there), turned and shifted at random; the chunks of a batch are
+        normalised together.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera", "surface")
@@ -67,6 +72,7 @@ class PixelVoxel(Prior):
         temperature: Annotated[float, Gt(0)] = 0.1,
         points: Annotated[int, Ge(2)] = 384,
         voxel_size: Annotated[float, Gt(0)] = 0.04,
+        voxels: Literal["occupancy", "color"] = "occupancy",
         max_voxels: Annotated[int, Ge(1)] = 60_000,
         chunk_far: Annotated[float, Gt(0)] | None = None,
         chunks: Literal["each", "first"] = "each",
@@ -88,11 +94,13 @@ class PixelVoxel(Prior):
         rows, columns = backbone.dense_size
         self.temperature, self.points = temperature, min(points, rows * columns)
         self.voxel_size, self.max_voxels, self.chunk_far = voxel_size, max_voxels, chunk_far
-        self.chunks, self.max_turn, self.up = chunks, max_turn, up
+        self.voxels, self.chunks, self.max_turn, self.up = voxels, chunks, max_turn, up
         self.negatives, self.exclude_radius = negatives, exclude_radius
+        if voxels == "color":
+            self.needs = (*self.needs, "surface_color")
         if exclude_radius:
             self.needs = (*self.needs, "scene")
-        self.unet = _make_unet(unet, width, unet_channels, engine)
+        self.unet = _make_unet(unet, 4 if voxels == "color" else 1, width, unet_channels, engine)
         self.pixel_head = nn.Linear(backbone.dense_channels, channels)
         self.voxel_head = nn.Linear(unet_channels, channels)
 
@@ -105,8 +113,7 @@ class PixelVoxel(Prior):
         match = sample.match
         dense = self._of_views(features["image"].dense)
         queries = self.pixel_head(gather_cells(dense, match.cells))
-        occupancy = torch.ones(len(sample.voxels), 1, device=dense.device)
-        voxels = self.unet(SparseTensor(occupancy, sample.voxels, batch_size=len(dense)))
+        voxels = self.unet(SparseTensor(sample.inputs, sample.voxels, batch_size=len(dense)))
         keys = self.voxel_head(voxels.features[match.voxels])
         loss = masked_point_info_nce(
             queries,
@@ -144,29 +151,30 @@ class PixelVoxel(Prior):
         """Voxelise the chunks and sample matches; None where no chunk has a point."""
         depth, intrinsics, poses = (self._of_views(batch[n]) for n in ("depth", "intrinsics", "world_from_camera"))
         grids = random_grids(poses, self.voxel_size, self.max_turn, self.up)
-        points, chunk = self._points(batch, intrinsics, poses)
-        if len(points) == 0:
+        points = self._points(batch, intrinsics, poses)
+        if len(points.positions) == 0:
             return None
-        voxels = voxelise(points, chunk, grids, self.max_voxels)
+        voxels = voxelise(points, grids, self.max_voxels)
         spec = self.backbone
-        match = match_pixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, voxels, grids)
-        return _Sample(voxels, grids, sample_matches(match, self.points))
+        match = match_pixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, voxels.coordinates, grids)
+        return _Sample(voxels.coordinates, _inputs(voxels), grids, sample_matches(match, self.points))
 
     def _of_views(self, values: Tensor) -> Tensor:
         """The views that have a chunk, [B, V, ...] -> [G, ...]."""
         return values.flatten(0, 1) if self.chunks == "each" else values[:, 0]
 
-    def _points(self, batch: Batch, intrinsics: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-        """Packed points [N, 3] and the chunk [N] they belong to."""
-        points, chunk = batch["surface"], batch["surface_view"]
+    def _points(self, batch: Batch, intrinsics: Tensor, poses: Tensor) -> Points:
+        """The packed points of the views that have a chunk."""
+        colors = batch["surface_color"] if self.voxels == "color" else None
+        points = Points(batch["surface"], batch["surface_view"], colors)
         if self.chunks == "first":
             views = batch["depth"].shape[1]
-            first = chunk % views == 0
-            points, chunk = points[first], chunk[first] // views
+            points = points.where(points.chunk % views == 0)
+            points = points._replace(chunk=points.chunk // views)
         if self.chunk_far is not None:
-            kept = within_reach(points, chunk, intrinsics, poses, self.backbone.size, self.chunk_far)
-            points, chunk = points[kept], chunk[kept]
-        return points, chunk
+            where = points.positions, points.chunk
+            points = points.where(within_reach(*where, intrinsics, poses, self.backbone.size, self.chunk_far))
+        return points
 
     def _exclude(self, batch: Batch, match: PixelVoxels) -> Tensor:
         """Mask of pairs that are no negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
@@ -183,20 +191,27 @@ class PixelVoxel(Prior):
 
 
 class _Sample(NamedTuple):
-    """The voxels [M, 4] of the chunks of a batch, where they lie, and the pixels matched with them."""
+    """The voxels [M, 4] of the chunks of a batch, what they hold, where they lie, and the pixels matched with them."""
 
     voxels: Tensor
+    inputs: Tensor
     grids: Grids
     match: PixelVoxels
 
 
-def _make_unet(name: str, width: float, out_channels: int, engine: str) -> MinkUNet:
-    """A sparse U-Net from occupancy; the channels are those of `mink_unet_small` and `mink_unet34c`, times `width`."""
+def _inputs(voxels: Voxels) -> Tensor:
+    """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean colour, centred about 0."""
+    occupancy = torch.ones(len(voxels.coordinates), 1, device=voxels.coordinates.device)
+    return occupancy if voxels.colors is None else torch.cat([occupancy, voxels.colors - 0.5], dim=1)
+
+
+def _make_unet(name: str, in_channels: int, width: float, out_channels: int, engine: str) -> MinkUNet:
+    """A sparse U-Net; the channels are those of `mink_unet_small` and `mink_unet34c`, times `width`."""
     planes, layers, stem, kernel = {
         "small": ((16, 32, 48, 64, 48, 32, 32, 32), (1,) * 8, 16, 3),
         "34c": ((32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2), 32, 5),
     }[name]
     stem, *planes = (max(4, round(count * width)) for count in (stem, *planes))
     return MinkUNet(
-        1, out_channels, planes=planes, layers=layers, stem_channels=stem, stem_kernel=kernel, engine=engine
+        in_channels, out_channels, planes=planes, layers=layers, stem_channels=stem, stem_kernel=kernel, engine=engine
     )

@@ -58,7 +58,7 @@ class PosedRGBD(PosedDataset):
         depth_to_color: the colour camera of scenes whose depth is not registered to it, by pattern; the first pattern
             that fits counts, and scenes that fit none are registered. Depth is re-projected, see `CameraPair`.
         pairs: which two views of a scene make a pair.
-        surface: how a scene's surface is fused from its depth maps, for priors that read it.
+        surface: how a scene's surface is fused from its frames, for priors that read it.
 
     Raises:
         UserError: if the folder or what an option names is missing, or options contradict each other.

@@ -56,7 +56,7 @@ class SyntheticRooms(PosedDataset):
             same colours in all splits, and in each the same one of that split's four kinds of patterns.
         content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
         pairs: which two views of a room make a pair.
-        surface: how a room's surface is fused from its depth maps, for priors that read it.
+        surface: how a room's surface is fused from its frames, for priors that read it.
 
     Raises:
         UserError: if an option is out of range.
