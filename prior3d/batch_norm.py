@@ -4,7 +4,8 @@ A freshly made model normalises with mean 0 and variance 1, a trained one with a
 weights. Both are replaced by the statistics of the same training images before anything is measured.
 
 Some published weights have their statistics folded into the convolutions: mean 0 and variance 1 are then what the
-weights were made for, and other statistics would destroy the model. See `is_folded`.
+weights were made for, and other statistics would destroy the model: they are not re-estimated, and `refuse_folded` lets
+nobody train them before `unfold_batch_norm` has given them statistics. See `is_folded`.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from prior3d.errors import UserError
 
 
 def reestimate_batch_norm(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> int:
@@ -72,6 +75,29 @@ def is_folded(layer: nn.Module) -> bool:
     if layer.num_batches_tracked > 0 or (layer.running_mean != 0).any() or (layer.running_var != 1).any():
         return False
     return bool((layer.bias != 0).any() or ((layer.weight != 1) & (layer.weight != 0)).any())
+
+
+def refuse_folded(model: nn.Module, name: str, key: str | None = None, all_train: bool = False) -> None:
+    """Refuse to train layers whose statistics are folded: the batch's own would destroy the model at the first step.
+
+    Args:
+        model: its layers train that have a parameter which requires a gradient.
+        name: what messages call it.
+        key: of the recipe, which names these weights.
+        all_train: every layer will train, whatever requires a gradient now.
+
+    Raises:
+        UserError: with the first such layer.
+    """
+    for path, layer in model.named_modules():
+        if is_folded(layer) and (all_train or any(parameter.requires_grad for parameter in layer.parameters())):
+            raise UserError(
+                f"the statistics of {path} of {name}, a BatchNorm layer, are folded into the weights, as conversions"
+                " for inference do: training would normalise by those of each batch and destroy the model at its first"
+                " step; unfold them with tools/unfold_batch_norm.py (prior3d.batch_norm.unfold_batch_norm), or leave"
+                " the encoder frozen",
+                key,
+            )
 
 
 def unfold_batch_norm(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> int:

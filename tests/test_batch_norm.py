@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from prior3d.batch_norm import is_folded, reestimate_batch_norm, unfold_batch_norm
+from prior3d.batch_norm import is_folded, reestimate_batch_norm, refuse_folded, unfold_batch_norm
+from prior3d.errors import UserError
 from prior3d.randomness import generator
 
 
@@ -67,6 +68,24 @@ def test_unfolding_changes_nothing_but_what_training_and_re_estimation_do():
     assert reestimate_batch_norm(net, net, images()) == 2
     assert torch.allclose(net(images()[0]), before, atol=0.05)
     assert unfold_batch_norm(net, net, images()) == 0
+
+
+def test_folded_layers_are_refused_where_they_train():
+    net = make(True)
+    with pytest.raises(UserError, match=r"^probes.mine: the statistics of 1 of my net, a BatchNorm layer, are folded"):
+        refuse_folded(net, "my net", "probes.mine")
+    net[1].requires_grad_(False)
+    with pytest.raises(UserError, match=r"^the statistics of 4 of my net"):
+        refuse_folded(net, "my net")
+    net.requires_grad_(False)
+    refuse_folded(net, "my net")
+    with pytest.raises(UserError, match="of 1 of my net"):
+        refuse_folded(net, "my net", all_train=True)
+    trained = make(True)
+    trained.train()(images()[0])
+    refuse_folded(trained, "my net")
+    unfold_batch_norm(net, net, images())
+    refuse_folded(net, "my net", all_train=True)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100_from_tflite", "mobilenetv1_0.5_160_from_tflite"])

@@ -17,6 +17,13 @@ ALONE = "model"
 RANDOM, GIVEN = "random", "control"
 """What the control is called."""
 
+_ONLY_THE_MODEL_HAS_ONE = (
+    "it has no decoder, the model has one: name a run, or its backbone.safetensors with decoder.safetensors beside it"
+)
+_ONLY_IT_HAS_ONE = (
+    "it has a decoder, the model has none: name a copy of its backbone.safetensors with no decoder.safetensors by it"
+)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -103,16 +110,24 @@ def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
         notes.append("before and after have the very same weights.")
     if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
         notes.append(
-            f"The maps of before have a cell for every {before.backbone.spec.dense_stride} pixels, those of after for"
-            f" every {after.backbone.spec.dense_stride}: part of the difference is resolution (a decoder), not what was"
-            " learnt."
+            f"The maps of before have a cell for every {_stride_of(before)}, those of after for every"
+            f" {_stride_of(after)}: part of the difference is resolution, not what was learnt."
         )
     return notes
 
 
+def _stride_of(model: Model) -> str:
+    spec = model.backbone.spec
+    return f"{spec.dense_stride} pixels ({'a decoder' if spec.has_decoder else 'no decoder'})"
+
+
 def _check_size_of(control: Model, after: Model) -> None:
-    for what in ("dense_channels", "encoder_channels", "pooled_channels"):
-        theirs, ours = getattr(control.backbone.spec, what), getattr(after.backbone.spec, what)
-        if theirs != ours:
-            words = f"{what.replace('_', ' ')} {theirs}, the model {ours}"
+    theirs, ours = control.backbone.spec, after.backbone.spec
+    if theirs.encoder_channels == ours.encoder_channels and theirs.has_decoder != ours.has_decoder:
+        words = _ONLY_IT_HAS_ONE if theirs.has_decoder else _ONLY_THE_MODEL_HAS_ONE
+        channels = f"dense channels {theirs.dense_channels}, the model {ours.dense_channels}"
+        raise UserError(f"a control is of the size of the model: {words} ({channels})", "--control")
+    for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # with another encoder no decoder would help
+        if getattr(theirs, what) != getattr(ours, what):
+            words = f"{what.replace('_', ' ')} {getattr(theirs, what)}, the model {getattr(ours, what)}"
             raise UserError(f"a control is of the size of the model: it has {words}", "--control")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prior3d.backbone import Backbone
 from prior3d.errors import UserError
-from prior3d.evaluation.subjects import Subject
+from prior3d.evaluation.subjects import SAYS_ITS_MODEL, Subject
 from prior3d.pretraining.building import make_backbone
 from prior3d.pretraining.folder import RunFolder, load_decoder
 from prior3d.randomness import stream_seed
@@ -78,12 +78,19 @@ def load_initial(subject: Subject, section: BackboneSection, size: tuple[int, in
 
 
 def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) -> Model:
-    """Return a model beside the first one, `backbone:` as it brings it along; errors name the flag."""
+    """Return a model beside the first one, `backbone:` as it brings it along; errors name the flag.
+
+    Keys on the command line are those of the first one: no error advises to set `backbone.weights` for this one.
+    """
     try:
         section = read_section(BackboneSection, subject.content["backbone"], "backbone")
         return load_trained(subject, section, size, seed)
     except UserError as error:
-        raise UserError(error.message, flag) from error
+        message = error.message
+        if error.key == "backbone.pretrained":
+            why = str(error.__cause__).partition("\n")[0]
+            message = f"cannot fetch timm's weights of {section.name} ({why}); name {SAYS_ITS_MODEL}"
+        raise UserError(message, flag) from error
 
 
 def make_untrained(like: Model, size: tuple[int, int], seed: int) -> Model:

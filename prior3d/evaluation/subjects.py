@@ -13,6 +13,13 @@ from prior3d.sections import DataSection
 from prior3d.weights import read_description
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+SAYS_ITS_MODEL = (
+    "a file that says it: backbone.safetensors of a run, or one of prior3d.weights.save_weights(file, weights,"
+    " {'model': ...})"
+)
+"""What to name beside MODEL where MODEL itself may be any file: `backbone.name=...` is about MODEL alone."""
+
 _UNREAD = ("priors", "optim", "trainer")
 
 
@@ -93,7 +100,10 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
     source = _override(content, overrides)
     _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} is the weights already")
     if "name" not in content["backbone"]:
-        raise UserError(f"{name} does not say which model it is of: give backbone.name=..., a model of timm")
+        raise UserError(
+            f"{name} does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;"
+            f" after --against or --control, name {SAYS_ITS_MODEL}"
+        )
     return Subject(name, content, source, file=path)
 
 
@@ -123,6 +133,8 @@ def _refuse(overridden: frozenset[str], keys: Sequence[str], why: str) -> None:
 
 def _leave_options_behind(content: dict, trained_on: dict, overridden: frozenset[str]) -> None:
     """Drop the options of the dataset a run was trained on where the command line names another one."""
+    if not isinstance(content["data"], dict):  # for the reader to refuse
+        return
     if content["data"].get("name") == trained_on["data"].get("name"):
         return
     given = {key.split(".")[1] for key in overridden if key.startswith("data.")}

@@ -8,6 +8,7 @@ import timm
 from torch import Tensor
 
 from prior3d.backbone import Backbone, set_trainable
+from prior3d.batch_norm import refuse_folded
 from prior3d.data.dataset import Dataset, DataSpec, Split
 from prior3d.data.loading import DrawnSamples
 from prior3d.data.posed import PosedDataset
@@ -50,6 +51,7 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
         _check_offline_stage(label, prior, dataset, recipe)
     reads = objective.reads
     set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
+    _check_statistics(backbone, recipe.backbone)
     probes = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset)
     return Parts(dataset, backbone, objective, probes)
 
@@ -124,6 +126,12 @@ def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone)
         priors[label] = prior
         terms[label] = Term(section.weight, section.warmup)
     return JointObjective(priors, terms)
+
+
+def _check_statistics(backbone: Backbone, options: BackboneSection) -> None:
+    if options.weights is not None or options.pretrained:  # nothing is folded into random weights
+        key = "backbone.pretrained" if options.pretrained else "backbone.weights"
+        refuse_folded(backbone.encoder.model, options.name, key)
 
 
 def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone, Decoder
+from prior3d.batch_norm import refuse_folded
 from prior3d.errors import UserError
 from prior3d.fields import IGNORE_CLASS
 from prior3d.probes.crops import cut, random_crops
@@ -102,12 +103,14 @@ class FinetuneSegmentation(Probe):
         self.precision = precision
 
     def check(self, backbone: Backbone, trains: bool = False) -> None:
-        """Refuse a model that lacks the decoder or the stride that is asked for; see `Probe.check`."""
+        """Refuse a model without the decoder or stride asked for, or with folded statistics; see `Probe.check`."""
         name, coarsest = backbone.encoder.name, max(backbone.encoder.channels)
         if self.decoder == "pretrained" and backbone.decoder is None:
             raise UserError(f"{name} has no decoder of its own: use fresh", "decoder")
         if self.decoder == "fresh" and coarsest < self.decoder_stride:
             raise UserError(f"the coarsest stride of {name} is {coarsest}", "decoder_stride")
+        # at encoder_lr_scale 0, too: weights stand still then, batch normalisation goes by the batch all the same
+        refuse_folded(backbone.encoder.model, name, all_train=True)
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
         """Fine-tune copies of a model at each share of the labels.

@@ -6,6 +6,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from prior3d.backbone import Backbone
+from prior3d.batch_norm import unfold_batch_norm
 from prior3d.data.dataset import Dataset, DataSpec, View
 from prior3d.errors import UserError
 from prior3d.probes.crops import cut, random_crops
@@ -214,6 +215,26 @@ def test_what_cannot_be_measured_is_said_in_words(opened):
         probe(decoder_stride=32).measure(frozen("test_vit"), opened())
     with pytest.raises(UserError, match="different shares"):
         construct(FinetuneSegmentation, key="probes.finetune", options={"labels": [0.5, 0.5]})
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 batch normalisation goes by the batch all the same
+def test_folded_statistics_are_refused_whether_the_weights_move_or_not(opened, scale):
+    model = frozen("test_resnet")
+    (backbone,) = model.backbones
+    network = backbone.encoder.model
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.bias, 0.2, 0.2)
+    first = next(name for name, layer in network.named_modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    tuned = probe(encoder_lr_scale=scale, steps=2)
+    words = f"^the statistics of {first} of test_resnet, a BatchNorm layer, are folded .*unfold_batch_norm"
+    with pytest.raises(UserError, match=words):
+        tuned.check(backbone)
+    with pytest.raises(UserError, match=words):
+        tuned.measure(model, opened())
+    unfold_batch_norm(network, network, [torch.randn(8, 3, *SIZE, generator=generator("images"))])
+    tuned.check(backbone)
+    assert tuned.measure(model, opened()).groups
 
 
 @pytest.mark.gpu

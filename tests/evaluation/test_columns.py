@@ -1,0 +1,92 @@
+"""Which models a comparison is made of, and what it says of one that cannot stand beside the others."""
+
+import shutil
+
+import pytest
+import timm
+import torch
+
+from prior3d.backbone import Backbone
+from prior3d.errors import UserError
+from prior3d.evaluation.arguments import other_subject
+from prior3d.evaluation.columns import build_columns, notes_on_models
+from prior3d.evaluation.request import build_request
+from prior3d.evaluation.subjects import find_subject
+from prior3d.weights import read_weights, save_weights
+
+
+def columns(model, *overrides, against=None, control=None):
+    subject = find_subject(str(model), overrides)
+    request = build_request(subject, ["glow"] if subject.run else [])
+    other = None if against is None else other_subject(str(against), "--against")
+    return build_columns(subject, request, other, None if control is None else str(control))
+
+
+@pytest.fixture
+def alone(finished, tmp_path):
+    """The encoder of the run, without the decoder beside it."""
+    return shutil.copyfile(finished / "backbone.safetensors", tmp_path / "backbone.safetensors")
+
+
+def test_a_control_that_lacks_the_decoder_of_the_model_is_told_so(finished, alone):
+    with pytest.raises(UserError) as refused:
+        columns(finished, control=alone)
+    assert refused.value.key == "--control"
+    assert "it has no decoder, the model has one: name a run, or its backbone.safetensors" in refused.value.message
+    assert refused.value.message.endswith("(dense channels 320, the model 8)")
+    for followed in (finished, finished / "backbone.safetensors"):
+        assert "before + control" in columns(finished, control=followed)
+
+
+def test_a_control_with_a_decoder_that_the_model_lacks_is_told_so(finished, alone):
+    with pytest.raises(UserError) as refused:
+        columns(alone, against=alone, control=finished)
+    assert "it has a decoder, the model has none: name a copy of its backbone.safetensors" in refused.value.message
+    assert refused.value.message.endswith("(dense channels 8, the model 320)")
+    assert "before + control" in columns(alone, against=alone, control=alone)
+
+
+def test_of_another_encoder_it_is_not_said_that_the_decoder_is_missing(finished):
+    with pytest.raises(UserError) as refused:
+        columns("resnet10t", "backbone.pretrained=false", against=finished, control=finished)
+    assert "it has encoder channels {4: 40, " in refused.value.message and "decoder" not in refused.value.message
+
+
+def test_maps_of_two_strides_are_noted_with_who_has_a_decoder(finished, alone):
+    made = columns(finished, against=alone)
+    assert notes_on_models(made)[-1] == (
+        "The maps of before have a cell for every 32 pixels (no decoder), those of after for every 4 pixels (a"
+        " decoder): part of the difference is resolution, not what was learnt."
+    )
+
+
+def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finished, tmp_path):
+    torch.manual_seed(0)
+    mine = tmp_path / "mine.pth"
+    torch.save(Backbone("resnet10t", (48, 64)).encoder.model.state_dict(), mine)
+    for flag in ("against", "control"):
+        with pytest.raises(UserError, match=rf"^--{flag}: .*mine.pth does not say which model it is of") as refused:
+            columns(finished, **{flag: mine})
+        assert "after --against or --control, name a file that says it: backbone.safetensors" in refused.value.message
+        assert "prior3d.weights.save_weights(file, weights, {'model': ...})" in refused.value.message
+    save_weights(tmp_path / "said.safetensors", read_weights(mine), {"model": "resnet10t"})
+    made = columns(mine, "backbone.name=resnet10t", against=tmp_path / "said.safetensors")
+    assert made["before"].key == made["after"].key
+
+
+@pytest.mark.parametrize("flag", ["against", "control"])
+def test_no_key_is_advised_for_a_model_beside_the_first_one(finished, monkeypatch, flag):
+    create = timm.create_model
+
+    def without_network(*arguments, pretrained=False, **options):
+        if pretrained:
+            raise FileNotFoundError("no connection\nand much more")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    with pytest.raises(UserError) as refused:
+        columns(finished, **{flag: "resnet10t"})
+    expected = f"--{flag}: cannot fetch timm's weights of resnet10t (no connection); name a file that says it: "
+    assert str(refused.value).startswith(expected) and "backbone.weights" not in str(refused.value)
+    with pytest.raises(UserError, match=r"give a file you have with backbone\.weights"):
+        columns("resnet10t")
