@@ -15,7 +15,7 @@ from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import write_pictures
-from prior3d.section_reading import read_section
+from prior3d.section_reading import TopLevel, own_options, read_section
 from prior3d.sections import BackboneSection
 
 _LONG_SIDE = 448
@@ -35,14 +35,16 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         UserError: models or images do not work; nothing is left behind.
     """
     for flag, given in {
-        "--probes": arguments.probes,
-        "--seeds": arguments.seeds,
-        "--control": arguments.control,
+        "--probes": bool(arguments.probes),
+        "--seeds": arguments.seeds is not None,
+        "--control": arguments.control is not None,
+        "--plugin": bool(arguments.plugins),  # a dataset or probe: models are timm's
     }.items():
         if given:
             raise UserError(f"--pictures measures nothing: leave out {flag}", "--pictures")
     subject = find_subject(arguments.model, arguments.overrides)
     try:
+        _refuse_unread(subject)
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
         against = other_subject(arguments.against, "--against") if arguments.against else None
@@ -59,15 +61,25 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
     return 0
 
 
+def _refuse_unread(subject: Subject) -> None:
+    """Refuse values of the command line that no picture depends on."""
+    # the seed decides what random weights are, which only a model that timm makes can have
+    read = ("backbone",) if subject.run or subject.file else ("backbone", "seed")
+    for key in sorted(subject.source.overridden):
+        if key.partition(".")[0] not in read:
+            raise UserError("--pictures reads no data and measures nothing: leave this out", key)
+
+
 def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     section = read_section(BackboneSection, subject.content["backbone"], "backbone")
     size = _own_size(section.name)
-    model = load_trained(subject, section, size, 0)
+    seed = own_options(TopLevel).validate({"seed": subject.content.get("seed", 0)}, "")["seed"]
+    model = load_trained(subject, section, size, seed)
     if against is not None:
-        other = load_other(against, size, 0, "--against")
+        other = load_other(against, size, seed, "--against")
         return dict(zip(_two_names(against, subject), (other, model), strict=True))
     if subject.run is not None:
-        return {"before": load_initial(subject, section, size, 0), "after": model}
+        return {"before": load_initial(subject, section, size, seed), "after": model}
     return {subject.short_name: model}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prior3d.errors import UserError
 from prior3d.evaluation.subjects import Subject
-from prior3d.probes.tasks import ProbeTask, build_tasks
+from prior3d.probes.tasks import DoesNotFit, ProbeTask, build_tasks
 from prior3d.recipe_files import Source
 from prior3d.registry import Registry
 from prior3d.schema_errors import unknown_key
@@ -89,7 +89,8 @@ def build_request(
     left_out = _unfit({label: probes[label] for label in probes if label not in named}, data, registry, top["seed"])
     if not set(probes) - set(left_out):
         reasons = "; ".join(f"{label} {why}" for label, why in left_out.items())
-        raise UserError(f"no probe fits this data: {reasons}", "data.name")
+        others = "" if ALL_PROBES in labels else f" (--probes {ALL_PROBES} takes whatever fits)"
+        raise UserError(f"no probe fits this data: {reasons}{others}", "data.name")
     fitting = {label: section for label, section in probes.items() if label not in left_out}
     tasks = build_tasks(fitting, data, registry, top["seed"])
     return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], registry)
@@ -101,7 +102,10 @@ def _with_defaults(given: object) -> object:
 
 
 def _choose(given: object, labels: Sequence[str], source: Source, registry: Registry) -> tuple[object, frozenset[str]]:
-    """Return the sections of the probes to measure, and the labels that somebody named: those have to fit the data."""
+    """Return the sections of the probes to measure, and the labels that the command line names.
+
+    Those have to fit the data. A recipe named its probes for data of its own, which may not be these.
+    """
     if not isinstance(given, Mapping):
         return given, frozenset()  # for the reader to refuse
     named = set(labels) - {ALL_PROBES}
@@ -109,7 +113,9 @@ def _choose(given: object, labels: Sequence[str], source: Source, registry: Regi
         labels = list(dict.fromkeys([*(plugin.name for plugin in registry.list("probes")), *named, *given]))
     elif not labels:
         in_recipe = [label for label in given if f"probes.{label}" in source.lines]
-        labels, named = list(dict.fromkeys([*(in_recipe or DEFAULT_PROBES), *given])), set(given)
+        labels = list(dict.fromkeys([*(in_recipe or DEFAULT_PROBES), *given]))
+        set_here = {key.split(".")[1] for key in source.overridden if key.startswith("probes.")}
+        named = (set(given) - set(in_recipe)) | set_here
     for key in sorted(source.overridden):
         section, _, rest = key.partition(".")
         label = rest.partition(".")[0]
@@ -132,13 +138,11 @@ def _with_seeds(
 
 
 def _unfit(probes: Mapping[str, ProbeSection], data: DataSection, registry: Registry, seed: int) -> dict[str, str]:
-    """Return the probes that the data do not fit, with the reason."""
+    """Return the probes that the data do not fit, with the reason; what is at fault by itself is refused."""
     found = {}
     for label, section in probes.items():
         try:
             build_tasks({label: section}, data, registry, seed)
-        except UserError as error:
-            if error.key != f"probes.{label}":  # the data themselves are at fault
-                raise
+        except DoesNotFit as error:
             found[label] = error.message
     return found

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from prior3d.backbone import Backbone
+    from prior3d.data.dataset import Dataset
     from prior3d.probes.models import FrozenModel
-    from prior3d.probes.probe_data import ProbeData
+    from prior3d.probes.probe_data import Part, ProbeData
 
 
 class Probe(ABC):
@@ -62,6 +63,17 @@ class Probe(ABC):
 
         Raises:
             UserError: with the name of the probe's option that does not fit.
+        """
+        return
+
+    def check_data(self, parts: "Mapping[Part, Dataset]") -> None:
+        """Refuse data that have the fields and yet say nothing to this probe; none of them is read.
+
+        Args:
+            parts: what it would be measured on, not prepared yet.
+
+        Raises:
+            UserError: with the key of the data that does not fit, such as `data.root`.
         """
         return
 

@@ -1,6 +1,6 @@
 """Shape or texture: by which of two cues that contradict each other a model names an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from prior3d.backbone import Backbone
 from prior3d.batch_norm import has_statistics
+from prior3d.data.dataset import Dataset
 from prior3d.data.listing import list_files
 from prior3d.data.single_images import IMAGE_ENDINGS, SingleImages
 from prior3d.errors import UserError
@@ -20,7 +21,7 @@ from prior3d.probes.models import FrozenModel
 from prior3d.probes.photographs import Classify, Photographs
 from prior3d.probes.pooled import labels_of
 from prior3d.probes.probe import Probe
-from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.probe_data import Part, ProbeData
 from prior3d.probes.scores import Metrics, Scores, Totals
 
 CLASSES = tuple(SIXTEEN_CLASSES)
@@ -103,6 +104,14 @@ class ShapeBias(Probe):
         """Refuse BatchNorm layers without photographs to estimate their statistics on; see `Probe.check`."""
         self._refuse_statistics(backbone.encoder, folded=trains)
 
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse what are no cue conflicts, by the names of folders and files; see `Probe.check_data`."""
+        held_out = parts["held_out"]
+        _check_conflicts(held_out)
+        for scene in range(len(held_out.scenes)):
+            for frame in range(held_out.frame_count(scene)):
+                _texture(held_out.path(scene, frame))
+
     def files(self) -> Sequence[Path]:
         """Return the clean photographs."""
         return [] if self.clean is None else [self.clean / name for name in list_files(self.clean, IMAGE_ENDINGS)]
@@ -161,19 +170,23 @@ class _Conflicts:
 
     def __init__(self, data: ProbeData) -> None:
         dataset = data.parts["held_out"]
-        if not isinstance(dataset, SingleImages):
-            raise UserError("the class of the texture stands in file names: use a classification_folder", "data.name")
-        if dataset.class_names != CLASSES:
-            differing = sorted(set(dataset.class_names) ^ set(CLASSES))
-            raise UserError(
-                f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two",
-                "data.root",
-            )
+        _check_conflicts(dataset)
         paths = [dataset.path(scene, frame) for scene, frame in data.frames["held_out"]]
         shape, texture = labels_of(data, "held_out"), torch.tensor([_texture(path) for path in paths])
         self.rows = (shape != texture).nonzero()[:, 0]
         self.shape, self.texture = shape[self.rows], texture[self.rows]
         self.names = [paths[row].stem for row in self.rows.tolist()]
+
+
+def _check_conflicts(dataset: Dataset) -> None:
+    if not isinstance(dataset, SingleImages):
+        raise UserError("the class of the texture stands in file names: use a classification_folder", "data.name")
+    if dataset.class_names != CLASSES:
+        differing = sorted(set(dataset.class_names) ^ set(CLASSES))
+        raise UserError(
+            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two",
+            "data.root",
+        )
 
 
 def _texture(path: Path) -> int:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from prior3d.registry import Registry
 
 
+class DoesNotFit(UserError):
+    """A probe and its data, neither of them at fault, do not fit together."""
+
+
 @dataclass(frozen=True)
 class ProbeTask:
     """A probe and what it is measured on.
@@ -73,7 +77,8 @@ def build_tasks(
         training: the training part of `data`, where it is made already.
 
     Raises:
-        UserError: with the key path, where a probe and its data do not exist or do not fit together.
+        DoesNotFit: with the key path, where a probe and its data do not fit together.
+        UserError: with the key path, where either does not exist or is at fault by itself.
     """
     probes = {label: _probe(label, section, registry) for label, section in sections.items()}
     views: dict[str, int] = {}
@@ -90,7 +95,7 @@ def build_tasks(
             )
         return made[name, split]
 
-    return [
+    tasks = [
         ProbeTask(
             label,
             probes[label],
@@ -101,6 +106,9 @@ def build_tasks(
         )
         for label, section in sections.items()
     ]
+    for task in tasks:
+        _check_data(task)
+    return tasks
 
 
 def _probe(label: str, section: ProbeSection, registry: "Registry") -> Probe:
@@ -115,7 +123,7 @@ def _parts(
     if section.data is None:
         splits = _splits(label, section, dataset)
         if section.split not in splits:
-            raise UserError(
+            raise DoesNotFit(
                 f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: name scenes to"
                 f" hold out (data.{section.split}_scenes, say) or remove the probe",
                 key,
@@ -125,13 +133,14 @@ def _parts(
     missing = missing_fields(probe.needs, held_out.provides)
     if missing:
         what = f"the data ({type(held_out).__name__})" if section.data is None else name
-        raise UserError(f"needs {', '.join(missing)}, which {what} does not provide", key)
+        raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide", key)
     parts: dict[Part, Dataset] = {"held_out": held_out}
     if "train" in held_out.splits:
         parts["train"] = dataset(label, section, "train")
         _check_classes(key, parts)
     elif probe.trains:
-        raise UserError(f"trains on labels, and its data has no training split, only {', '.join(held_out.splits)}", key)
+        splits = ", ".join(held_out.splits)
+        raise DoesNotFit(f"trains on labels, and its data has no training split, only {splits}", key)
     return parts
 
 
@@ -144,6 +153,8 @@ def _splits(
     except UserError as no_training_part:
         try:
             return dataset(label, section, section.split).splits
+        except DoesNotFit:  # such as several views of single images: no fault of the data
+            raise
         except UserError:
             raise no_training_part from None
 
@@ -152,11 +163,19 @@ def _check_classes(key: str, parts: Mapping[Part, Dataset]) -> None:
     train, held_out = (parts[part].class_names for part in ("train", "held_out"))
     if train != held_out:
         differing = sorted(set(train) ^ set(held_out))[:5]
-        raise UserError(
+        raise DoesNotFit(
             f"{len(train)} classes in the training split and {len(held_out)} in the held-out one"
             f" ({', '.join(differing)} in only one of them): both need the same",
             key,
         )
+
+
+def _check_data(task: ProbeTask) -> None:
+    try:
+        with task.locating():
+            task.probe.check_data(task.parts)
+    except UserError as error:
+        raise DoesNotFit(error.message, error.key) from error
 
 
 def _data_key(label: str, section: ProbeSection) -> str:
@@ -180,7 +199,7 @@ def _dataset(
         made = construct(cls, spec, key=key, options=options)
     except UserError as error:
         if error.key == "data.views":  # which nobody set
-            raise UserError(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
+            raise DoesNotFit(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
         if own is None:
             raise
         # datasets name their own options `data.<option>`; these are of another section

@@ -1,10 +1,13 @@
 """A finished run small enough for a test, and a probe that is quick and counts how often it is asked."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from prior3d import cli
+from prior3d.yaml12 import dump, load
 
 RECIPE = """\
 seed: 3
@@ -80,6 +83,33 @@ def rooms(workshop):
         "data.workers=0",
         f"data.cache={workshop / 'cache'}",
     ]
+
+
+@pytest.fixture
+def with_probes(finished, tmp_path):
+    """Return a copy of the run whose recipe names other probes."""
+
+    def copy(probes):
+        run = tmp_path / "with_probes"
+        shutil.copytree(finished, run)
+        recipe = load((run / "recipe.yaml").read_text(), "recipe.yaml").value
+        (run / "recipe.yaml").write_text(dump({**recipe, "probes": probes}))
+        return run
+
+    return copy
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """Arguments that measure on images of two classes, which are no cue conflicts."""
+    for split in ("train", "test"):
+        for red, name in ((0, "cat"), (255, "dog")):
+            (tmp_path / "animals" / split / name).mkdir(parents=True)
+            for index in range(6):
+                image = Image.new("RGB", (64, 48), (red, index * 40, 0))
+                image.save(tmp_path / "animals" / split / name / f"{index}.png")
+    root = f"data.root={tmp_path / 'animals'}"
+    return ["data.name=classification_folder", root, "data.size=[48,64]", "data.workers=0"]
 
 
 @pytest.fixture

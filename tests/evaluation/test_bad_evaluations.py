@@ -57,6 +57,28 @@ def copy(finished, tmp_path):
         (["resnet10t", "data.rooms=0"], "command line: data.rooms: expected 1 to 1000000, got 0"),
         (["resnet10t", "--plugin", "no.py"], "--plugin: plugin file no.py cannot be read: No such file or directory"),
         (["resnet10t", "--probes", "depth", "--pictures", "a.png"], "--pictures: --pictures measures nothing: leave"),
+        (
+            ["resnet10t", "--seeds", "0", "--pictures", "a.png"],
+            "--pictures: --pictures measures nothing: leave out --se",
+        ),
+        (
+            ["resnet10t", "--control", "a", "--pictures", "a.png"],
+            "--pictures: --pictures measures nothing: leave out --c",
+        ),
+        (
+            ["resnet10t", "--plugin", "b.py", "--pictures", "a.png"],
+            "--pictures: --pictures measures nothing: leave out --p",
+        ),
+        (
+            ["resnet10t", "data.rooms=3", "--pictures", "a.png"],
+            "command line: data.rooms: --pictures reads no data and",
+        ),
+        (
+            ["resnet10t", "probes.depth={}", "--pictures", "a.png"],
+            "command line: probes.depth: --pictures reads no data",
+        ),
+        (["resnet10t", "plugins=[b.py]", "--pictures", "a.png"], "command line: plugins: --pictures reads no data and"),
+        (["resnet10t", "seed=x", "--pictures", "a.png"], "command line: seed: expected an integer"),
         (["resnet10t", "--pictures", "a.png", "backbone.pretrained=false"], "cannot read the image a.png"),
         (
             ["vit_tiny_patch16_224", "backbone.pretrained=false", "data.size=[50,64]"],
@@ -95,6 +117,8 @@ def test_weights_that_do_not_fit_name_what_differs(refused, copy, finished):
 def test_a_run_keeps_its_own_model(refused, finished):
     line = refused(finished, "backbone.channels=4")
     assert line == "command line: backbone.channels: a run is measured with its own model: leave this out"
+    line = refused(finished, "data=rooms")
+    assert line == "command line: data: expected a section of keys, got the text 'rooms'"
     line = refused(finished, "--control", "resnet10t")
     assert line.startswith("--control: cannot fetch")
     line = refused(finished / "initial.safetensors")
@@ -103,7 +127,7 @@ def test_a_run_keeps_its_own_model(refused, finished):
 
 def test_a_control_of_another_size(refused, finished):
     line = refused("resnet10t", "backbone.pretrained=false", "--against", finished, "--control", finished)
-    assert line.startswith("--control: a control is of the size of the model: it has dense channels 8, the model 512")
+    assert line.startswith("--control: a control is of the size of the model: it has encoder channels {4: 40, ")
 
 
 def test_data_without_labels(refused, finished, tmp_path):
@@ -115,6 +139,38 @@ def test_data_without_labels(refused, finished, tmp_path):
     assert line.endswith("probes.segmentation: needs semantic, which the data (ImageFolder) does not provide")
     line = refused(finished, *images, "--probes", "correspondence")
     assert "probes.correspondence: needs 2 views of a scene: single images make samples of 1 view" in line
+
+
+def test_a_probe_that_does_not_fit_and_is_named(refused, class_folders, rooms):
+    arguments = ["convnext_atto", "backbone.pretrained=false", *class_folders]
+    words = "command line: data.root: expected folders of the 16 classes airplane, bear"
+    assert refused(*arguments, "--probes", "shape_bias").startswith(words)
+    assert refused(*arguments, "--probes", "all", "shape_bias").startswith(words)
+    assert refused(*arguments, "probes.shape_bias.max_images=3").startswith(words)
+
+
+def test_a_run_none_of_whose_probes_fits_other_data(refused, with_probes, class_folders):
+    run = with_probes({"depth": {}, "segmentation": {}})
+    but = "which the data (ClassificationFolder) does not provide"
+    reasons = f"depth needs depth, {but}; segmentation needs semantic, {but}"
+    line = refused(run, *class_folders)
+    assert line == f"command line: data.name: no probe fits this data: {reasons} (--probes all takes whatever fits)"
+    line = refused(run, *class_folders, "probes.depth.max_images=3")
+    assert line.endswith(f"probes.depth: needs depth, {but}")
+
+
+def test_a_wrong_option_is_no_reason_to_leave_a_probe_out(refused, with_probes, class_folders):
+    line = refused(with_probes({"glow": {}, "shape_bias": {"head": "linear"}}), *class_folders)
+    assert "recipe.yaml:" in line and "probes.shape_bias: head: linear is fitted to clean photographs" in line
+
+
+def test_what_no_picture_of_trained_weights_depends_on(refused, finished):
+    words = "--pictures reads no data and measures nothing: leave this out"
+    for key in ("seed=1", "data.name=image_folder", "probes.glow.scale=2.0"):
+        line = refused(finished, key, "--pictures", "a.png")
+        assert line == f"command line: {key.partition('=')[0]}: {words}"
+    line = refused(finished / "backbone.safetensors", "seed=1", "--pictures", "a.png")
+    assert line == f"command line: seed: {words}"
 
 
 @pytest.mark.parametrize(

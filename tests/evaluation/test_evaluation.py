@@ -1,7 +1,9 @@
 """What `prior3d-eval` measures and leaves behind, through the command itself."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,8 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prior3d import cli
 from prior3d.backbone import Backbone
 from prior3d.evaluation import pictures
+from prior3d.pretraining.building import make_backbone
 from prior3d.probes import measuring
 from prior3d.probes.results import Results
+from prior3d.sections import BackboneSection
 from prior3d.weights import save_weights
 
 FOUR = ["before", "after", "before + after", "before + random"]
@@ -127,9 +131,8 @@ def test_weights_of_others_say_which_model_they_are_of(evaluate, workshop, rooms
     model = Backbone("resnet10t", (48, 64)).encoder.model
     torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth")
     arguments = ["--probes", "glow", "--plugin", workshop / "glow.py", "--out", tmp_path / "eval", *rooms]
-    assert evaluate(tmp_path / "mine.pth", *arguments)[2].endswith(
-        "mine.pth does not say which model it is of: give backbone.name=..., a model of timm"
-    )
+    line = evaluate(tmp_path / "mine.pth", *arguments)[2]
+    assert "mine.pth does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;" in line
     assert evaluate(tmp_path / "mine.pth", *arguments, "backbone.name=resnet10t")[0] == 0
     assert report_of(tmp_path / "eval")["models"]["model"]["backbone"] == "resnet10t"
 
@@ -156,6 +159,29 @@ def test_the_default_probes_are_those_that_the_data_fit(evaluate, rooms, tmp_pat
     data = ["data.name=image_folder", f"data.root={images}", "data.test_fraction=0.5", "data.size=[48,64]"]
     status, _, error = evaluate("convnext_atto", "backbone.pretrained=false", *data)
     assert status == 2 and "data.name: no probe fits this data: correspondence needs 2 views" in error
+
+
+def test_all_are_the_probes_that_the_data_fit(evaluate, class_folders, tmp_path):
+    arguments = ["--probes", "all", "probes.robustness.corrupted=16", *class_folders, "--out", tmp_path / "eval"]
+    status, text, error = evaluate("convnext_atto", "backbone.pretrained=false", *arguments)
+    assert (status, error) == (0, "")
+    report = report_of(tmp_path / "eval")
+    assert set(report["probes"]) == set(report["recipe"]["probes"]) == {"classification", "robustness"}
+    left_out = dict(re.findall(r"^left out: (\w+): (.*)$", text, re.MULTILINE))
+    assert left_out["shape_bias"].startswith("expected folders of the 16 classes airplane, bear, bicycle")
+    assert left_out["depth"] == "needs depth, which the data (ClassificationFolder) does not provide"
+    assert {"correspondence", "depth", "normals", "segmentation", "finetune_segmentation"} <= set(left_out)
+
+
+def test_probes_of_a_run_that_other_data_do_not_fit_are_left_out(evaluate, with_probes, class_folders, tmp_path):
+    run = with_probes({"depth": {}, "glow": {"scale": 2.0}, "shape_bias": {}})
+    status, text, error = evaluate(run, *class_folders, "--out", tmp_path / "eval")
+    assert (status, error) == (0, "")
+    report = report_of(tmp_path / "eval")
+    assert list(values(report)) == [*FOUR, "dark"] and list(report["recipe"]["probes"]) == ["glow"]
+    assert report["recipe"]["probes"]["glow"]["scale"] == 2.0
+    assert "left out: depth: needs depth, which the data (ClassificationFolder) does not provide\n" in text
+    assert "left out: shape_bias: expected folders of the 16 classes" in text
 
 
 @pytest.mark.parametrize("against", [False, True])
@@ -224,6 +250,16 @@ def test_side_by_side_there_is_no_classifier_and_no_column(evaluate, rooms, tmp_
     assert values(report_of(tmp_path / "eval"), "named", "logits") == {"before": 5, "after": 5}
 
 
+def test_pictures_of_random_weights_are_of_those_that_would_be_measured(evaluate, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "write_pictures", lambda models, *_, **__: drawn.extend(models.values()) or [])
+    for seed in (0, 5):
+        arguments = ["backbone.pretrained=false", f"seed={seed}", "--pictures", "a.png", "--out", tmp_path / "out"]
+        assert evaluate("resnet10t", *arguments)[0] == 0
+    measured = [make_backbone(BackboneSection("resnet10t"), (48, 64), seed).digest() for seed in (0, 5)]
+    assert [model.backbones[0].digest() for model in drawn] == measured and measured[0] != measured[1]
+
+
 def test_models_of_one_name_are_drawn_side_by_side(evaluate, finished, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "write_pictures", lambda models, *_, **__: drawn.append(list(models)) or [])
@@ -232,3 +268,16 @@ def test_models_of_one_name_are_drawn_side_by_side(evaluate, finished, tmp_path,
     for against in (other, exported, finished):
         assert evaluate(finished, "--against", against, "--pictures", "a.png", "--out", tmp_path / "out")[0] == 0
     assert drawn == [[str(other), str(finished)], [str(exported), str(finished)], [f"{finished}, 1", f"{finished}, 2"]]
+
+
+def test_the_probe_of_the_documentation_measures_and_takes_its_option(evaluate, rooms, tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "probes.md").read_text()
+    code = re.search(r"```python\n(# depth_edges\.py\n.*?)```", page, re.DOTALL).group(1)
+    (tmp_path / "depth_edges.py").write_text(code)
+    found = []
+    for option in ([], ["probes.depth_edges.jump=0.2"]):
+        arguments = ["--plugin", tmp_path / "depth_edges.py", "--probes", "depth_edges", "--out", tmp_path / "eval"]
+        status, _, error = evaluate("convnext_atto", "backbone.pretrained=false", *arguments, *option, *rooms)
+        assert (status, error) == (0, "")
+        found += values(report_of(tmp_path / "eval"), "depth_edges", "change at depth edges").values()
+    assert len(found) == 2 and 1 < found[0] != found[1] > 1

@@ -5,6 +5,7 @@ import pytest
 from prior3d.errors import UserError
 from prior3d.evaluation.request import build_request
 from prior3d.evaluation.subjects import find_subject
+from prior3d.probes.shape_bias import CLASSES
 
 RANDOM = "backbone.pretrained=false"
 
@@ -29,6 +30,18 @@ def test_probes_that_the_data_do_not_fit_are_left_out_unless_named():
         request(labels=["depth", "classification"])
     with pytest.raises(UserError, match=r"^probes.classification: needs label"):
         request("probes.classification.split=test")
+
+
+def test_cue_conflicts_are_known_by_the_names_of_folders_and_files(shared_data, tmp_path):
+    data = ["data.name=classification_folder", "data.test_fraction=1.0"]
+    made = request(*data, f"data.root={shared_data / 'cue-conflict'}", labels=["all"])
+    assert list(made.probes) == ["shape_bias"]
+    assert made.left_out["classification"].startswith("trains on labels, and its data has no training split")
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}1.jpg").touch()
+    with pytest.raises(UserError, match="shape_bias expected the class of the texture at the end of a name"):
+        request(*data, f"data.root={tmp_path}", labels=["all"])
 
 
 def test_options_of_probes_are_added_to_the_default_ones():
