@@ -1,4 +1,6 @@
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -133,7 +135,7 @@ def refused(folder, change):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study that was run to its end, with a row that fails at first; yields what the runs printed, too."""
+    """The file, the folder of results and the command of a study with a row that fails at first."""
     folder = tmp_path_factory.mktemp("study")
     row = {
         "priors": {"fragile": {"file": str(folder / "now")}},
@@ -144,15 +146,24 @@ def study(tmp_path_factory):
     return path, out, command()
 
 
+@pytest.fixture(scope="module")
+def tuned(study):
+    """What the stage tune of that study returned and printed."""
+    path, out, main = study
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = main([str(path), "--out", str(out), "--jobs", "2", "--stage", "tune"])
+    return status, said.getvalue()
+
+
 def run(study, capsys, *arguments):
     path, out, main = study
     status = main([str(path), "--out", str(out), *arguments])
     return status, capsys.readouterr().out
 
 
-def test_a_study_from_trials_to_report(study, capsys):
+def test_a_study_from_trials_to_report(study, tuned, capsys):
     path, out, _ = study
-    status, said = run(study, capsys, "--jobs", "2", "--stage", "tune")
+    status, said = tuned
     assert status == 1  # the row `fragile` failed, and stopped nobody else
     assert "fragile, tune, trial 0, seed 100: FAILED: RuntimeError: no such file yet" in said
     assert "fragile, tune, trial 1, seed 100: FAILED: the worker process ended with exit code 7" in said
@@ -222,6 +233,7 @@ def check_records(records):
     assert json.loads((records.folder / "chosen.json").read_text()).keys() == matrix.rows.keys()
 
 
+@pytest.mark.usefixtures("tuned")
 def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
     path, out, main = study
     misspelt = path.with_name("misspelt.yaml")
@@ -233,7 +245,7 @@ def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
     assert caught.value.key == "endpoints.smooth.metric"
 
 
-def test_the_choice_stands_once_the_test_was_opened(study, tmp_path):
+def test_the_choice_stands_once_the_test_was_opened(tmp_path):
     records = Records(tmp_path, read_matrix(write(tmp_path)))
     key = "-".join(records.matrix.key(Unit(TEST, "view_invariance", trial, 0)) for trial in range(2))
     (tmp_path / "chosen.json").write_text(json.dumps({"view_invariance": {"trial": 1, "key": key}}))

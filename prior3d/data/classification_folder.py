@@ -71,15 +71,10 @@ class ClassificationFolder(SingleImages):
         if domains and folders:
             raise UserError("folders hold either splits or domains, not both", "data.folders")
         folders = None if domains else folders or found_folders(root)
-        self.splits = splits_of(folders, *shares)
-        if "test" not in self.splits and "test" in domains.values():
-            self.splits = (*self.splits, "test")
-        if spec.split not in self.splits:
-            raise UserError(
-                f"this data has no split {spec.split}, only {', '.join(self.splits)}: set data.folders, or"
-                f" data.{spec.split}_fraction where no folders hold the splits",
-                "data.root",
-            )
+        splits = splits_of(folders, *shares)
+        if "test" not in splits and "test" in domains.values():
+            splits = (*splits, "test")
+        self.offer(splits)
         self.class_names = _common_classes(root, _all_folders(folders, domains), label, endings)
         if folders is not None:
             whole_in = {getattr(folders, spec.split).strip("/"): spec.split}

@@ -85,13 +85,7 @@ class SegmentationFolder(SingleImages):
         self._ignored = frozenset([ignore] if isinstance(ignore, int) else ignore or [])
         self._class_of_id = _class_of_id(len(self.class_names), self._ignored)
         folders = folders or found_folders(root)
-        self.splits = splits_of(folders, test_fraction, validation_fraction)
-        if spec.split not in self.splits:
-            raise UserError(
-                f"this data has no split {spec.split}, only {', '.join(self.splits)}: set data.folders, or"
-                f" data.{spec.split}_fraction where no folders hold the splits",
-                "data.root",
-            )
+        self.offer(splits_of(folders, test_fraction, validation_fraction))
         below = "" if folders is None else getattr(folders, spec.split).strip("/") + "/"
         self._images = f"{below}{images}/"
         pattern = {"train": train_match, "validation": validation_match, "test": test_match}[spec.split] or "*"

@@ -54,6 +54,15 @@ class SingleImages(Dataset):
             raise UserError(f"single images make samples of 1 view, got {spec.views}", "data.views")
         self._orders: dict[int, torch.Tensor] = {}
 
+    def offer(self, splits: tuple[Split, ...]) -> None:
+        """Set the splits of this data; raise UserError if the one asked for is not among them."""
+        self.splits = splits
+        if self.spec.split not in splits:
+            share = f"data.{self.spec.split}_fraction"
+            advice = "" if self.spec.split == "train" else f", or {share} where no folders hold the splits"
+            words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: set data.folders{advice}"
+            raise UserError(words, "data.root")
+
     def hold(self, roots: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
         """Set the images of this split: for each scene a folder and the paths of its images below it."""
         self._roots = list(roots)

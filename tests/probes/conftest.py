@@ -1,4 +1,4 @@
-"""A small labelled data set in memory, and models whose features are known."""
+"""Small labelled data sets in memory, and models whose features are known."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,16 @@ from prior3d.backbone import Maps
 from prior3d.data.dataset import Dataset, DataSpec, View
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
+from prior3d.randomness import generator
+
+SPLITS = ("train", "validation", "test")
 
 
 class Squares(Dataset):
     """Images of 16 x 24 pixels: a grey value says the class of each half."""
 
     provides = frozenset({"image", "semantic", "depth", "label"})
-    splits = ("train", "validation", "test")
+    splits = SPLITS
     class_names = ("dark", "middle", "bright")
 
     def __init__(self, spec, *, counts: tuple[int, ...] = (3, 2)):
@@ -33,7 +36,7 @@ class Squares(Dataset):
         return self.counts[scene]
 
     def load(self, scene, frame, fields):
-        rng = np.random.default_rng([scene, frame, ("train", "validation", "test").index(self.spec.split)])
+        rng = np.random.default_rng([scene, frame, SPLITS.index(self.spec.split)])
         left, right = rng.integers(0, 3, 2)
         classes = np.repeat([left, right], 12)[None].repeat(16, 0).astype(np.uint8)
         image = (classes * 100)[..., None].repeat(3, -1)
@@ -45,6 +48,53 @@ class Squares(Dataset):
             scene=scene,
             frame=frame,
         )
+
+
+class Numbered(Dataset):
+    """Black images of 16 x 24 pixels, numbered in the first one; a function of (rng, frame) makes their labels."""
+
+    splits = SPLITS
+
+    def __init__(self, spec, labels, *, frames: tuple[int, ...] = (12, 12), class_names: tuple[str, ...] = ()):
+        super().__init__(spec)
+        self.labels, self.frames, self.class_names = labels, frames, class_names
+        self.provides = frozenset({"image", *labels(np.random.default_rng(0), 0)})
+        self.scenes = [f"room-{index}" for index in range(len(frames))]
+
+    def __len__(self):
+        return sum(self.frames)
+
+    def sample(self, draw, fields, generator):
+        raise NotImplementedError
+
+    def frame_count(self, scene):
+        return self.frames[scene]
+
+    def load(self, scene, frame, fields):
+        split = SPLITS.index(self.spec.split)
+        image = np.zeros((*self.spec.size, 3), np.uint8)
+        image[0, 0, 0] = split * 100 + scene * 20 + frame
+        labels = self.labels(np.random.default_rng([split, scene, frame]), frame)
+        return View(image=image, size=self.spec.size, scene=scene, frame=frame, **labels)
+
+
+class Planted(FrozenModel):
+    """Features looked up by the number of an image: for each backbone a function of (labels, generator) makes them."""
+
+    def __init__(self, data, field, *look_ups):
+        super().__init__(())
+        self.tables = [{} for _ in look_ups]
+        for part in data.parts:
+            images, labels = (
+                data.field(part, name).take(torch.arange(len(data.frames[part]))) for name in ("image", field)
+            )
+            labels = labels.float() if labels.is_floating_point() else labels.long()
+            for table, look_up in zip(self.tables, look_ups, strict=True):
+                table |= dict(zip(images[:, 0, 0, 0].tolist(), look_up(labels, generator(part)), strict=True))
+
+    def read(self, images, kind="dense"):
+        numbers = (images[:, 0, 0, 0] * 255).round().long().tolist()
+        return tuple(torch.stack([table[number] for number in numbers]) for table in self.tables)
 
 
 class Pixels(nn.Module):
@@ -77,6 +127,30 @@ def data(squares):
     opened = ProbeData({"train": squares(), "held_out": squares("test")})
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def open_data(tmp_path):
+    """Open numbered images with the labels that a function makes; see `Numbered`."""
+    opened = []
+
+    def make(labels, **options):
+        parts = {
+            part: Numbered(DataSpec(size=(16, 24), views=1, split=split, cache=tmp_path), labels, **options)
+            for part, split in (("train", "train"), ("held_out", "test"))
+        }
+        opened.append(ProbeData(parts))
+        return opened[-1]
+
+    yield make
+    for data in opened:
+        data.close()
+
+
+@pytest.fixture
+def planted():
+    """Make a model of numbered images from a field of their data; see `Planted`."""
+    return Planted
 
 
 @pytest.fixture

@@ -7,66 +7,21 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from prior3d.data.dataset import Dataset, DataSpec, View
 from prior3d.errors import UserError
 from prior3d.probes.depth import Depth, depth_errors
 from prior3d.probes.depth_losses import gradient_loss, scale_invariant_loss
-from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe import metrics_of
-from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
 
 SIZE, CELL = (16, 24), 4
-SPLITS = ("train", "validation", "test")
 
 
-class Slopes(Dataset):
-    """Slanted surfaces 1 to 6 m away; the first pixel of an image says which it is."""
-
-    provides = frozenset({"image", "depth"})
-    splits = SPLITS
-    frames = (12, 12)
-    unit = 1.0
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        self.scenes = [f"room-{index}" for index in range(len(self.frames))]
-
-    def __len__(self):
-        return sum(self.frames)
-
-    def sample(self, draw, fields, generator):
-        raise NotImplementedError
-
-    def frame_count(self, scene):
-        return self.frames[scene]
-
-    def load(self, scene, frame, fields):
-        split = SPLITS.index(self.spec.split)
-        rng = np.random.default_rng([split, scene, frame])
-        y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-        depth = rng.uniform(2, 5) + (y - 7.5) * rng.uniform(-0.06, 0.06) + (x - 11.5) * rng.uniform(-0.04, 0.04)
-        depth[:2] = 0
-        image = np.zeros((*SIZE, 3), np.uint8)
-        image[0, 0, 0] = split * 100 + scene * 20 + frame
-        return View(image=image, depth=(self.unit * depth).astype(np.float32), scene=scene, frame=frame)
-
-
-class Planted(FrozenModel):
-    """Features looked up by the number of the image."""
-
-    def __init__(self, data, look_up):
-        super().__init__(())
-        self.table = {}
-        for part in data.parts:
-            images, depth = (
-                data.field(part, name).take(torch.arange(len(data.frames[part]))) for name in ("image", "depth")
-            )
-            self.table |= dict(zip(images[:, 0, 0, 0].tolist(), look_up(depth, generator(part)), strict=True))
-
-    def read(self, images, kind="dense"):
-        numbers = (images[:, 0, 0, 0] * 255).round().long().tolist()
-        return (torch.stack([self.table[number] for number in numbers]),)
+def slopes(rng, frame):
+    """Slanted surfaces 1 to 6 m away."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    depth = rng.uniform(2, 5) + (y - 7.5) * rng.uniform(-0.06, 0.06) + (x - 11.5) * rng.uniform(-0.04, 0.04)
+    depth[:2] = 0
+    return {"depth": depth.astype(np.float32)}
 
 
 def answer(depth, choice):
@@ -81,33 +36,23 @@ def random(depth, choice):
 
 
 @pytest.fixture
-def open_data(tmp_path):
-    opened = []
+def measured(planted):
+    def measure(probe, data, look_up):
+        return metrics_of(probe, probe.measure(planted(data, "depth", look_up), data))
 
-    def make(kind=Slopes):
-        train, test = (kind(DataSpec(size=SIZE, views=1, split=split, cache=tmp_path)) for split in ("train", "test"))
-        opened.append(ProbeData({"train": train, "held_out": test}))
-        return opened[-1]
-
-    yield make
-    for data in opened:
-        data.close()
+    return measure
 
 
-def measured(probe, data, look_up, seed=0):
-    return metrics_of(probe, probe.measure(Planted(data, look_up), data, seed))
-
-
-def test_planted_depth_scores_near_perfect(open_data):
-    metrics = measured(Depth(steps=600), open_data(), answer)
+def test_planted_depth_scores_near_perfect(open_data, measured):
+    metrics = measured(Depth(steps=600), open_data(slopes), answer)
     assert set(metrics) == {"RMSE m", "AbsRel", "log10", "delta1"}
     assert metrics["AbsRel"] < 0.03
     assert metrics["delta1"] > 0.99
     assert metrics["RMSE m"] < 0.15
 
 
-def test_random_features_are_no_better_than_the_usual_depth(open_data):
-    data = open_data()
+def test_random_features_are_no_better_than_the_usual_depth(open_data, measured):
+    data = open_data(slopes)
     metrics = measured(Depth(), data, random)
     train, test = (data.field(part, "depth").take(torch.arange(24)) for part in ("train", "held_out"))
     constant = train[train > 0].log().mean().exp().expand_as(test)
@@ -133,19 +78,14 @@ def test_errors_are_those_of_the_field_image_by_image():
     assert errors["images"].tolist() == [1, 1, 0]
 
 
-def test_metrics_are_means_over_images_that_have_depth(open_data):
-    class Some(Slopes):
-        frames = (3,)
+def test_metrics_are_means_over_images_that_have_depth(open_data, planted):
+    def some(rng, frame):
+        depth = slopes(rng, frame)["depth"]
+        depth[depth > 3.5] = 20.0  # out of range: counts nowhere
+        return {"depth": depth * (frame != 1)}
 
-        def load(self, scene, frame, fields):
-            view = super().load(scene, frame, fields)
-            view.depth[view.depth > 3.5] = 20.0  # out of range: counts nowhere
-            if frame == 1:
-                view.depth[:] = 0
-            return view
-
-    data, probe = open_data(Some), Depth(steps=20)
-    model = Planted(data, random)
+    data, probe = open_data(some, frames=(3,)), Depth(steps=20)
+    model = planted(data, "depth", random)
     metrics = metrics_of(probe, probe.measure(model, data))
     truth = data.field("held_out", "depth").take(torch.arange(3))
     predicted = probe._kept.of({"it": model}, None)["it"].float()  # all images: there are three
@@ -157,9 +97,9 @@ def test_metrics_are_means_over_images_that_have_depth(open_data):
     assert metrics["AbsRel"] == pytest.approx(float(errors["absolute relative"].sum() / counted), rel=1e-3)
 
 
-def test_the_seed_decides(open_data):
-    data, probe = open_data(), Depth(steps=10)
-    model = Planted(data, answer)
+def test_the_seed_decides(open_data, planted):
+    data, probe = open_data(slopes), Depth(steps=10)
+    model = planted(data, "depth", answer)
     first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
     assert torch.equal(first.statistics["rmse"], again.statistics["rmse"])
     assert not torch.equal(first.statistics["rmse"], other.statistics["rmse"])
@@ -179,19 +119,18 @@ def test_an_empty_range_is_refused():
 @pytest.mark.parametrize(
     ("unit", "message"), [(1000.0, "runs from .* to .* m: check the data's unit"), (0.0, "unknown")]
 )
-def test_depth_that_cannot_be_learnt_is_refused_in_words(open_data, unit, message):
-    class Wrong(Slopes):
-        pass
+def test_depth_that_cannot_be_learnt_is_refused_in_words(open_data, measured, unit, message):
+    def wrong(rng, frame):
+        return {"depth": unit * slopes(rng, frame)["depth"]}
 
-    Wrong.unit = unit
     with pytest.raises(UserError, match=message) as refused:
-        measured(Depth(), open_data(Wrong), random)
+        measured(Depth(), open_data(wrong), random)
     assert refused.value.key == "data"
 
 
-def test_the_picture_has_a_column_for_each_model(open_data):
-    data, probe = open_data(), Depth(steps=10)
-    models = {"one": Planted(data, answer), "other": Planted(data, random)}
+def test_the_picture_has_a_column_for_each_model(open_data, planted):
+    data, probe = open_data(slopes), Depth(steps=10)
+    models = {"one": planted(data, "depth", answer), "other": planted(data, "depth", random)}
     probe.measure(models["one"], data)
     figure = probe.draw(models, data)["depth"]
     assert isinstance(figure, Figure)

@@ -6,74 +6,30 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from prior3d.data.dataset import Dataset, DataSpec, View
 from prior3d.errors import UserError
 from prior3d.fields import missing_fields
 from prior3d.geometry.normals import normals_from_depth
-from prior3d.probes.models import FrozenModel
 from prior3d.probes.normals import Normals, angle_deg
 from prior3d.probes.probe import metrics_of
-from prior3d.probes.probe_data import ProbeData
-from prior3d.randomness import generator
 
 SIZE, CELL = (16, 24), 4
-SPLITS = ("train", "validation", "test")
 CAMERA = np.array([[20.0, 0, 12], [0, 20, 8], [0, 0, 1]])
 
 
-class Planes(Dataset):
-    """One plane per image, seen with exact normals; the first pixel of an image says which it is."""
-
-    provides = frozenset({"image", "normals", "depth", "intrinsics"})
-    splits = SPLITS
-    frames = (12, 12)
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        self.scenes = [f"room-{index}" for index in range(len(self.frames))]
-
-    def __len__(self):
-        return sum(self.frames)
-
-    def sample(self, draw, fields, generator):
-        raise NotImplementedError
-
-    def frame_count(self, scene):
-        return self.frames[scene]
-
-    def load(self, scene, frame, fields):
-        split = SPLITS.index(self.spec.split)
-        rng = np.random.default_rng([split, scene, frame])
-        normal = np.array([rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6), -1.0])
-        normal /= np.linalg.norm(normal)
-        y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
-        rays = np.stack([(x - 12) / 20, (y - 8) / 20, np.ones(SIZE)], -1)
-        image = np.zeros((*SIZE, 3), np.uint8)
-        image[0, 0, 0] = split * 100 + scene * 20 + frame
-        normals = np.broadcast_to(normal, (*SIZE, 3)).astype(np.float32).copy()
-        normals[:3] = 0
-        depth = (-2 / (rays @ normal)).astype(np.float32)
-        view = View(image=image, depth=depth, normals=normals, scene=scene, frame=frame)
-        view.intrinsics, view.size = CAMERA, SIZE
-        return view
+def planes(rng, frame):
+    """One plane, seen with exact normals."""
+    normal = np.array([rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6), -1.0])
+    normal /= np.linalg.norm(normal)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    rays = np.stack([(x - 12) / 20, (y - 8) / 20, np.ones(SIZE)], -1)
+    normals = np.broadcast_to(normal, (*SIZE, 3)).astype(np.float32).copy()
+    normals[:3] = 0
+    return {"normals": normals, "depth": (-2 / (rays @ normal)).astype(np.float32), "intrinsics": CAMERA}
 
 
-class Planted(FrozenModel):
-    """Features looked up by the number of the image."""
-
-    def __init__(self, data, look_up):
-        super().__init__(())
-        self.table = {}
-        for part in data.parts:
-            images, normals = (
-                data.field(part, name).take(torch.arange(len(data.frames[part]))) for name in ("image", "normals")
-            )
-            found = look_up(normals.float(), generator(part))
-            self.table |= dict(zip(images[:, 0, 0, 0].tolist(), found, strict=True))
-
-    def read(self, images, kind="dense"):
-        numbers = (images[:, 0, 0, 0] * 255).round().long().tolist()
-        return (torch.stack([self.table[number] for number in numbers]),)
+def planes_with(*fields):
+    """The same planes, with some of what is known of them."""
+    return lambda rng, frame: {name: value for name, value in planes(rng, frame).items() if name in fields}
 
 
 def answer(normals, choice):
@@ -84,42 +40,25 @@ def random(normals, choice):
     return torch.randn(len(normals), 8, 4, 6, generator=choice)
 
 
-@pytest.fixture
-def open_data(tmp_path):
-    opened = []
-
-    def make(kind=Planes):
-        train, test = (kind(DataSpec(size=SIZE, views=1, split=split, cache=tmp_path)) for split in ("train", "test"))
-        opened.append(ProbeData({"train": train, "held_out": test}))
-        return opened[-1]
-
-    yield make
-    for data in opened:
-        data.close()
-
-
-def test_planted_normals_score_near_perfect(open_data):
-    data, probe = open_data(), Normals(steps=600)
-    metrics = metrics_of(probe, probe.measure(Planted(data, answer), data))
+def test_planted_normals_score_near_perfect(open_data, planted):
+    data, probe = open_data(planes), Normals(steps=600)
+    metrics = metrics_of(probe, probe.measure(planted(data, "normals", answer), data))
     assert list(metrics) == ["mean deg", "median deg", "under 11.25 deg", "under 22.5 deg", "under 30 deg"]
     assert metrics["mean deg"] < 3
     assert metrics["under 11.25 deg"] > 0.99
 
 
-def test_random_features_are_no_better_than_the_mean_normal(open_data):
-    data, probe = open_data(), Normals()
-    metrics = metrics_of(probe, probe.measure(Planted(data, random), data))
+def test_random_features_are_no_better_than_the_mean_normal(open_data, planted):
+    data, probe = open_data(planes), Normals()
+    metrics = metrics_of(probe, probe.measure(planted(data, "normals", random), data))
     train, test = (data.field(part, "normals").take(torch.arange(24)).float() for part in ("train", "held_out"))
     constant = angle_deg(train.sum((0, 2, 3))[None, :, None, None].expand_as(test), test)[(test != 0).any(1)]
     assert metrics["mean deg"] == pytest.approx(float(constant.mean()), rel=0.15)
 
 
-def test_metrics_are_those_of_all_known_pixels_together(open_data):
-    class Few(Planes):
-        frames = (3,)
-
-    data, probe = open_data(Few), Normals(steps=10)
-    model = Planted(data, random)
+def test_metrics_are_those_of_all_known_pixels_together(open_data, planted):
+    data, probe = open_data(planes, frames=(3,)), Normals(steps=10)
+    model = planted(data, "normals", random)
     scores = probe.measure(model, data)
     metrics = metrics_of(probe, scores)
     truth = data.field("held_out", "normals").take(torch.arange(3)).double()
@@ -156,11 +95,8 @@ def test_angles():
     torch.testing.assert_close(angle_deg(a, b).flatten(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_normals_they_come_from_depth(open_data):
-    class Measured(Planes):
-        provides = frozenset({"image", "depth", "intrinsics"})
-
-    with_normals, without = open_data(), open_data(Measured)
+def test_without_normals_they_come_from_depth(open_data, planted):
+    with_normals, without = open_data(planes), open_data(planes_with("depth", "intrinsics"))
     truth = Normals()._truth(without, "held_out", torch.device("cpu"))(torch.arange(24))
     expected = with_normals.field("held_out", "normals").take(torch.arange(24)).float()
     known = (expected != 0).any(1)
@@ -170,7 +106,7 @@ def test_without_normals_they_come_from_depth(open_data):
     camera = torch.from_numpy(CAMERA).float().expand(24, 3, 3)
     depth = without.field("held_out", "depth").take(torch.arange(24))
     assert torch.equal(truth, normals_from_depth(depth, camera, 0.05))
-    model = Planted(with_normals, answer)
+    model = planted(with_normals, "normals", answer)
     probe = Normals(steps=300)
     assert metrics_of(probe, probe.measure(model, without))["mean deg"] < 6
 
@@ -181,26 +117,20 @@ def test_either_normals_or_depth_will_do():
     assert missing_fields(Normals.needs, frozenset({"image"})) == ["normals|depth"]
 
 
-def test_depth_without_intrinsics_and_no_known_normal_are_refused_in_words(open_data):
-    class Uncalibrated(Planes):
-        provides = frozenset({"image", "depth"})
+def test_depth_without_intrinsics_and_no_known_normal_are_refused_in_words(open_data, planted):
+    def unknown(rng, frame):
+        return {"normals": 0 * planes(rng, frame)["normals"]}
 
-    class Unknown(Planes):
-        def load(self, scene, frame, fields):
-            view = super().load(scene, frame, fields)
-            view.normals[:] = 0
-            return view
-
-    plain = open_data()
-    for kind, message in ((Uncalibrated, "intrinsics"), (Unknown, "train split has no pixel with a known normal")):
+    plain, uncalibrated = open_data(planes), planes_with("depth")
+    for labels, message in ((uncalibrated, "intrinsics"), (unknown, "train split has no pixel with a known normal")):
         with pytest.raises(UserError, match=message) as refused:
-            Normals().measure(Planted(plain, random), open_data(kind))
+            Normals().measure(planted(plain, "normals", random), open_data(labels))
         assert refused.value.key == "data"
 
 
-def test_the_seed_decides_and_the_picture_shows_unknown_white(open_data):
-    data, probe = open_data(), Normals(steps=10)
-    model = Planted(data, answer)
+def test_the_seed_decides_and_the_picture_shows_unknown_white(open_data, planted):
+    data, probe = open_data(planes), Normals(steps=10)
+    model = planted(data, "normals", answer)
     first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
     assert torch.equal(first.statistics["degrees"], again.statistics["degrees"])
     assert not torch.equal(first.statistics["degrees"], other.statistics["degrees"])

@@ -1,76 +1,32 @@
 """The segmentation probe against planted and random features, torchmetrics and counts by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from prior3d.data.dataset import Dataset, DataSpec, View
 from prior3d.errors import UserError
 from prior3d.probes.linear import FrozenMaps
-from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe import metrics_of
-from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.scores import Scores
 from prior3d.probes.segmentation import Segmentation, _remember
-from prior3d.randomness import generator
 
 SIZE, CELL = (16, 24), 4
-SPLITS = ("train", "validation", "test")
 
 
-class Blocks(Dataset):
-    """Images of blocks of 4 x 4 pixels, each of a class; the first two pixels of an image say which it is."""
-
-    provides = frozenset({"image", "semantic"})
-    splits = SPLITS
-    class_names = ("floor", "wall", "chair", "lamp", "never")
-    frames = (12, 12)
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        self.scenes = [f"room-{index}" for index in range(len(self.frames))]
-
-    def __len__(self):
-        return sum(self.frames)
-
-    def sample(self, draw, fields, generator):
-        raise NotImplementedError
-
-    def frame_count(self, scene):
-        return self.frames[scene]
-
-    def classes(self, cells, rng):
-        return np.kron(rng.integers(0, 4, cells), np.ones((CELL, CELL))).astype(np.uint8)
-
-    def load(self, scene, frame, fields):
-        split = SPLITS.index(self.spec.split)
-        classes = self.classes((4, 6), np.random.default_rng([split, scene, frame]))
-        image = np.zeros((*SIZE, 3), np.uint8)
-        image[0, :2, 0] = split * 100 + scene * 20 + frame, 7
-        return View(image=image, semantic=classes, scene=scene, frame=frame)
+def blocks(rng, frame):
+    """Blocks of 4 x 4 pixels, each of a class."""
+    return {"semantic": np.kron(rng.integers(0, 4, (4, 6)), np.ones((CELL, CELL))).astype(np.uint8)}
 
 
-class Planted(FrozenModel):
-    """Features looked up by the number of the image."""
-
-    def __init__(self, data, *look_ups):
-        super().__init__(())
-        self.tables = []
-        for look_up in look_ups:
-            table = {}
-            for part in data.parts:
-                images, labels = (
-                    data.field(part, name).take(torch.arange(len(data.frames[part]))) for name in ("image", "semantic")
-                )
-                found = look_up(labels.long(), generator(part))
-                table |= dict(zip(images[:, 0, 0, 0].tolist(), found, strict=True))
-            self.tables.append(table)
-
-    def read(self, images, kind="dense"):
-        numbers = (images[:, 0, 0, 0] * 255).round().long().tolist()
-        return tuple(torch.stack([table[number] for number in numbers]) for table in self.tables)
+def sparse(rng, frame):
+    """The same, partly unlabelled."""
+    classes = blocks(rng, frame)["semantic"]
+    classes[rng.random(SIZE) < 0.3] = 255
+    return {"semantic": classes}
 
 
 def one_hot(labels, choice):
@@ -86,56 +42,41 @@ def noisy(labels, choice):
 
 
 @pytest.fixture
-def open_data(tmp_path):
-    opened = []
-
-    def make(kind=Blocks):
-        train, test = (kind(DataSpec(size=SIZE, views=1, split=split, cache=tmp_path)) for split in ("train", "test"))
-        opened.append(ProbeData({"train": train, "held_out": test}))
-        return opened[-1]
-
-    yield make
-    for data in opened:
-        data.close()
+def open_data(open_data):
+    return partial(open_data, class_names=("floor", "wall", "chair", "lamp", "never"))
 
 
-def measured(probe, data, *look_ups, seed=0):
-    return metrics_of(probe, probe.measure(Planted(data, *look_ups), data, seed))
+@pytest.fixture
+def measured(planted):
+    def measure(probe, data, *look_ups):
+        return metrics_of(probe, probe.measure(planted(data, "semantic", *look_ups), data))
+
+    return measure
 
 
-def test_planted_classes_score_near_perfect(open_data):
-    metrics = measured(Segmentation(memory=200), open_data(), one_hot)
+def test_planted_classes_score_near_perfect(open_data, measured):
+    metrics = measured(Segmentation(memory=200), open_data(blocks), one_hot)
     assert list(metrics) == ["mIoU, linear", "pixel accuracy, linear", "mIoU, k-NN"]
     assert min(metrics.values()) > 0.93  # between four cells of four classes, interpolation may find another one
 
 
-def test_random_features_score_at_chance(open_data):
-    metrics = measured(Segmentation(memory=500), open_data(), random)
+def test_random_features_score_at_chance(open_data, measured):
+    metrics = measured(Segmentation(memory=500), open_data(blocks), random)
     assert metrics["pixel accuracy, linear"] < 0.32  # of four classes
     assert metrics["mIoU, linear"] < 0.2 > metrics["mIoU, k-NN"]
 
 
-def test_all_backbones_are_read(open_data):
-    data = open_data()
+def test_all_backbones_are_read(open_data, measured):
+    data = open_data(blocks)
     metrics = measured(Segmentation(memory=500), data, random, one_hot)
     assert metrics["mIoU, linear"] > 0.9
     assert metrics["mIoU, k-NN"] > measured(Segmentation(memory=500), data, random)["mIoU, k-NN"] + 0.2
 
 
-class Sparse(Blocks):
-    """Few images, partly unlabelled; only these are scored, and all of their predictions are kept for the picture."""
-
-    frames = (3,)
-
-    def classes(self, cells, rng):
-        classes = super().classes(cells, rng)
-        classes[rng.random(SIZE) < 0.3] = 255
-        return classes
-
-
-def test_metrics_equal_torchmetrics(open_data):
-    data, probe = open_data(Sparse), Segmentation(steps=20, memory=0)
-    model = Planted(data, noisy)
+def test_metrics_equal_torchmetrics(open_data, planted):
+    # three images: the predictions of all of them are kept for the picture
+    data, probe = open_data(sparse, frames=(3,)), Segmentation(steps=20, memory=0)
+    model = planted(data, "semantic", noisy)
     metrics = metrics_of(probe, probe.measure(model, data))
     predicted = probe._kept.of({"it": model}, None)["it"].long()
     truth = data.field("held_out", "semantic").take(torch.arange(3)).long()
@@ -154,9 +95,9 @@ def test_a_count_by_hand():
     assert found == pytest.approx({"mIoU, linear": (2 / 3 + 1 / 3 + 0 + 1) / 4, "pixel accuracy, linear": 4 / 6})
 
 
-def test_groups_are_scenes_and_their_counts_add_up(open_data):
-    data, probe = open_data(), Segmentation(steps=5, memory=50)
-    scores = probe.measure(Planted(data, noisy), data)
+def test_groups_are_scenes_and_their_counts_add_up(open_data, planted):
+    data, probe = open_data(blocks), Segmentation(steps=5, memory=50)
+    scores = probe.measure(planted(data, "semantic", noisy), data)
     assert scores.groups == ("room-0", "room-1")
     assert all(values.shape == (2, 5) for values in scores.statistics.values())
     pixels = 12 * SIZE[0] * SIZE[1]
@@ -165,9 +106,9 @@ def test_groups_are_scenes_and_their_counts_add_up(open_data):
     assert (scores.statistics["linear hits"] <= scores.statistics["labelled"]).all()
 
 
-def test_the_seed_decides(open_data):
-    data, probe = open_data(), Segmentation(steps=10, memory=30)
-    model = Planted(data, noisy)
+def test_the_seed_decides(open_data, planted):
+    data, probe = open_data(blocks), Segmentation(steps=10, memory=30)
+    model = planted(data, "semantic", noisy)
     first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
     for name, values in first.statistics.items():
         assert torch.equal(values, again.statistics[name])
@@ -175,17 +116,17 @@ def test_the_seed_decides(open_data):
         assert not torch.equal(first.statistics[name], other.statistics[name])
 
 
-def test_the_memory_is_even_over_images_and_leaves_the_ignored_out(open_data):
-    class Half(Blocks):
-        def classes(self, cells, rng):
-            classes = super().classes(cells, rng)
-            classes[:, :12] = 255
-            return classes
+def test_the_memory_is_even_over_images_and_leaves_the_ignored_out(open_data, planted):
+    def half(rng, frame):
+        classes = blocks(rng, frame)["semantic"]
+        classes[:, :12] = 255
+        return {"semantic": classes}
 
-    data = open_data(Half)
+    data = open_data(half)
     # a feature that says image and class, whose angle tells which
-    model = Planted(
+    model = planted(
         data,
+        "semantic",
         lambda labels, choice: torch.stack(
             [
                 torch.arange(len(labels)).float()[:, None, None].expand(-1, 4, 6) + 1,
@@ -208,28 +149,24 @@ def test_the_memory_is_even_over_images_and_leaves_the_ignored_out(open_data):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [(255, "train split has no labelled pixel"), (5, "only 5 classes have")])
-def test_labels_that_cannot_be_learnt_are_refused_in_words(open_data, wrong, message):
-    class Wrong(Blocks):
-        def classes(self, cells, rng):
-            return np.full(SIZE, wrong, np.uint8)
+def test_labels_that_cannot_be_learnt_are_refused_in_words(open_data, measured, wrong, message):
+    def all_wrong(rng, frame):
+        return {"semantic": np.full(SIZE, wrong, np.uint8)}
 
     with pytest.raises(UserError, match=message) as refused:
-        measured(Segmentation(), open_data(Wrong), random)
+        measured(Segmentation(), open_data(all_wrong), random)
     assert refused.value.key == "data"
 
 
-def test_without_names_the_labels_say_how_many_classes_there_are(open_data):
-    class Nameless(Blocks):
-        class_names = ()
-
-    data = open_data(Nameless)
-    scores = Segmentation(steps=2, memory=0).measure(Planted(data, one_hot), data)
+def test_without_names_the_labels_say_how_many_classes_there_are(open_data, planted):
+    data = open_data(blocks, class_names=())
+    scores = Segmentation(steps=2, memory=0).measure(planted(data, "semantic", one_hot), data)
     assert scores.statistics["labelled"].shape == (2, 4)
 
 
-def test_the_picture_has_a_column_for_each_model_and_names_the_classes(open_data):
-    data, probe = open_data(), Segmentation(steps=30, memory=0)
-    good, bad = Planted(data, one_hot), Planted(data, random)
+def test_the_picture_has_a_column_for_each_model_and_names_the_classes(open_data, planted):
+    data, probe = open_data(blocks), Segmentation(steps=30, memory=0)
+    good, bad = planted(data, "semantic", one_hot), planted(data, "semantic", random)
     probe.measure(good, data)
     figure = probe.draw({"good": good, "not measured yet": bad}, data)["segmentation"]
     assert isinstance(figure, Figure)
