@@ -1,14 +1,19 @@
 """The figure of a study: every row's endpoints, and below them what the claims rest on, paired differences."""
 
+import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from prior3d.probes.statistics import Estimate
     from study.comparing import Findings
+
+_MOST_COLUMNS = 4
+"""Endpoints side by side; more go into a band below."""
 
 _BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
 
@@ -17,13 +22,19 @@ def draw(findings: "Findings") -> Figure:
     """Draw a column per endpoint: above means with the single seeds, below paired differences from the baseline."""
     matrix = findings.matrix
     names, rows = list(matrix.endpoints), list(matrix.rows)
-    figure = Figure(figsize=(1.6 + 2.9 * len(names), 1.6 + 0.5 * len(rows)), layout="constrained", dpi=150)
-    panels = figure.subplots(2, len(names), squeeze=False)
-    for column, name in enumerate(names):
-        above, below = panels[:, column]
+    bands = math.ceil(len(names) / _MOST_COLUMNS)
+    columns = math.ceil(len(names) / bands)
+    figure = Figure(figsize=(1.6 + 2.9 * columns, bands * (1.6 + 0.5 * len(rows))), layout="constrained", dpi=150)
+    panels = figure.subplots(2 * bands, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_visible(False)  # a band may not be full
+    for index, name in enumerate(names):
+        band, column = divmod(index, columns)
+        above, below = panels[2 * band : 2 * band + 2, column]
         _values(above, findings, name)
         _differences(below, findings, name)
         for axis in (above, below):
+            axis.set_visible(True)
             _style(axis, rows, labelled=column == 0)
     return figure
 
@@ -79,6 +90,7 @@ def _style(axis: "Axes", rows: list[str], labelled: bool) -> None:
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.grid(axis="x", color="#dddddd", lw=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right", "left"):
