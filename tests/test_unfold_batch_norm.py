@@ -10,6 +10,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from prior3d.weights import read_description
+
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "unfold_batch_norm.py"
 MODEL = "mobilenetv2_035"
 
@@ -52,6 +54,7 @@ def test_the_unfolded_model_computes_what_the_folded_one_did(main, photographs, 
     after = timm.create_model(MODEL, num_classes=10)
     after.load_state_dict(load_file(out))  # the classifier is there, too
     assert after.bn1.running_mean.abs().max() > 0.01
+    assert read_description(out)["model"] == MODEL  # prior3d-eval needs no more than the file
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected, found = before(images), after.eval()(images)

@@ -64,7 +64,9 @@ def unfold(options: argparse.Namespace) -> tuple[int, int]:
         layers = unfold_batch_norm(backbone, forward, _batches(photographs))
     if not layers:
         raise UserError(f"{options.weights} has no layer whose statistics are folded away")
-    about = {"made from": options.weights.name, "unfolded layers": layers, "photographs": len(photographs)}
+    about = {"model": options.model, "timm_options": timm_options}  # so that the file says which model it is of
+    about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
+    about |= {"made from": options.weights.name, "unfolded layers": layers, "photographs": len(photographs)}
     save_weights(options.out, weights | backbone.encoder.model.state_dict(), about)
     return len(photographs), layers
 

@@ -49,9 +49,9 @@ def _facts(findings: Findings) -> str:
     return (
         f"{settled}. {'; '.join(stages)}. {len(done)} units, {hours:.2f} hours as the sum over units (several ran side"
         f" by side), on {_list(devices) or 'no device yet'}."
-        " Intervals are of 95 %, over seeds and test scenes together; a difference is taken seed by seed and scene by"
-        f" scene. p is two-sided; adjusted by Holm's method over {_list(matrix.holm)}. Spread is the standard deviation"
-        " between seeds."
+        " Intervals are of 95 %, over seeds and test scenes (images where there is one scene); a difference is taken"
+        " seed by seed and scene by scene. p is two-sided; adjusted by Holm's method over"
+        f" {_list(matrix.holm)}. Spread is the standard deviation between seeds."
     )
 
 
