@@ -91,11 +91,11 @@ def refuse_folded(model: nn.Module, name: str, key: str | None = None, all_train
     """
     for path, layer in model.named_modules():
         if is_folded(layer) and (all_train or any(parameter.requires_grad for parameter in layer.parameters())):
+            or_else = "" if all_train else ", or leave the encoder frozen"
             raise UserError(
                 f"the statistics of {path} of {name}, a BatchNorm layer, are folded into the weights, as conversions"
                 " for inference do: training would normalise by those of each batch and destroy the model at its first"
-                " step; unfold them with tools/unfold_batch_norm.py (prior3d.batch_norm.unfold_batch_norm), or leave"
-                " the encoder frozen",
+                f" step; unfold them with tools/unfold_batch_norm.py (prior3d.batch_norm.unfold_batch_norm){or_else}",
                 key,
             )
 

@@ -91,7 +91,7 @@ def summarise(mismatches: list[str]) -> str:
     return "; ".join(mismatches[:_SHOWN]) + more
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
+def save_weights(path: str | Path, weights: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
     """Write weights as safetensors, atomically, with a description in the file's own metadata.
 
     Args:
@@ -100,7 +100,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping
         description: what they are; kept as JSON under the key `prior3d`.
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    write_atomically(path, to_bytes(plain, metadata={"format": "pt", "prior3d": json.dumps(description)}))
+    write_atomically(Path(path), to_bytes(plain, metadata={"format": "pt", "prior3d": json.dumps(description)}))
 
 
 def read_description(path: Path) -> dict[str, object]:

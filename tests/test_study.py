@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -23,6 +24,7 @@ sys.path.insert(0, str(TOOLS))  # workers are told the path, and import the pack
 from study.choosing import chosen_trials, gain, trial_values  # noqa: E402
 from study.comparing import Findings  # noqa: E402
 from study.matrix import TEST, TUNE, Unit  # noqa: E402
+from study.picture import draw  # noqa: E402
 from study.reading import read_matrix  # noqa: E402
 from study.records import Records  # noqa: E402
 from study.starting import Start, add_noise, take_statistics  # noqa: E402
@@ -194,6 +196,27 @@ def test_a_study_from_trials_to_report(study, tuned, capsys):
     initial = [trial_value(records, "initial", seed) for seed in (0, 1)]
     assert f"| `initial` | {sum(initial) / 2:.3f} | {abs(initial[0] - initial[1]) / math.sqrt(2):.3f} |" in text
     assert (path.parent / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("endpoints", "shape"), [(1, (2, 1)), (4, (2, 4)), (5, (4, 3))])
+def test_endpoints_that_do_not_fit_side_by_side_go_into_a_band_below(endpoints, shape):
+    metric = SimpleNamespace(metric="mIoU", margin=0.01, relative_margin=None)
+    names, found = [f"endpoint {number}" for number in range(endpoints)], SimpleNamespace(value=0.5, low=0.4, high=0.6)
+    matrix = SimpleNamespace(
+        endpoints=dict.fromkeys(names, metric), rows=["a", "b"], top=SimpleNamespace(baseline="a", initial="b")
+    )
+    findings = SimpleNamespace(
+        matrix=matrix,
+        estimate=lambda row, name: found,
+        values=lambda row, name: {0: 0.5},
+        change=lambda row, baseline, name: SimpleNamespace(estimate=found),
+        lower_is_better=lambda name: False,
+    )
+    figure = draw(findings)
+    shown = [panel for panel in figure.axes if panel.get_visible()]
+    assert figure.axes[0].get_gridspec().get_geometry() == shape and len(shown) == 2 * endpoints
+    assert [panel.get_title().partition(":")[0] for panel in shown if panel.get_title()] == names
+    assert all(panel.lines for panel in shown)
 
 
 def report(study, capsys, name, lines):

@@ -58,9 +58,10 @@ class SingleImages(Dataset):
         """Set the splits of this data; raise UserError if the one asked for is not among them."""
         self.splits = splits
         if self.spec.split not in splits:
-            share = f"data.{self.spec.split}_fraction"
-            advice = "" if self.spec.split == "train" else f", or {share} where no folders hold the splits"
-            words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: set data.folders{advice}"
+            advice = f"set data.folders, or data.{self.spec.split}_fraction where no folders hold the splits"
+            if self.spec.split == "train":  # folders always have one: it was held out by shares
+                advice = "lower data.test_fraction or data.validation_fraction"
+            words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: {advice}"
             raise UserError(words, "data.root")
 
     def hold(self, roots: Sequence[Path], names: Sequence[Sequence[str]]) -> None:

@@ -1,6 +1,7 @@
 """The surface of a scene as coloured points on disk, and the part of it in the box around a view's frustum."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,14 +61,11 @@ class Surface:
 
     Attributes:
         points: [N, 3] float32, metres, world axes.
-        colors: [N, 3] uint8 RGB, of the same rows; None where the points were saved without.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.points: np.ndarray = np.load(self.folder / _POINTS, mmap_mode="r")
-        colors = self.folder / _COLORS
-        self.colors: np.ndarray | None = np.load(colors, mmap_mode="r") if colors.exists() else None
         self._starts: np.ndarray = np.load(self.folder / _STARTS)  # [blocks + 1]
         first = self._starts[:-1]
         self._low = np.minimum.reduceat(self.points, first) if len(first) else _NO_POINTS
@@ -80,6 +78,13 @@ class Surface:
         """Pickle by folder: memory maps would travel as copies of all points."""
         return type(self), (self.folder,)
 
+    @cached_property
+    def colors(self) -> np.ndarray | None:
+        """[N, 3] uint8 RGB, of the rows of `points`; None where they were saved without."""
+        # not before somebody asks: a map keeps its file open, and there may be as many files open as scenes
+        file = self.folder / _COLORS
+        return np.load(file, mmap_mode="r") if file.exists() else None
+
     @staticmethod
     def save(points: np.ndarray, folder: Path, colors: np.ndarray | None = None) -> None:
         """Write points, from wherever they come, as `Surface` reads them.
@@ -90,12 +95,13 @@ class Surface:
             colors: [N, 3] uint8 RGB, of the same rows; without them samples cannot have `surface_color`.
         """
         points = np.asarray(points, np.float32)
+        if colors is not None and (colors.dtype != np.uint8 or colors.shape != points.shape):
+            raise ValueError(f"expected colours uint8 {points.shape}, got {colors.dtype} {colors.shape}")
         blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
         order = np.lexsort((*points.T, *blocks.T))
         points = points[order]
+        (folder / _COLORS).unlink(missing_ok=True)  # those of points that lay here before
         if colors is not None:
-            if colors.dtype != np.uint8 or colors.shape != points.shape:
-                raise ValueError(f"expected colours uint8 {points.shape}, got {colors.dtype} {colors.shape}")
             np.save(folder / _COLORS, colors[order])
         blocks = np.floor(points / np.float32(_BLOCK_M))
         changes = np.flatnonzero((blocks[1:] != blocks[:-1]).any(1)) + 1
@@ -193,13 +199,17 @@ def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.
     Raises:
         ValueError: if colours are wanted and the scene's surface has none.
     """
-    surface, most = dataset.surface(int(sample["scene"])), dataset.max_surface_points
+    scene, most = int(sample["scene"]), dataset.max_surface_points
+    surface = dataset.surface(scene)
     views = zip(*(sample[name].numpy() for name in ("depth", "intrinsics", "world_from_camera")), strict=True)
     parts = [even_subset(crop_to_frustum(surface, *view), most, generator) for view in views]
     rows = np.concatenate(parts)
     sample["surface"] = torch.from_numpy(surface.points[rows])
     if color:
         if surface.colors is None:
-            raise ValueError("expected a surface with colours, got one without")
+            raise ValueError(
+                f"expected a surface with colours, as {type(dataset).__name__} provides surface_color, got one without"
+                f" for scene {dataset.scenes[scene]}"
+            )
         sample["surface_color"] = torch.from_numpy(surface.colors[rows]).float() / 255
     sample["surface_view"] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))

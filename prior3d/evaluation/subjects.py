@@ -99,7 +99,7 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
     content: dict[str, object] = {"backbone": {**section, "weights": str(path)}}
     source = _override(content, overrides)
     _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} is the weights already")
-    if "name" not in content["backbone"]:
+    if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # others are for the reader
         raise UserError(
             f"{name} does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;"
             f" after --against or --control, name {SAYS_ITS_MODEL}"

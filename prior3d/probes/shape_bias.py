@@ -75,8 +75,6 @@ class ShapeBias(Probe):
     ) -> None:
         if head == "linear" and clean is None:
             raise ValueError("head: linear is fitted to clean photographs: name their folder with clean")
-        if clean is not None and not clean.expanduser().is_dir():
-            raise ValueError(f"no folder {clean} of clean photographs")
         self.head = head
         self.needs_classifier = head == "checkpoint"
         self.clean = clean.expanduser() if clean else None
@@ -106,6 +104,8 @@ class ShapeBias(Probe):
 
     def check_data(self, parts: Mapping[Part, Dataset]) -> None:
         """Refuse what are no cue conflicts, by the names of folders and files; see `Probe.check_data`."""
+        if self.clean is not None and not self.clean.is_dir():
+            raise UserError(f"no folder {self.clean} of clean photographs", "clean")
         held_out = parts["held_out"]
         _check_conflicts(held_out)
         for scene in range(len(held_out.scenes)):

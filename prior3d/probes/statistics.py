@@ -216,7 +216,8 @@ def _judge(measured: np.ndarray, drawn: np.ndarray, groups: int) -> Estimate:
     if error <= 1e-12 * abs(value) or error == 0:  # nothing varies: nothing can be said
         return Estimate(value, spread, 0.0, math.nan, value, value, 1.0, seeds, groups)
     lost = over_seeds**2 / max(seeds - 1, 1) + over_groups**2 / max(groups - 1, 1)
-    freedom = total**2 / lost
+    # of the variance that is used: by that of `total` they would be too many where the two parts share much
+    freedom = max(1.0, error**4 / lost)
     half = student_quantile(freedom) * error
     p = student_tail(value / error, freedom)
     return Estimate(value, spread, error, freedom, value - half, value + half, p, seeds, groups)

@@ -124,8 +124,9 @@ def _parts(
         splits = _splits(label, section, dataset)
         if section.split not in splits:
             raise DoesNotFit(
-                f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: name scenes to"
-                f" hold out (data.{section.split}_scenes, say) or remove the probe",
+                f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: hold some of it"
+                f" out (data.{section.split}_scenes or data.{section.split}_fraction, by the kind of data) or leave the"
+                " probe out",
                 key,
             )
     held_out = dataset(label, section, section.split)

@@ -110,6 +110,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     root = fill(tmp_path / "set")
     (tmp_path / "empty/train/images").mkdir(parents=True)
     (tmp_path / "empty/train/labels").mkdir()
+    (tmp_path / "flat").mkdir()
     cases = [
         ({"root": tmp_path / "no", "classes": 3}, {}, r"data\.root: no folder .*no$"),
         ({"root": tmp_path / "empty", "classes": 3}, {}, r"data\.root: no images for the split train in .*images"),
@@ -123,6 +124,11 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
             {"root": root, "classes": 3},
             {"split": "test"},
             r"this data has no split test, only train: set data\.folders",
+        ),
+        (
+            {"root": tmp_path / "flat", "classes": 3, "test_fraction": 1.0},
+            {},
+            r"data\.root: this data has no split train, only test: lower data\.test_fraction or data\.val",
         ),
         ({"root": root, "classes": 3}, {"views": 2}, r"data\.views: single images make samples of 1 view"),
         ({"root": root, "classes": 3, "test_fraction": 0.5}, {}, r"data\.test_fraction: splits come either from"),

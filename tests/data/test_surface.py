@@ -217,9 +217,23 @@ def test_colours_follow_their_points_through_sorting_and_boxes(tmp_path):
     again = pickle.loads(pickle.dumps(surface))
     assert np.array_equal(again.colors, surface.colors)
     assert saved(points, tmp_path / "plain").colors is None
+    assert saved(points[:9], tmp_path).colors is None, "colours of other points, saved here before, are gone"
     for wrong in (colors[1:], colors.astype(np.float32)):
         with pytest.raises(ValueError, match="expected colours uint8"):
             Surface.save(points, tmp_path, wrong)
+
+
+def test_colours_that_nobody_asks_for_are_not_opened(tmp_path, monkeypatch):
+    """A map keeps its file open: with one more for every scene, runs of many scenes would have too many open."""
+    dataset = walls(tmp_path, voxel_size=0.05, min_frames=1)
+    dataset.prepare()
+    dataset.prepare_surface()
+    opened, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda file, **options: opened.append(file.name) or load(file, **options))
+    dataset._surfaces.clear()
+    for fields, expected in ({"image", "surface"}, False), ({"image", "surface_color"}, True):
+        assert len(DrawnSamples(dataset, frozenset(fields), None, 0, False)[0]["surface"]) > 100
+        assert "points.npy" in opened and ("colors.npy" in opened) == expected
 
 
 def colored_by_place(points):
@@ -275,7 +289,8 @@ def test_long_scenes_are_thinned(tmp_path):
     assert dataset.loads == 2
 
 
-def test_a_damaged_frame_is_left_out_and_counted_once(tmp_path):
+@pytest.mark.parametrize("damaged", ["frame-000001.depth.png", "frame-000001.color.png"])
+def test_a_damaged_frame_is_left_out_and_counted_once(tmp_path, damaged):
     root = tmp_path / "scene"
     root.mkdir()
     (root / "camera-intrinsics.txt").write_text("50 0 32\n0 40 24\n0 0 1\n")
@@ -283,12 +298,12 @@ def test_a_damaged_frame_is_left_out_and_counted_once(tmp_path):
         Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / f"frame-{number:06d}.color.png")
         Image.fromarray(np.full((48, 64), 2000, np.uint16)).save(root / f"frame-{number:06d}.depth.png")
         np.savetxt(root / f"frame-{number:06d}.pose.txt", turned(0, (0.2 * number, 0, 0)))
-    (root / "frame-000001.depth.png").write_bytes(b"no image")
+    (root / damaged).write_bytes(b"no image")
     dataset = PosedRGBD(DataSpec((48, 64), 2, "train", tmp_path / "cache"), root=root, surface=EXACT)
     dataset.prepare()
     dataset.prepare_surface()
-    assert [damage.path.name for damage in dataset.damaged] == ["frame-000001.depth.png"]
-    assert len(dataset.surface(0)) > 100
+    assert [damage.path.name for damage in dataset.damaged] == [damaged]
+    assert len(dataset.surface(0)) == len(dataset.surface(0).colors) > 100
 
 
 def test_samples_carry_the_surface_of_their_augmented_views(tmp_path):
@@ -334,7 +349,7 @@ def test_colours_of_a_surface_without_any_are_refused(tmp_path):
     dataset.prepare()
     dataset._surfaces = {scene: saved(np.zeros((5, 3)), tmp_path / "plain") for scene in range(2)}
     samples = DrawnSamples(dataset, frozenset({"surface_color"}), None, 0, False)
-    with pytest.raises(ValueError, match="expected a surface with colours"):
+    with pytest.raises(ValueError, match="with colours, as Walls provides surface_color, got one without for scene"):
         samples[0]
 
 

@@ -119,6 +119,8 @@ def test_a_run_keeps_its_own_model(refused, finished):
     assert line == "command line: backbone.channels: a run is measured with its own model: leave this out"
     line = refused(finished, "data=rooms")
     assert line == "command line: data: expected a section of keys, got the text 'rooms'"
+    line = refused(finished / "backbone.safetensors", "backbone=5")
+    assert line == "command line: backbone: expected a section of keys, got 5"
     line = refused(finished, "--control", "resnet10t")
     assert line.startswith("--control: cannot fetch")
     line = refused(finished / "initial.safetensors")

@@ -69,7 +69,7 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
             columns(finished, **{flag: mine})
         assert "after --against or --control, name a file that says it: backbone.safetensors" in refused.value.message
         assert "prior3d.weights.save_weights(file, weights, {'model': ...})" in refused.value.message
-    save_weights(tmp_path / "said.safetensors", read_weights(mine), {"model": "resnet10t"})
+    save_weights(str(tmp_path / "said.safetensors"), read_weights(mine), {"model": "resnet10t"})
     made = columns(mine, "backbone.name=resnet10t", against=tmp_path / "said.safetensors")
     assert made["before"].key == made["after"].key
 

@@ -44,6 +44,17 @@ def test_cue_conflicts_are_known_by_the_names_of_folders_and_files(shared_data, 
         request(*data, f"data.root={tmp_path}", labels=["all"])
 
 
+def test_what_a_missing_split_is_told_to_do_can_be_done(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            (tmp_path / name / f"{number}.jpg").touch()
+    data = ["data.name=classification_folder", f"data.root={tmp_path}"]
+    with pytest.raises(UserError, match=r"only train: hold some of it out \(data\.test_scenes or data\.test_fraction"):
+        request(*data, labels=["classification"])
+    assert list(request(*data, "data.test_fraction=0.5", labels=["classification"]).probes) == ["classification"]
+
+
 def test_options_of_probes_are_added_to_the_default_ones():
     made = request("probes.depth.max_images=10", "probes.normals={}")
     assert list(made.probes) == ["correspondence", "segmentation", "depth", "normals"]

@@ -269,8 +269,8 @@ def test_what_a_user_can_get_wrong_is_said(root, data, clean, tmp_path):
         ShapeBias().measure(FrozenModel([]), data)
     with pytest.raises(ValueError, match="head: linear is fitted to clean photographs: name their folder"):
         ShapeBias(head="linear")
-    with pytest.raises(ValueError, match=r"no folder .*nowhere of clean photographs"):
-        ShapeBias(clean=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"^clean: no folder .*nowhere of clean photographs"):
+        ShapeBias(clean=tmp_path / "nowhere").check_data(data.parts)
     shapes = FrozenModel([], classify=names_it(lambda shape, texture: shape))
     with pytest.raises(UserError, match=r"of the 1000 classes of ImageNet in .*, got 16 classes"):
         ShapeBias(clean=root).measure(shapes, data)

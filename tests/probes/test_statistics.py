@@ -89,8 +89,19 @@ def test_without_scatter_over_groups_it_is_students_interval_over_seeds():
     assert found.spread == pytest.approx(per_seed.std(ddof=1))
 
 
+def test_degrees_of_freedom_are_those_of_the_variance_that_is_used():
+    values = crossed(np.random.default_rng(3), 0.0, 0.0, 1.0)  # all scatter is of one seed in one group: in both parts
+    found = estimate(resampled(values, draw_groups(GROUPS, 20_000)), "mean")
+    seeds = len(values)
+    over_seeds = values.mean(1).var(ddof=1) / seeds
+    over_groups = values.mean(0).var(ddof=1) / GROUPS
+    lost = over_seeds**2 / (seeds - 1) + over_groups**2 / (GROUPS - 1)
+    assert found.standard_error**2 < 0.9 * (over_seeds + over_groups)
+    assert found.freedom == pytest.approx(found.standard_error**4 / lost, rel=0.05)
+
+
 @pytest.mark.parametrize(
-    ("of_seed", "of_group", "of_both"), [(1, 0, 0.001), (0.001, 1, 0.001), (0.3, 0.7, 0.3), (0, 0, 1)]
+    ("of_seed", "of_group", "of_both"), [(1, 0, 0.001), (0.001, 1, 0.001), (0.3, 0.7, 0.3), (0, 0, 1), (1, 0, 3)]
 )
 def test_intervals_cover_the_truth_in_95_of_100_cases(of_seed, of_group, of_both):
     rng, weights = np.random.default_rng(2), draw_groups(GROUPS, 150)

@@ -146,7 +146,7 @@ def _comparisons(findings: Findings) -> str:
                 lines.append([f"`{one.row}`", shown, name, cells[0], cells[1], cells[3]])
     if not lines:
         return ""
-    return "### Further comparisons\n\nFixed beforehand; p is not adjusted.\n\n" + table(
+    return "### Further comparisons\n\nThose that the study's file lists; p is not adjusted.\n\n" + table(
         ["row", "against", "endpoint", "difference", "p", "margin"], lines
     )
 
