@@ -57,7 +57,7 @@ def start():
     started = []
 
     def run(*arguments):
-        process = context.Process(target=cli.train, args=([str(argument) for argument in arguments],))
+        process = context.Process(target=_train_as_users_do, args=([str(argument) for argument in arguments],))
         process.start()
         started.append(process)
         return process
@@ -71,6 +71,12 @@ def start():
 def uninterrupted(train, tmp_path_factory):
     """The small recipe, run from beginning to end."""
     return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def _train_as_users_do(arguments):
+    """Train, with workers of the platform's kind: those of a fork server outlive a run that is killed."""
+    multiprocessing.set_start_method(None, force=True)
+    return cli.train(arguments)
 
 
 def run_folder(out: Path) -> Path:
