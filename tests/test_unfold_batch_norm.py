@@ -47,7 +47,7 @@ def folded(file):
 
 def test_the_unfolded_model_computes_what_the_folded_one_did(main, photographs, tmp_path, capsys):
     before = folded(tmp_path / "folded.safetensors")
-    out = tmp_path / "unfolded.safetensors"
+    out = tmp_path / "weights" / "unfolded.safetensors"  # in a folder that is not there yet
     assert main([str(tmp_path / "folded.safetensors"), str(photographs), "--model", MODEL, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "52 layers unfolded" in said and str(out) in said

@@ -1,4 +1,4 @@
-"""Make the small copy of real data that tools/studies/real-*.yaml read: `real/`, about 65 MB.
+"""Make the small copy of real data that tools/studies/real-*.yaml read: `real/`, about 62 MB.
 
     python tools/shrink_real_data.py DATA real
     python tools/unfold_batch_norm.py DATA/weights/mobilenetv2_100_from_tflite.pth real/imagenet \

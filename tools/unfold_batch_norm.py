@@ -67,6 +67,7 @@ def unfold(options: argparse.Namespace) -> tuple[int, int]:
     about = {"model": options.model, "timm_options": timm_options}  # so that the file says which model it is of
     about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
     about |= {"made from": options.weights.name, "unfolded layers": layers, "photographs": len(photographs)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(options.out, weights | backbone.encoder.model.state_dict(), about)
     return len(photographs), layers
 

@@ -1,0 +1,55 @@
+"""What the depth probes of a study would say of a model that guesses the mean training depth everywhere.
+
+    python tools/constant_depth.py tools/studies/real-kitchen.yaml
+
+A head that is no better than this has learnt nothing that carries over to the data it is measured on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from study.matrix import TEST, Unit
+from study.reading import read_matrix
+
+from prior3d.errors import UserError
+from prior3d.probes.depth import Depth, depth_errors
+from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.tasks import ProbeTask, build_tasks
+from prior3d.registry import Registry
+
+_PARTS = ("train", "held_out")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("matrix", type=Path)
+    try:
+        matrix = read_matrix(parser.parse_args().matrix)
+        recipe = matrix.recipe(Unit(TEST, matrix.top.initial, 0, matrix.stages[TEST].seeds[0]))
+        for task in build_tasks(recipe.probes, recipe.data, Registry(recipe.plugins), recipe.seed):
+            if isinstance(task.probe, Depth):
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in of_a_constant(task).items())
+                print(f"{task.label}: {shown}")
+    except UserError as error:
+        print(f"constant_depth.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def of_a_constant(task: ProbeTask) -> dict[str, float]:
+    """Return the metrics of the mean depth of the training part, in the probe's range, guessed for every pixel."""
+    data = ProbeData(task.parts, most=task.most)
+    try:
+        train, truth = (data.field(part, "depth").take(torch.arange(len(data.frames[part]))) for part in _PARTS)
+    finally:
+        data.close()
+    low, high = task.probe.range
+    known_train, known = ((depth >= low) & (depth <= high) for depth in (train, truth))
+    guess = train[known_train].double().mean().expand_as(truth)
+    return task.probe.summarise({name: values.sum() for name, values in depth_errors(guess, truth, known).items()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
