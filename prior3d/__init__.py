@@ -7,18 +7,18 @@ the priors themselves live in `prior3d_plugins` or in packages and files of your
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prior3d.data.dataset import Dataset, View
-    from prior3d.prior import BackboneSpec, Features, Prior
+    from prior3d.contracts.dataset import Dataset, View
+    from prior3d.contracts.prior import BackboneSpec, Features, Prior
 
 __version__ = "0.1.0"
 __all__ = ["BackboneSpec", "Dataset", "Features", "Prior", "View", "__version__"]
 
 _HOME = {
-    "BackboneSpec": "prior3d.prior",
-    "Features": "prior3d.prior",
-    "Prior": "prior3d.prior",
-    "Dataset": "prior3d.data.dataset",
-    "View": "prior3d.data.dataset",
+    "BackboneSpec": "prior3d.contracts.prior",
+    "Features": "prior3d.contracts.prior",
+    "Prior": "prior3d.contracts.prior",
+    "Dataset": "prior3d.contracts.dataset",
+    "View": "prior3d.contracts.dataset",
 }
 
 

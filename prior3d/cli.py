@@ -220,6 +220,6 @@ def _listing(registry: Registry) -> str:
 def _json_schema(registry: Registry) -> str:
     import json
 
-    from prior3d.recipe_schema import recipe_json_schema
+    from prior3d.recipe.json_schema import recipe_json_schema
 
     return json.dumps(recipe_json_schema(registry), indent=2)

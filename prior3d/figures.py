@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from prior3d.data.dataset import View
+    from prior3d.contracts.dataset import View
 
 _INCHES = 2.6
 """Side of one panel."""

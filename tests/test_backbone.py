@@ -3,7 +3,7 @@ import timm
 import torch
 
 from prior3d.backbone import Backbone, set_trainable
-from prior3d.batch_norm import reestimate_batch_norm
+from prior3d.backbone.batch_norm import reestimate_batch_norm
 from prior3d.errors import UserError
 
 FAMILIES = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prior3d.batch_norm import is_folded, reestimate_batch_norm, refuse_folded, unfold_batch_norm
+from prior3d.backbone.batch_norm import is_folded, reestimate_batch_norm, refuse_folded, unfold_batch_norm
 from prior3d.errors import UserError
 from prior3d.randomness import generator
 

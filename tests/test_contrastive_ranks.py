@@ -5,7 +5,7 @@ import multiprocessing
 import torch
 import torch.distributed as dist
 
-from prior3d.contrastive import gather_negatives, masked_point_info_nce
+from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce
 
 RANKS = 2
 

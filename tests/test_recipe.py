@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from prior3d.data.augmentation import AugmentOptions
+from prior3d.data.sample.augmentation import AugmentOptions
 from prior3d.errors import UserError
+from prior3d.pretraining.run import origins
 from prior3d.recipe import Recipe, build_recipe, load_recipe, locate
-from prior3d.recipe_files import shipped_recipes
+from prior3d.recipe.sections import OptimSection, PriorSection, ProbeSection
+from prior3d.recipe.source import shipped_recipes
+from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
-from prior3d.sections import OptimSection, PriorSection, ProbeSection
-from prior3d.yaml12 import load
 
 TOYS = '''
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from prior3d import Dataset, Prior
-from prior3d.probes.probe import Probe
+from prior3d.contracts.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def test_keys_that_mean_nothing_in_a_recipe_are_not_written():
 
 def test_origins_of_what_a_recipe_uses(folder):
     recipe = load_recipe("r.yaml")
-    lines = Registry(recipe.plugins).origins(recipe)
+    lines = origins(recipe, Registry(recipe.plugins))
     version = Registry(recipe.plugins).find("priors", "toy_prior").version
     used = ("dataset 'toy_rooms'", "prior 'toy_prior'", "probe 'toy_probe'")
     assert lines == [f"{plugin} (file toys.py), {version}" for plugin in used]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from prior3d.recipe_schema import recipe_json_schema
+from prior3d.recipe.json_schema import recipe_json_schema
 from prior3d.registry import Registry
 
 FILES = {

@@ -6,10 +6,10 @@ import textwrap
 
 import pytest
 
-import prior3d.plugin_files
+import prior3d.registry.plugin_files
 from prior3d.errors import UserError
-from prior3d.plugin_files import classes_in, dropped_files, module_of, snake_case
 from prior3d.registry import KINDS, Registry
+from prior3d.registry.plugin_files import classes_in, dropped_files, module_of, snake_case
 
 MINE = "from prior3d import Prior\n\nclass MyPrior(Prior):\n    pass\n"
 
@@ -88,7 +88,7 @@ def test_classes_of_a_file_are_told_by_their_bases(write):
         """
         import prior3d
         from prior3d import Prior as Objective
-        from prior3d.data.posed import PosedDataset
+        from prior3d.data.posed.dataset import PosedDataset
 
         class Plain(prior3d.Prior): ...
         class Renamed(Objective): ...
@@ -118,8 +118,8 @@ def test_names_of_classes_in_files(name, snake):
 
 
 def test_unknown_name_with_a_suggestion_and_the_list(write, monkeypatch):
-    monkeypatch.setattr("prior3d.registry.entry_points", lambda: _Points([]))
-    monkeypatch.setattr(prior3d.plugin_files, "FOLDER_PACKAGE", "no_such_package")
+    monkeypatch.setattr("prior3d.registry.registry.entry_points", lambda: _Points([]))
+    monkeypatch.setattr(prior3d.registry.plugin_files, "FOLDER_PACKAGE", "no_such_package")
     write("mine.py")
     assert error_of("priors", "my_pior", ["mine.py"]) == (
         "unknown prior 'my_pior', did you mean 'my_prior'? (there are: my_prior)"
@@ -202,7 +202,7 @@ def test_a_plugin_that_exits_at_import_is_its_own_fault(write):
 
 
 def test_wrong_kind_and_wrong_contract(install):
-    points = "[prior3d.priors]\ndata = prior3d.data.dataset:Dataset\nf = acme_plugins:f\nold = acme_plugins:Old\n"
+    points = "[prior3d.priors]\ndata = prior3d.contracts.dataset:Dataset\nf = acme_plugins:f\nold = acme_plugins:Old\n"
     install(points, "from prior3d import Prior\ndef f(): ...\nclass Old(Prior):\n    contract = 0\n")
     derive = "must be a subclass of prior3d's Prior"
     assert error_of("priors", "data") == f"prior 'data' (acme 2.3) {derive}, got class Dataset"
@@ -233,7 +233,7 @@ def test_a_named_file_must_hold_a_plugin(write, text, message):
 def folder(write, monkeypatch):
     """A plugin package of our own in place of the installed one."""
     write("site/dropping/__init__.py", "raise SystemExit('listing must not import this')\n")
-    monkeypatch.setattr(prior3d.plugin_files, "FOLDER_PACKAGE", "dropping")
+    monkeypatch.setattr(prior3d.registry.plugin_files, "FOLDER_PACKAGE", "dropping")
     monkeypatch.syspath_prepend("site")
 
 
@@ -261,14 +261,14 @@ def test_a_dropped_file_that_is_not_python_is_told_where_it_may_matter(folder, w
 
 
 def test_no_plugin_folder_no_dropped_files(monkeypatch):
-    monkeypatch.setattr(prior3d.plugin_files, "FOLDER_PACKAGE", "no_such_package")
+    monkeypatch.setattr(prior3d.registry.plugin_files, "FOLDER_PACKAGE", "no_such_package")
     assert dropped_files(frozenset()) == {}
 
 
 def test_objects_of_a_plugin_file_travel_to_a_spawned_process(write):
     path = write("my-data.py", "class Thing:\n    def __init__(self, x):\n        self.x = x\n")
-    module = prior3d.plugin_files.importlib.import_module(module_of(path))
-    assert module_of(path).startswith("prior3d.plugin_files.my_data_")
+    module = prior3d.registry.plugin_files.importlib.import_module(module_of(path))
+    assert module_of(path).startswith("prior3d.registry.plugin_files.my_data_")
     load = "import pickle, sys; thing = pickle.load(sys.stdin.buffer); print(type(thing).__name__, thing.x)"
     # as a spawned worker does it: a fresh interpreter, elsewhere, that knows nothing of the file
     done = subprocess.run(
@@ -279,7 +279,7 @@ def test_objects_of_a_plugin_file_travel_to_a_spawned_process(write):
 
 def test_modules_that_name_no_file_are_not_found():
     with pytest.raises(ModuleNotFoundError):
-        prior3d.plugin_files.importlib.import_module("prior3d.plugin_files.not-encoded_1")
+        prior3d.registry.plugin_files.importlib.import_module("prior3d.registry.plugin_files.not-encoded_1")
 
 
 def test_two_files_of_one_name_do_not_mix(write):
@@ -292,7 +292,7 @@ def test_two_files_of_one_name_do_not_mix(write):
 def test_every_kind_has_a_base_that_exists():
     for kind, contract in KINDS.items():
         module, _, name = contract.base.partition(":")
-        base = getattr(prior3d.plugin_files.importlib.import_module(module), name)
+        base = getattr(prior3d.registry.plugin_files.importlib.import_module(module), name)
         assert base.contract == contract.version, kind
 
 

@@ -10,9 +10,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from prior3d import Dataset, Prior
+from prior3d.contracts.probe import Probe
 from prior3d.errors import UserError
-from prior3d.probes.probe import Probe
-from prior3d.schema import options_of, plain, read_options, validate_options
+from prior3d.registry.schema import options_of, plain, read_options, validate_options
 
 if TYPE_CHECKING:
     from somewhere import Unknown

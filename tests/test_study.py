@@ -1,10 +1,7 @@
 import contextlib
-import importlib.util
 import io
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,21 +10,18 @@ import pytest
 import torch
 
 from prior3d.backbone import Backbone
-from prior3d.data.dataset import DataSpec
-from prior3d.data.image_folder import ImageFolder
+from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
-from prior3d.yaml12 import dump, load
-
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
-sys.path.insert(0, str(TOOLS))  # workers are told the path, and import the package `study` from it
-
-from study.choosing import chosen_trials, gain, trial_values  # noqa: E402
-from study.comparing import Findings  # noqa: E402
-from study.matrix import TEST, TUNE, Unit  # noqa: E402
-from study.picture import draw  # noqa: E402
-from study.reading import read_matrix  # noqa: E402
-from study.records import Records  # noqa: E402
-from study.starting import Start, add_noise, take_statistics  # noqa: E402
+from prior3d.recipe.yaml12 import dump, load
+from prior3d.study.choosing import chosen_trials, gain, trial_values
+from prior3d.study.command import main
+from prior3d.study.comparing import Findings
+from prior3d.study.matrix import TEST, TUNE, Unit
+from prior3d.study.picture import draw
+from prior3d.study.reading import read_matrix
+from prior3d.study.records import Records
+from prior3d.study.starting import Start, add_noise, take_statistics
+from prior3d_plugins.datasets.image_folder import ImageFolder
 
 PLUGINS = '''
 import os
@@ -35,9 +29,9 @@ from pathlib import Path
 
 import torch
 
-from prior3d.prior import Prior
-from prior3d.probes.probe import Probe
-from prior3d.probes.scores import by_group
+from prior3d.contracts.prior import Prior
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import by_group
 
 
 class Fragile(Prior):
@@ -112,10 +106,7 @@ resamples: 100
 
 
 def command():
-    spec = importlib.util.spec_from_file_location("study_command", TOOLS / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return main
 
 
 def write(folder, change=lambda content: None):

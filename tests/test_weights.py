@@ -5,8 +5,8 @@ import timm
 import torch
 from safetensors import safe_open
 
+from prior3d.backbone.weights import load_encoder, read_weights, save_weights
 from prior3d.errors import UserError
-from prior3d.weights import load_encoder, read_weights, save_weights
 
 
 @pytest.fixture

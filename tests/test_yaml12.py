@@ -4,7 +4,8 @@ import random
 import pytest
 
 from prior3d.errors import UserError
-from prior3d.yaml12 import dump, join, load, parse_value
+from prior3d.messages import join
+from prior3d.recipe.yaml12 import dump, load, parse_value
 
 NUMBERS = {
     "0": 0, "1": 1, "-3": -3, "+4": 4, "-0": 0, "1.": 1.0, ".5": 0.5, "-.5": -0.5, "1e-3": 0.001, "1E5": 1e5,

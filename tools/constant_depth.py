@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
-from study.matrix import TEST, Unit
-from study.reading import read_matrix
 
 from prior3d.errors import UserError
-from prior3d.probes.depth import Depth, depth_errors
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.registry import Registry
+from prior3d.study.matrix import TEST, Unit
+from prior3d.study.reading import read_matrix
+from prior3d_plugins.probes.depth import Depth, depth_errors
 
 _PARTS = ("train", "held_out")
 

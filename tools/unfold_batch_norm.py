@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.batch_norm import unfold_batch_norm
-from prior3d.data.dataset import DataSpec
-from prior3d.data.image_folder import ImageFolder
+from prior3d.backbone.batch_norm import unfold_batch_norm
+from prior3d.backbone.weights import load_encoder, read_weights, save_weights
+from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
-from prior3d.weights import load_encoder, read_weights, save_weights
-from prior3d.yaml12 import load
+from prior3d.recipe.yaml12 import load
+from prior3d_plugins.datasets.image_folder import ImageFolder
 
 _BATCH = 64
 

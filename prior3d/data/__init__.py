@@ -1,1 +1,1 @@
-"""Everything between files and a batch: datasets, view pairs, augmentation, loading; no losses and no models."""
+"""From files to batches: posed recordings, single images, and the samples made of either."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from prior3d.data.dataset import Dataset, Progress
+from prior3d.contracts.dataset import Dataset, Progress
 from prior3d.errors import UserError
 
 

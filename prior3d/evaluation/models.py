@@ -5,14 +5,14 @@ from functools import cached_property
 from pathlib import Path
 
 from prior3d.backbone import Backbone
+from prior3d.backbone.weights import load_encoder, read_weights
 from prior3d.errors import UserError
 from prior3d.evaluation.subjects import SAYS_ITS_MODEL, Subject
 from prior3d.pretraining.building import make_backbone
 from prior3d.pretraining.folder import RunFolder, load_decoder
 from prior3d.randomness import stream_seed
-from prior3d.section_reading import read_section
-from prior3d.sections import BackboneSection
-from prior3d.weights import load_encoder, read_weights
+from prior3d.recipe.reading import read_section
+from prior3d.recipe.sections import BackboneSection
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prior3d.data.store import content_key
 from prior3d.evaluation.columns import RANDOM, Column, notes_on_models
 from prior3d.evaluation.request import Request
 from prior3d.evaluation.subjects import Subject
+from prior3d.files import content_key
 from prior3d.probes.classifier import classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.results import BEFORE, Results

@@ -15,8 +15,8 @@ from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import write_pictures
-from prior3d.section_reading import TopLevel, own_options, read_section
-from prior3d.sections import BackboneSection
+from prior3d.recipe.reading import TopLevel, own_options, read_section
+from prior3d.recipe.sections import BackboneSection
 
 _LONG_SIDE = 448
 

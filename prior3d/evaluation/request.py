@@ -6,11 +6,9 @@ from pathlib import Path
 
 from prior3d.errors import UserError
 from prior3d.evaluation.subjects import Subject
+from prior3d.messages import unknown_key
 from prior3d.probes.tasks import DoesNotFit, ProbeTask, build_tasks
-from prior3d.recipe_files import Source
-from prior3d.registry import Registry
-from prior3d.schema_errors import unknown_key
-from prior3d.section_reading import (
+from prior3d.recipe.reading import (
     TopLevel,
     or_empty,
     own_options,
@@ -21,7 +19,9 @@ from prior3d.section_reading import (
     read_probes,
     read_section,
 )
-from prior3d.sections import BackboneSection, DataSection, ProbeSection
+from prior3d.recipe.sections import BackboneSection, DataSection, ProbeSection
+from prior3d.recipe.source import Source
+from prior3d.registry import Registry
 
 DEFAULT_PROBES = ("correspondence", "segmentation", "depth")
 """Of these, the ones that the data fit, where neither a recipe nor the command line names probes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from prior3d.data.dataset import Dataset
+from prior3d.contracts.dataset import Dataset
 from prior3d.data.preparing import prepare_datasets
 from prior3d.errors import UserError
 from prior3d.evaluation import output

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prior3d.backbone import check_name
+from prior3d.backbone.weights import read_description
 from prior3d.errors import UserError
 from prior3d.pretraining.folder import RunFolder
-from prior3d.recipe_files import Source, override, read_recipe
-from prior3d.section_reading import own_options
-from prior3d.sections import DataSection
-from prior3d.weights import read_description
+from prior3d.recipe.reading import own_options
+from prior3d.recipe.sections import DataSection
+from prior3d.recipe.source import Source, override, read_recipe
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 SAYS_ITS_MODEL = (
-    "a file that says it: backbone.safetensors of a run, or one of prior3d.weights.save_weights(file, weights,"
+    "a file that says it: backbone.safetensors of a run, or one of prior3d.backbone.save_weights(file, weights,"
     " {'model': ...})"
 )
 """What to name beside MODEL where MODEL itself may be any file: `backbone.name=...` is about MODEL alone."""

@@ -8,19 +8,19 @@ import timm
 from torch import Tensor
 
 from prior3d.backbone import Backbone, set_trainable
-from prior3d.batch_norm import refuse_folded
-from prior3d.data.dataset import Dataset, DataSpec, Split
-from prior3d.data.loading import DrawnSamples
-from prior3d.data.posed import PosedDataset
+from prior3d.backbone.batch_norm import refuse_folded
+from prior3d.backbone.weights import load_encoder, read_weights
+from prior3d.contracts.dataset import Dataset, DataSpec, Split
+from prior3d.contracts.fields import DERIVED_FIELDS, PROBES_ONLY, is_known, missing_fields
+from prior3d.contracts.prior import READABLE, Prior
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError
-from prior3d.fields import DERIVED_FIELDS, PROBES_ONLY, is_known, missing_fields
-from prior3d.objective import JointObjective, Term
-from prior3d.prior import READABLE, Prior
+from prior3d.pretraining.objective import JointObjective, Term
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.randomness import reseed
-from prior3d.schema import construct
-from prior3d.sections import BackboneSection
-from prior3d.weights import load_encoder, read_weights
+from prior3d.recipe.sections import BackboneSection
+from prior3d.registry.schema import construct
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe

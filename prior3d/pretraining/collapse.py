@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import full_precision
-from prior3d.objective import Maps
+from prior3d.pretraining.objective import Maps
 
 _CELLS = 1024
 """Cells looked at; enough for a rank, little enough for every log line."""

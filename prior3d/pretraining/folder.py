@@ -1,12 +1,9 @@
 """The run folder: what a run leaves behind, and how a later process finds its way in it."""
 
 import contextlib
-import json
-import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +12,9 @@ from safetensors.torch import load_file
 
 from prior3d import __version__
 from prior3d.backbone import Backbone
+from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
 from prior3d.errors import UserError
-from prior3d.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise, write_atomically
+from prior3d.files import write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -155,19 +153,6 @@ class RunFolder:
         """Write what was run, with the versions it ran on."""
         versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
         write_json(self.summary, {**facts, "versions": versions | _versions()})
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write plain values, atomically; numbers that are not finite, which JSON does not know, become null."""
-    write_atomically(path, json.dumps(_with_nulls(content), indent=2, allow_nan=False).encode())
-
-
-def _with_nulls(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nulls(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_decoder(backbone: Backbone, path: Path) -> None:

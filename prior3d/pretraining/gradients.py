@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from prior3d.objective import JointObjective, Losses
+from prior3d.pretraining.objective import JointObjective, Losses
 
 
 def compare_gradients(losses: Losses, maps: Mapping[int, Tensor], objective: JointObjective) -> dict[str, Tensor]:

@@ -14,23 +14,23 @@ from rich.console import Console
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.data.augmentation import assemble
-from prior3d.data.dataset import Progress, View
-from prior3d.data.loading import to_float
-from prior3d.data.posed import PosedDataset
-from prior3d.data.store import Store
+from prior3d.contracts.dataset import Progress, View
+from prior3d.contracts.fields import IMAGE_FIELDS
+from prior3d.contracts.prior import Batch, Features, Prior, Scene
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.augmentation import assemble
+from prior3d.data.sample.loading import to_float
 from prior3d.errors import DamagedFile, UserError
-from prior3d.fields import IMAGE_FIELDS
-from prior3d.objective import JointObjective, encode
+from prior3d.jobs.store import Store
 from prior3d.pretraining.building import Parts, first_available
-from prior3d.prior import Batch, Features, Prior, Scene
+from prior3d.pretraining.objective import JointObjective, encode
 from prior3d.randomness import generator, reseed
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
 Keep = Callable[[int, Callable[[Path], None], bool], Path]
-"""(scene, build, wait): the scene's folder, built first where it does not exist, as `prior3d.data.store` does."""
+"""(scene, build, wait): the scene's folder, built first where it does not exist, as `prior3d.jobs.store` does."""
 
 
 def prepare_priors(parts: Parts, recipe: "Recipe", progress: Progress, console: Console) -> None:

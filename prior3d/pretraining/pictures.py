@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.data.loading import PACKED
-from prior3d.fields import IMAGE_FIELDS
+from prior3d.contracts.fields import IMAGE_FIELDS
+from prior3d.data.sample.loading import PACKED
 from prior3d.figures import draw_features, render
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.errors import UserError
+from prior3d.files import write_json
 from prior3d.pretraining.building import Parts, checkpoint_of
-from prior3d.pretraining.folder import RunFolder, write_json
+from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of

@@ -13,7 +13,7 @@ _READINGS = 20
 class Bars:
     """Progress bars that disappear when done, several at a time where work is nested; without a terminal, quiet.
 
-    Called as `prior3d.data.dataset.Progress`.
+    Called as `prior3d.contracts.dataset.Progress`.
 
     Args:
         console: where to.

@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from prior3d.backbone import Backbone
-from prior3d.data.dataset import Dataset
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.data.preparing import prepare_datasets
 from prior3d.errors import UserError
-from prior3d.fields import SURFACE_FIELDS
 from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.cores import share_cores
@@ -205,8 +205,14 @@ def _quieten() -> None:
 
 
 def _create_folder(recipe: "Recipe", registry: "Registry", out: Path | None) -> RunFolder:
-    origins = "".join(f"# {line}\n" for line in registry.origins(recipe))
-    return RunFolder.create(out or Path("runs"), recipe.name, origins + recipe.to_yaml())
+    comments = "".join(f"# {line}\n" for line in origins(recipe, registry))
+    return RunFolder.create(out or Path("runs"), recipe.name, comments + recipe.to_yaml())
+
+
+def origins(recipe: "Recipe", registry: "Registry") -> list[str]:
+    """Return a line for every plugin a recipe uses: what it is, where it is from, which version."""
+    used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in recipe.uses())
+    return [f"{plugin}" if plugin.version in plugin.origin else f"{plugin}, {plugin.version}" for plugin in used]
 
 
 def _reference(recipe: "Recipe", parts: Parts) -> Backbone | None:

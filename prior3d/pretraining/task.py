@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prior3d.backbone import Backbone
-from prior3d.data.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_float
-from prior3d.fields import IMAGE_FIELDS
-from prior3d.objective import JointObjective, Pass, encode
+from prior3d.contracts.fields import IMAGE_FIELDS
+from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_float
 from prior3d.pretraining.collapse import feature_health
 from prior3d.pretraining.divergence import Divergence
 from prior3d.pretraining.gradients import compare_gradients
+from prior3d.pretraining.objective import JointObjective, Pass, encode
 from prior3d.pretraining.optimization import learning_rate_factor, make_optimizer
 from prior3d.randomness import reseed
 

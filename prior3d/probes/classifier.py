@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone, Encoder
+from prior3d.backbone.weights import digest
 from prior3d.errors import UserError
-from prior3d.weights import digest
 
 
 class CheckpointClassifier(nn.Module):
@@ -48,7 +48,7 @@ def checkpoint_classifier(backbone: Backbone, weights: Mapping[str, Tensor]) -> 
 
     Args:
         backbone: as models are measured: frozen, on its device.
-        weights: of the whole model, as `prior3d.weights.read_weights` gives them.
+        weights: of the whole model, as `prior3d.backbone.weights.read_weights` gives them.
 
     Raises:
         UserError: the classifier takes other features than the backbone gives.

@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prior3d.data.dataset import Dataset
-from prior3d.data.listing import fingerprint
-from prior3d.data.posed import PosedDataset
-from prior3d.data.single_images import SingleImages
-from prior3d.data.store import content_key
+from prior3d.contracts.dataset import Dataset
+from prior3d.data.images.single_images import SingleImages
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.files import content_key, fingerprint
 from prior3d.probes.probe_data import chosen_frames
 from prior3d.probes.results import Keys
 from prior3d.probes.tasks import ProbeTask
+from prior3d.recipe.sections import DataSection, ProbeSection
 from prior3d.registry import Registry
-from prior3d.sections import DataSection, ProbeSection
 
 
 def keys_of(

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.batch_norm import reestimate_batch_norm
-from prior3d.data.dataset import Progress, silent
+from prior3d.backbone.batch_norm import reestimate_batch_norm
+from prior3d.contracts.dataset import Progress, silent
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Scores
 from prior3d.errors import UserError
 from prior3d.probes.classifier import checkpoint_classifier
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import Probe
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.results import Results
-from prior3d.probes.scores import Scores
 from prior3d.probes.tasks import ProbeTask
 from prior3d.randomness import generator
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from prior3d.data.augmentation import assemble
-from prior3d.data.dataset import Dataset, Progress, silent
+from prior3d.contracts.dataset import Dataset, Progress, silent
+from prior3d.data.sample.augmentation import assemble
 from prior3d.errors import DamagedFile, UserError
 from prior3d.probes.models import FrozenModel, Kind
 from prior3d.randomness import generator

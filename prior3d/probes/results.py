@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from prior3d.probes.probe import Probe, metrics_of
-from prior3d.probes.scores import Scores
-from prior3d.weights import write_atomically
+from prior3d.contracts.probe import Probe, metrics_of
+from prior3d.contracts.scores import Scores
+from prior3d.files import write_atomically
 
 BEFORE, AFTER = "before", "after"
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior3d.probes.scores import Scores, Summarise
+from prior3d.contracts.scores import Scores, Summarise
 from prior3d.randomness import generator
 
 LEVEL = 0.95

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prior3d.data.dataset import Dataset, DataSpec, Split
+from prior3d.contracts.dataset import Dataset, DataSpec, Split
+from prior3d.contracts.fields import missing_fields
+from prior3d.contracts.probe import Probe
 from prior3d.errors import UserError
-from prior3d.fields import missing_fields
-from prior3d.probes.probe import Probe
 from prior3d.probes.probe_data import Part
-from prior3d.schema import construct, options_of
-from prior3d.sections import DataSection, ProbeSection
+from prior3d.recipe.sections import DataSection, ProbeSection
+from prior3d.registry.schema import construct, options_of
 
 if TYPE_CHECKING:
     from prior3d.registry import Registry

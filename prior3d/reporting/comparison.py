@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prior3d.probes.probe import Probe
+from prior3d.contracts.probe import Probe
 from prior3d.probes.results import Results
 from prior3d.probes.statistics import Estimate, Resampled, difference, draw_groups, estimate, resample
 from prior3d.probes.tasks import ProbeTask

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prior3d.probes.probe import Probe
+from prior3d.contracts.probe import Probe
 from prior3d.reporting.comparison import Comparison, Pair, Row, Section
 from prior3d.reporting.notes import notes_on
 from prior3d.reporting.plain import describe_data

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from prior3d import __version__
+from prior3d.files import write_atomically
 from prior3d.reporting.comparison import Comparison
 from prior3d.reporting.markdown import to_markdown
 from prior3d.reporting.plain import to_plain
-from prior3d.weights import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.fields import FIELDS, PROBES_ONLY, is_known
-from prior3d.prior import READABLE, Batch, Features, Prior, Scene
+from prior3d.contracts.fields import FIELDS, PROBES_ONLY, is_known
+from prior3d.contracts.prior import READABLE, Batch, Features, Prior, Scene
 from prior3d.randomness import reseed
-from prior3d.schema import validate_options
+from prior3d.registry.schema import validate_options
 from prior3d.testing.examples import (
     example_backbone,
     example_batch,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prior3d.fields import DERIVED_FIELDS
-from prior3d.prior import BackboneSpec, Batch, Features, Scene
+from prior3d.contracts.fields import DERIVED_FIELDS
+from prior3d.contracts.prior import BackboneSpec, Batch, Features, Scene
 from prior3d.randomness import reseed
 
 SIZE = (48, 64)

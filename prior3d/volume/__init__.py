@@ -1,5 +1,6 @@
 """Building blocks of volume rendering from tri-planes: decoder, planes, rays, renderer, losses; no prior, no data."""
 
+from prior3d.losses.ssi_depth import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
 from prior3d.volume.decoder import TriplaneDecoder
 from prior3d.volume.dense_head import DenseHead
 from prior3d.volume.field import RadianceMLP, render_planes, render_view
@@ -8,7 +9,6 @@ from prior3d.volume.pixels import pixel_positions, random_pixels, read_pixels
 from prior3d.volume.planes import plane_energy, sample_planes
 from prior3d.volume.rays import CubeSpace, FrustumSpace, RaySamples, Space
 from prior3d.volume.rendering import Rendered, ray_weights, render_rays
-from prior3d.volume.ssi_loss import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
 
 __all__ = [
     "CubeSpace",

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from prior3d.data.augmentation import AugmentOptions, assemble
-from prior3d.data.dataset import View
-from prior3d.data.photometric import LUMA, NEEDS_DRAWS, ColorChange, apply_change, draw_change
-from prior3d.data.placement import centered, crop
+from prior3d.contracts.dataset import View
+from prior3d.data.sample.augmentation import AugmentOptions, assemble
+from prior3d.data.sample.photometric import LUMA, NEEDS_DRAWS, ColorChange, apply_change, draw_change
+from prior3d.data.sample.placement import centered, crop
 from prior3d.errors import UserError
 
 POSED = frozenset({"image", "image_clean", "depth", "intrinsics", "world_from_camera"})

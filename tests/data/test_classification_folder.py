@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from prior3d.data.augmentation import assemble
-from prior3d.data.classification_folder import ClassificationFolder
-from prior3d.data.dataset import DataSpec
-from prior3d.data.single_images import SplitFolders
+from prior3d.contracts.dataset import DataSpec
+from prior3d.data.images.single_images import SplitFolders
+from prior3d.data.sample.augmentation import assemble
 from prior3d.errors import DamagedFile, UserError
-from prior3d.schema import construct
+from prior3d.registry.schema import construct
+from prior3d_plugins.datasets.classification_folder import ClassificationFolder
 
 BOTH = frozenset({"image", "label"})
 CLASSES = ("cat", "dog", "owl")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from prior3d.data.augmentation import AugmentOptions
-from prior3d.data.controls import permute_frames, with_geometry
-from prior3d.data.dataset import DataSpec, View
-from prior3d.data.loading import DrawnSamples
-from prior3d.data.pairs import PairOptions
-from prior3d.data.posed import PosedDataset
-from prior3d.data.synthetic_rooms import SyntheticRooms
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.data.posed.controls import permute_frames, with_geometry
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.posed.pairs import PairOptions
+from prior3d.data.sample.augmentation import AugmentOptions
+from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError
 from prior3d.geometry import match_views, unproject
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera", "semantic"})
 SIZE = (48, 64)

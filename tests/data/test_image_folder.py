@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.image_folder import ImageFolder, SplitFolders
-from prior3d.data.single_images import split_of
+from prior3d.contracts.dataset import DataSpec
+from prior3d.data.images.single_images import split_of
 from prior3d.errors import DamagedFile, UserError
+from prior3d_plugins.datasets.image_folder import ImageFolder, SplitFolders
 
 IMAGE = frozenset({"image"})
 

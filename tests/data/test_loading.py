@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from prior3d.data.augmentation import AugmentOptions
-from prior3d.data.dataset import Dataset, DataSpec, View
-from prior3d.data.loading import DrawnSamples, DrawStream, collate, make_loader, raise_errors, to_float
+from prior3d.contracts.dataset import Dataset, DataSpec, View
+from prior3d.data.sample.augmentation import AugmentOptions
+from prior3d.data.sample.loading import DrawnSamples, DrawStream, collate, make_loader, raise_errors, to_float
 from prior3d.errors import DamagedFile, UserError
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from prior3d.data.dataset import DataSpec, View
-from prior3d.data.pairs import PairOptions
-from prior3d.data.posed import PosedDataset
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.posed.pairs import PairOptions
 from prior3d.errors import DamagedFile, UserError
 
 SIZE = (60, 80)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.posed_rgbd import Calibration, PosedRGBD
-from prior3d.data.posed_rgbd.cameras import read_pinhole
-from prior3d.data.posed_rgbd.layouts import names_scene
+from prior3d.contracts.dataset import DataSpec
+from prior3d.data.posed.cameras import read_pinhole
 from prior3d.errors import DamagedFile, UserError
+from prior3d_plugins.datasets.posed_rgbd import Calibration, PosedRGBD
+from prior3d_plugins.datasets.posed_rgbd.layouts import names_scene
 
 ALL = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 KITCHEN = Calibration(fx=528, fy=528, cx=321, cy=239, translation=(-0.025, 0.0, 0.0))

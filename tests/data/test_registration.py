@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prior3d.data.posed_rgbd.registration import CameraPair
+from prior3d.data.posed.registration import CameraPair
 
 
 def intrinsics(focal=100.0, center=(50.0, 40.0)):

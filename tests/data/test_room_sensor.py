@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.synthetic_rooms import SyntheticRooms
-from prior3d.data.synthetic_rooms.rendering import render
-from prior3d.data.synthetic_rooms.rooms import Room
-from prior3d.data.synthetic_rooms.sensor import Sensor
-from prior3d.data.synthetic_rooms.textures import Texture
-from prior3d.data.synthetic_rooms.trajectories import draw_trajectory, look_at, pinhole
+from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
+from prior3d_plugins.datasets.synthetic_rooms.rendering import render
+from prior3d_plugins.datasets.synthetic_rooms.rooms import Room
+from prior3d_plugins.datasets.synthetic_rooms.sensor import Sensor
+from prior3d_plugins.datasets.synthetic_rooms.textures import Texture
+from prior3d_plugins.datasets.synthetic_rooms.trajectories import draw_trajectory, look_at, pinhole
 
 SIZE = (60, 80)
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera", "semantic", "normals"})

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.synthetic_rooms import SyntheticRooms
-from prior3d.data.synthetic_rooms.catalogue import CLASSES, VARIANTS
-from prior3d.data.synthetic_rooms.patterns import FAMILIES
-from prior3d.data.synthetic_rooms.rooms import SURFACES, Room, draw_room
-from prior3d.data.synthetic_rooms.styles import PALETTES, SPLITS, Style, style_of
+from prior3d.contracts.dataset import DataSpec
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
+from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
+from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
+from prior3d_plugins.datasets.synthetic_rooms.rooms import SURFACES, Room, draw_room
+from prior3d_plugins.datasets.synthetic_rooms.styles import PALETTES, SPLITS, Style, style_of
 
 
 def rooms_of(style: Style, count: int) -> list[Room]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.segmentation_folder import SegmentationFolder
-from prior3d.data.single_images import SplitFolders
+from prior3d.contracts.dataset import DataSpec
+from prior3d.data.images.single_images import SplitFolders
 from prior3d.errors import DamagedFile, UserError
-from prior3d.schema import construct
+from prior3d.registry.schema import construct
+from prior3d_plugins.datasets.segmentation_folder import SegmentationFolder
 
 BOTH = frozenset({"image", "semantic"})
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")

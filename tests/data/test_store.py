@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from prior3d.data.store import Store, build_once, content_key
 from prior3d.errors import UserError
+from prior3d.files import content_key
+from prior3d.jobs.store import Store, build_once
 
 FILES = 20
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen:
-    preamble = "import os, sys, time\nfrom pathlib import Path\nfrom prior3d.data.store import build_once\n"
+    preamble = "import os, sys, time\nfrom pathlib import Path\nfrom prior3d.jobs.store import build_once\n"
     command = [sys.executable, "-c", preamble + textwrap.dedent(script), *map(str, arguments)]
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from prior3d.data.augmentation import AugmentOptions, assemble
-from prior3d.data.dataset import DataSpec, View
-from prior3d.data.fusion import Cloud, PosedFrame, away_from_edges, fuse
-from prior3d.data.loading import DrawnSamples, collate
-from prior3d.data.posed import PosedDataset
-from prior3d.data.posed_rgbd import PosedRGBD
-from prior3d.data.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
-from prior3d.data.synthetic_rooms import SyntheticRooms
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.posed.fusion import Cloud, PosedFrame, away_from_edges, fuse
+from prior3d.data.posed.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
+from prior3d.data.sample.augmentation import AugmentOptions, assemble
+from prior3d.data.sample.loading import DrawnSamples, collate
+from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 CAMERA = np.array([[50.0, 0, 32], [0, 40.0, 24], [0, 0, 1]])
@@ -266,9 +266,10 @@ def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
 def test_a_cache_of_before_there_were_colours_is_not_read(tmp_path, monkeypatch):
     dataset = walls(tmp_path, voxel_size=0.05)
     with monkeypatch.context() as old:
-        old.setattr("prior3d.data.posed.SURFACE_VERSION", 1)
+        old.setattr("prior3d.data.posed.dataset.SURFACE_VERSION", 1)
         old.setattr(
-            "prior3d.data.posed.fuse", lambda frames, options: Cloud(np.array([[0, 0, 5] for _ in frames]), None)
+            "prior3d.data.posed.dataset.fuse",
+            lambda frames, options: Cloud(np.array([[0, 0, 5] for _ in frames]), None),
         )
         before = walls(tmp_path, voxel_size=0.05).surface(0)
     assert len(before) == 4 and before.colors is None

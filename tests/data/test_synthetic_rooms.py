@@ -6,19 +6,19 @@ import pytest
 import torch
 from scipy import stats
 
-from prior3d.data.dataset import DataSpec, View
-from prior3d.data.synthetic_rooms import SyntheticRooms, rendering
-from prior3d.data.synthetic_rooms.catalogue import CLASSES, VARIANTS
-from prior3d.data.synthetic_rooms.design import Design
-from prior3d.data.synthetic_rooms.patterns import FAMILIES
-from prior3d.data.synthetic_rooms.primitives import Primitive, intersect, unit_normals
-from prior3d.data.synthetic_rooms.rendering import render
-from prior3d.data.synthetic_rooms.rooms import Piece, Room, draw_room
-from prior3d.data.synthetic_rooms.sensor import Sensor
-from prior3d.data.synthetic_rooms.textures import draw_texture
-from prior3d.data.synthetic_rooms.trajectories import draw_trajectory, look_at, pinhole
+from prior3d.contracts.dataset import DataSpec, View
 from prior3d.errors import UserError
 from prior3d.geometry import project, unproject
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms, rendering
+from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
+from prior3d_plugins.datasets.synthetic_rooms.design import Design
+from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
+from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive, intersect, unit_normals
+from prior3d_plugins.datasets.synthetic_rooms.rendering import render
+from prior3d_plugins.datasets.synthetic_rooms.rooms import Piece, Room, draw_room
+from prior3d_plugins.datasets.synthetic_rooms.sensor import Sensor
+from prior3d_plugins.datasets.synthetic_rooms.textures import draw_texture
+from prior3d_plugins.datasets.synthetic_rooms.trajectories import draw_trajectory, look_at, pinhole
 
 SIZE = (48, 64)
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera", "semantic"})

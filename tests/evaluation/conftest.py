@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from prior3d import cli
-from prior3d.yaml12 import dump, load
+from prior3d.recipe.yaml12 import dump, load
 
 RECIPE = """\
 seed: 3
@@ -22,8 +22,8 @@ plugins: [glow.py]
 GLOW = '''
 import torch
 from matplotlib.figure import Figure
-from prior3d.probes.probe import Probe
-from prior3d.probes.scores import by_group
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import by_group
 
 asked = []
 

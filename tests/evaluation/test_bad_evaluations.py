@@ -194,7 +194,7 @@ def test_other_classes_and_no_images_in_the_held_out_split(refused, finished, tm
 
 
 NOTHING = """
-from prior3d.data.dataset import Dataset, DataSpec
+from prior3d.contracts.dataset import Dataset, DataSpec
 
 class Nothing(Dataset):
     splits = ("train", "test")

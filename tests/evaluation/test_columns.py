@@ -7,12 +7,12 @@ import timm
 import torch
 
 from prior3d.backbone import Backbone
+from prior3d.backbone.weights import read_weights, save_weights
 from prior3d.errors import UserError
 from prior3d.evaluation.arguments import other_subject
 from prior3d.evaluation.columns import build_columns, notes_on_models
 from prior3d.evaluation.request import build_request
 from prior3d.evaluation.subjects import find_subject
-from prior3d.weights import read_weights, save_weights
 
 
 def columns(model, *overrides, against=None, control=None):
@@ -68,7 +68,7 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
         with pytest.raises(UserError, match=rf"^--{flag}: .*mine.pth does not say which model it is of") as refused:
             columns(finished, **{flag: mine})
         assert "after --against or --control, name a file that says it: backbone.safetensors" in refused.value.message
-        assert "prior3d.weights.save_weights(file, weights, {'model': ...})" in refused.value.message
+        assert "prior3d.backbone.save_weights(file, weights, {'model': ...})" in refused.value.message
     save_weights(str(tmp_path / "said.safetensors"), read_weights(mine), {"model": "resnet10t"})
     made = columns(mine, "backbone.name=resnet10t", against=tmp_path / "said.safetensors")
     assert made["before"].key == made["after"].key

@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from prior3d import cli
 from prior3d.backbone import Backbone
+from prior3d.backbone.weights import save_weights
 from prior3d.evaluation import pictures
 from prior3d.pretraining.building import make_backbone
 from prior3d.probes import measuring
 from prior3d.probes.results import Results
-from prior3d.sections import BackboneSection
-from prior3d.weights import save_weights
+from prior3d.recipe.sections import BackboneSection
 
 FOUR = ["before", "after", "before + after", "before + random"]
 
@@ -207,8 +207,8 @@ def test_a_classifier_comes_with_the_weights_and_measures_single_models(evaluate
 
 NAMED = """
 import torch
-from prior3d.probes.probe import Probe
-from prior3d.probes.scores import Scores
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Scores
 
 class Named(Probe):
     needs_classifier = True

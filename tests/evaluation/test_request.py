@@ -5,7 +5,7 @@ import pytest
 from prior3d.errors import UserError
 from prior3d.evaluation.request import build_request
 from prior3d.evaluation.subjects import find_subject
-from prior3d.probes.shape_bias import CLASSES
+from prior3d_plugins.probes.shape_bias.probe import CLASSES
 
 RANDOM = "backbone.pretrained=false"
 

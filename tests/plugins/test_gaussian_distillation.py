@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from prior3d.contracts.prior import Features, Scene
 from prior3d.errors import UserError
-from prior3d.prior import Features, Scene
 from prior3d.splat import Lifted
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features, example_scenes
-from prior3d_plugins.gaussian_distillation import GaussianDistillation
-from prior3d_plugins.gaussian_distillation.lifting import Grid, LiftedScene, Lifting, lift_scene
-from prior3d_plugins.gaussian_distillation.targets import compare, render_targets
+from prior3d_plugins.priors.gaussian_distillation import GaussianDistillation
+from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene, Lifting, lift_scene
+from prior3d_plugins.priors.gaussian_distillation.targets import compare, render_targets
 
 SIZE, GRID = (48, 64), Grid((12, 16), 4, 2)
 INTRINSICS = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])

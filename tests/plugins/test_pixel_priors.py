@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prior3d.contrastive import point_info_nce
-from prior3d.prior import Features
+from prior3d.contracts.prior import Features
+from prior3d.losses.contrastive import point_info_nce
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
-from prior3d_plugins.augmentation_invariance import AugmentationInvariance
-from prior3d_plugins.depth_regression import DepthRegression
-from prior3d_plugins.view_invariance import ViewInvariance
+from prior3d_plugins.priors.augmentation_invariance import AugmentationInvariance
+from prior3d_plugins.priors.depth_regression import DepthRegression
+from prior3d_plugins.priors.view_invariance import ViewInvariance
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from prior3d.data.augmentation import AugmentOptions, assemble
-from prior3d.data.dataset import DataSpec
-from prior3d.data.loading import collate
-from prior3d.data.posed_rgbd import PosedRGBD
-from prior3d.data.surface import SURFACE_NEEDS, SurfaceOptions, add_surface, frustum_box
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.prior import BackboneSpec, Features
+from prior3d.data.posed.surface import SURFACE_NEEDS, SurfaceOptions, add_surface, frustum_box
+from prior3d.data.sample.augmentation import AugmentOptions, assemble
+from prior3d.data.sample.loading import collate
 from prior3d.errors import UserError
 from prior3d.geometry import unproject
-from prior3d.prior import BackboneSpec, Features
-from prior3d.schema import validate_options
+from prior3d.registry.schema import validate_options
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
-from prior3d_plugins.pixel_voxel import PixelVoxel
-from prior3d_plugins.pixel_voxel.chunks import Grids, Points, random_grids, voxelise, within_reach
-from prior3d_plugins.pixel_voxel.matching import match_pixels, sample_matches
+from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.priors.pixel_voxel import PixelVoxel
+from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, random_grids, voxelise, within_reach
+from prior3d_plugins.priors.pixel_voxel.matching import match_pixels, sample_matches
 
 SIZE = (96, 128)
 STRIDE = 4

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from prior3d.data.dataset import DataSpec
-from prior3d.data.loading import DrawnSamples, collate
-from prior3d.data.surface import SurfaceOptions
-from prior3d.data.synthetic_rooms import SyntheticRooms
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.prior import BackboneSpec, Features
+from prior3d.data.posed.surface import SurfaceOptions
+from prior3d.data.sample.loading import DrawnSamples, collate
 from prior3d.errors import UserError
 from prior3d.pretraining.pictures import head
-from prior3d.prior import BackboneSpec, Features
-from prior3d.schema import validate_options
+from prior3d.registry.schema import validate_options
 from prior3d.sparse import SparseTensor
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
-from prior3d_plugins.pixel_voxel import PixelVoxel
-from prior3d_plugins.pixel_voxel.chunks import Points, random_grids, voxelise
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
+from prior3d_plugins.priors.pixel_voxel import PixelVoxel
+from prior3d_plugins.priors.pixel_voxel.chunks import Points, random_grids, voxelise
 
 SIZE = (48, 64)
 

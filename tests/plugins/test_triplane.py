@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from prior3d.contracts.fields import missing_fields
+from prior3d.contracts.prior import Features
 from prior3d.errors import UserError
-from prior3d.fields import missing_fields
-from prior3d.prior import Features
-from prior3d.schema import validate_options
+from prior3d.registry.schema import validate_options
 from prior3d.testing import SIZE, check_prior, evaluate, example_backbone, example_batch, example_features
 from prior3d.volume import random_pixels, read_pixels
-from prior3d_plugins.triplane import Triplane
-from prior3d_plugins.triplane.decoders import Seen
-from prior3d_plugins.triplane.terms import depth_correlation, distillation
+from prior3d_plugins.priors.triplane import Triplane
+from prior3d_plugins.priors.triplane.decoders import Seen
+from prior3d_plugins.priors.triplane.terms import depth_correlation, distillation
 
 SMALL = {"images": 4, "rays": 64, "samples": 8, "blocks": 1, "width": 32, "plane_size": 8, "plane_channels": 8}
 

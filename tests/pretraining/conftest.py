@@ -53,7 +53,9 @@ def train(recipe):
 def start():
     """Start the command in a process of its own, from a server that has imported everything once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prior3d.pretraining.run", "prior3d.recipe", "prior3d.data.synthetic_rooms"])
+    context.set_forkserver_preload(
+        ["prior3d.pretraining.run", "prior3d.recipe", "prior3d_plugins.datasets.synthetic_rooms"]
+    )
     started = []
 
     def run(*arguments):

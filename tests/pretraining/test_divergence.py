@@ -9,9 +9,9 @@ import torch
 from prior3d import cli
 from prior3d.backbone import Maps
 from prior3d.errors import UserError
+from prior3d.files import write_json
 from prior3d.pretraining.collapse import feature_health
 from prior3d.pretraining.divergence import PATIENCE, Divergence, check_finite
-from prior3d.pretraining.folder import write_json
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

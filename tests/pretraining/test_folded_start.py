@@ -5,7 +5,7 @@ import timm
 import torch
 
 from prior3d import cli
-from prior3d.batch_norm import is_folded, unfold_batch_norm
+from prior3d.backbone.batch_norm import is_folded, unfold_batch_norm
 from prior3d.errors import UserError
 from prior3d.pretraining.building import build
 from prior3d.recipe import load_recipe
@@ -53,7 +53,10 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(command, recipe, argu
     assert command([str(recipe), *arguments(network()), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "command line: backbone.weights: the statistics of bn1 of mobilenetv2_035, a BatchNorm layer, are" in line
-    assert "tools/unfold_batch_norm.py (prior3d.batch_norm.unfold_batch_norm), or leave the encoder frozen" in line
+    assert (
+        "tools/unfold_batch_norm.py (prior3d.backbone.batch_norm.unfold_batch_norm), or leave the encoder frozen"
+        in line
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ import os
 import time
 from pathlib import Path
 from prior3d import Prior
-from prior3d_plugins.gaussian_distillation import GaussianDistillation
+from prior3d_plugins.priors.gaussian_distillation import GaussianDistillation
 
 class Slow(GaussianDistillation, Prior):
     """Take your time."""

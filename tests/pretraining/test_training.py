@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prior3d.backbone import Backbone
-from prior3d.batch_norm import reestimate_batch_norm
+from prior3d.backbone.batch_norm import reestimate_batch_norm
 from prior3d.pretraining.task import PretrainingTask
 from prior3d.recipe import load_recipe
 

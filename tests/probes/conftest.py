@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from prior3d.backbone import Maps
-from prior3d.data.dataset import Dataset, DataSpec, View
+from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator

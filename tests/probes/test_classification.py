@@ -11,16 +11,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from prior3d.backbone import Maps
-from prior3d.data.classification_folder import ClassificationFolder
-from prior3d.data.dataset import DataSpec
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.probes.classification import Classification
 from prior3d.probes.logistic import choose_penalty, fit_logistic
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pooled import FrozenVectors, labels_of
-from prior3d.probes.probe import metrics_of
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
+from prior3d_plugins.datasets.classification_folder import ClassificationFolder
+from prior3d_plugins.probes.classification import Classification
 
 CLASSES = ("cat", "dog", "owl", "rat")
 

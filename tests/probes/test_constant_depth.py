@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prior3d.probes.depth import Depth
 from prior3d.probes.tasks import ProbeTask
+from prior3d_plugins.probes.depth import Depth
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 

@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from prior3d.backbone import Maps
-from prior3d.data.dataset import DataSpec
-from prior3d.data.posed_rgbd import PosedRGBD
-from prior3d.data.synthetic_rooms import SyntheticRooms
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
 from prior3d.geometry import view_angle
-from prior3d.probes.correspondence import Correspondence
 from prior3d.probes.matching import DescribedPair, _nearest, features_at, match_cells, match_pixels
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import metrics_of
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.view_pairs import PosedView, cell_centres, choose_pairs, read_views, share_points
 from prior3d.randomness import generator
+from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
+from prior3d_plugins.probes.correspondence import Correspondence
 
 DETAIL = {"pairs_per_bin": 3, "detail": True}
 

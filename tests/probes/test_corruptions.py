@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from prior3d.probes.corruptions import CORRUPTIONS, LEVELS, SEVERITIES, corrupt
 from prior3d.randomness import generator
+from prior3d_plugins.probes.robustness.corruptions import CORRUPTIONS, LEVELS, SEVERITIES, corrupt
 
 
 @pytest.fixture(scope="module")

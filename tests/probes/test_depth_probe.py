@@ -7,11 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.probes.depth import Depth, depth_errors
-from prior3d.probes.depth_losses import gradient_loss, scale_invariant_loss
-from prior3d.probes.probe import metrics_of
+from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
 from prior3d.randomness import generator
+from prior3d_plugins.probes.depth import Depth, depth_errors
 
 SIZE, CELL = (16, 24), 4
 

@@ -6,16 +6,16 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from prior3d.backbone import Backbone
-from prior3d.batch_norm import unfold_batch_norm
-from prior3d.data.dataset import Dataset, DataSpec, View
+from prior3d.backbone.batch_norm import unfold_batch_norm
+from prior3d.contracts.dataset import Dataset, DataSpec, View
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
 from prior3d.probes.crops import cut, random_crops
-from prior3d.probes.finetuning import FinetuneSegmentation, count_pixels, label_order
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import metrics_of
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
-from prior3d.schema import construct
+from prior3d.registry.schema import construct
+from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation, count_pixels, label_order
 
 SIZE = (32, 48)
 PALETTE = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)

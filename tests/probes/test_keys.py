@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from prior3d.backbone import Backbone
+from prior3d.contracts.probe import Probe
 from prior3d.errors import UserError
 from prior3d.probes.classifier import classifier_digest
-from prior3d.probes.finetuning import FinetuneSegmentation
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import measure
-from prior3d.probes.probe import Probe
 from prior3d.probes.tasks import build_tasks
+from prior3d.recipe.sections import DataSection, ProbeDataSection, ProbeSection
 from prior3d.registry import Registry
-from prior3d.sections import DataSection, ProbeDataSection, ProbeSection
+from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation
 
 SIZE = (32, 32)
 
@@ -103,8 +103,8 @@ def test_a_classifier_counts_where_it_is_needed(root, monkeypatch):
 
 
 def take_any_data(monkeypatch):
-    monkeypatch.setattr("prior3d.probes.shape_bias.ShapeBias.needs", ("image",))
-    monkeypatch.setattr("prior3d.probes.shape_bias.ShapeBias.check_data", Probe.check_data)
+    monkeypatch.setattr("prior3d_plugins.probes.shape_bias.probe.ShapeBias.needs", ("image",))
+    monkeypatch.setattr("prior3d_plugins.probes.shape_bias.probe.ShapeBias.check_data", Probe.check_data)
 
 
 class Refusing(Probe):

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from prior3d.data.dataset import DataSpec
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import by_group
 from prior3d.errors import UserError
 from prior3d.probes import measuring
 from prior3d.probes.measuring import evaluate
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import Probe
 from prior3d.probes.results import Results
-from prior3d.probes.scores import by_group
 from prior3d.probes.tasks import ProbeTask, build_tasks
-from prior3d.sections import DataSection, ProbeDataSection, ProbeSection
+from prior3d.recipe.sections import DataSection, ProbeDataSection, ProbeSection
 
 
 class Brightness(Probe):

@@ -6,11 +6,11 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from prior3d.contracts.fields import missing_fields
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.fields import missing_fields
 from prior3d.geometry.normals import normals_from_depth
-from prior3d.probes.normals import Normals, angle_deg
-from prior3d.probes.probe import metrics_of
+from prior3d_plugins.probes.normals import Normals, angle_deg
 
 SIZE, CELL = (16, 24), 4
 CAMERA = np.array([[20.0, 0, 12], [0, 20, 8], [0, 0, 1]])

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone
+from prior3d.backbone.weights import load_encoder, read_weights
 from prior3d.errors import UserError
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import (
@@ -23,7 +24,6 @@ from prior3d.probes.pictures import (
     write_pictures,
 )
 from prior3d.probes.pictures.matched_clusters import _overlaps
-from prior3d.weights import load_encoder, read_weights
 
 
 class Planted(nn.Module):

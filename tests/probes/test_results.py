@@ -2,8 +2,8 @@
 
 import torch
 
+from prior3d.contracts.scores import Scores
 from prior3d.probes.results import Results
-from prior3d.probes.scores import Scores
 
 
 def one(value):

@@ -7,14 +7,14 @@ from PIL import Image
 from torch import nn
 
 from prior3d.backbone import Maps
-from prior3d.data.classification_folder import ClassificationFolder
-from prior3d.data.dataset import DataSpec
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.probes.corruptions import CORRUPTIONS
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import metrics_of
 from prior3d.probes.probe_data import ProbeData
-from prior3d.probes.robustness import Robustness
+from prior3d_plugins.datasets.classification_folder import ClassificationFolder
+from prior3d_plugins.probes.robustness.corruptions import CORRUPTIONS
+from prior3d_plugins.probes.robustness.probe import Robustness
 
 SIDE = 32
 

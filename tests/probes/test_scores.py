@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from prior3d.probes.scores import Scores, by_group
+from prior3d.contracts.scores import Scores, by_group
 
 
 def test_statistics_are_summed_by_group_and_groups_without_images_are_left_out():

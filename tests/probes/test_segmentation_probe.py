@@ -8,11 +8,11 @@ import torch
 from matplotlib.figure import Figure
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from prior3d.contracts.probe import metrics_of
+from prior3d.contracts.scores import Scores
 from prior3d.errors import UserError
 from prior3d.probes.linear import FrozenMaps
-from prior3d.probes.probe import metrics_of
-from prior3d.probes.scores import Scores
-from prior3d.probes.segmentation import Segmentation, _remember
+from prior3d_plugins.probes.segmentation import Segmentation, _remember
 
 SIZE, CELL = (16, 24), 4
 

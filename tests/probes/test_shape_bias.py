@@ -10,18 +10,22 @@ from PIL import Image
 from torch import nn
 
 from prior3d.backbone import Backbone, Maps
-from prior3d.batch_norm import is_folded
-from prior3d.data.classification_folder import ClassificationFolder
-from prior3d.data.dataset import DataSpec
+from prior3d.backbone.batch_norm import is_folded
+from prior3d.backbone.weights import read_weights
+from prior3d.contracts.dataset import DataSpec
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
 from prior3d.probes.classifier import checkpoint_classifier
-from prior3d.probes.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet, sixteen_of_imagenet
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe import metrics_of
 from prior3d.probes.probe_data import ProbeData
-from prior3d.probes.shape_bias import CLASSES, ShapeBias
 from prior3d.randomness import generator
-from prior3d.weights import read_weights
+from prior3d_plugins.datasets.classification_folder import ClassificationFolder
+from prior3d_plugins.probes.shape_bias.imagenet_classes import (
+    SIXTEEN_CLASSES,
+    sixteen_from_imagenet,
+    sixteen_of_imagenet,
+)
+from prior3d_plugins.probes.shape_bias.probe import CLASSES, ShapeBias
 
 SIZE = (4, 4)
 

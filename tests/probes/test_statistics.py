@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from prior3d.probes.scores import Scores
+from prior3d.contracts.scores import Scores
 from prior3d.probes.statistics import (
     difference,
     draw_groups,

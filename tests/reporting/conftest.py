@@ -5,10 +5,10 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from prior3d.data.dataset import Dataset, DataSpec
-from prior3d.probes.probe import Probe
+from prior3d.contracts.dataset import Dataset, DataSpec
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Scores
 from prior3d.probes.results import Results
-from prior3d.probes.scores import Scores
 from prior3d.probes.tasks import ProbeTask
 
 

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from prior3d.data.dataset import Progress, silent
+from prior3d.contracts.dataset import Progress, silent
 from prior3d.data.decoding import image_size, read_color
-from prior3d.data.listing import list_files
+from prior3d.data.images.listing import list_files
 from prior3d.errors import DamagedFile, UserError
+from prior3d.files import write_atomically
 from prior3d.probes.models import FrozenModel, Kind
 from prior3d.probes.pictures.drawing import cluster_figure, pca_figure, read_maps
 from prior3d.probes.pictures.matched_clusters import fit_matched_clusters
 from prior3d.probes.pictures.sampling import check_sizes, read_places, sample_places
 from prior3d.probes.pictures.shared_axes import fit_shared_axes
-from prior3d.weights import write_atomically
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 _PAGE = 6

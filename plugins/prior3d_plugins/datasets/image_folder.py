@@ -1,0 +1,194 @@
+"""Plain images, from one folder or several, with pseudo-depth beside them where there is some."""
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.data.decoding import read_16bit, read_array, read_color
+from prior3d.data.images.listing import list_files
+from prior3d.data.images.single_images import (
+    IMAGE_ENDINGS,
+    SingleImages,
+    SplitFolders,
+    endings_of,
+    existing_folder,
+    split_of,
+)
+from prior3d.errors import UserError
+
+PSEUDO_KINDS = ("depth", "disparity")
+"""What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""
+
+_PSEUDO_EXTENSIONS = (".png", ".npy")
+
+
+class ImageFolder(SingleImages):
+    """Images in folders, found recursively, each a sample of one view; no poses and no scenes beyond the folders.
+
+    Every epoch shows each image once, in an order that follows from the seed and the epoch alone. Files and folders
+    whose names begin with a dot are ignored, and so is the EXIF orientation.
+
+    Args:
+        spec: what every dataset is told.
+        root: folder of images, or several.
+        extensions: endings of image files, upper or lower case.
+        folders: sub-folders of `root` that hold the splits.
+        test_fraction: share of the images kept for the split "test", chosen by a hash of each image's path below
+            `root`: adding, removing or moving the whole folder changes no image's split.
+        validation_fraction: likewise for "validation".
+        pseudo_depth: folder (one for each root) with a 16-bit `.png` or a `.npy` of the same relative name for each
+            image: depth or disparity of unknown scale and shift over the same field of view; 0 = unknown.
+        pseudo_kind: which of the two it is; may be said by a file `kind.json`, {"kind": "disparity"}, in that folder.
+
+    Raises:
+        UserError: if a folder is missing or empty, the splits contradict each other, or the kind is not said.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        root: Path | list[Path],
+        extensions: tuple[str, ...] = IMAGE_ENDINGS,
+        folders: SplitFolders | None = None,
+        test_fraction: float = 0.0,
+        validation_fraction: float = 0.0,
+        pseudo_depth: Path | list[Path] | None = None,
+        pseudo_kind: Literal["depth", "disparity"] | None = None,
+    ) -> None:
+        super().__init__(spec)
+        self.splits = _splits(folders, test_fraction, validation_fraction)
+        if spec.split not in self.splits:
+            raise UserError(
+                f"this data has no split {spec.split}: set this share or data.folders", f"data.{spec.split}_fraction"
+            )
+        roots = _existing(_as_list(root), "data.root")
+        self._pseudo_roots = _existing(_as_list(pseudo_depth), "data.pseudo_depth")
+        self._pseudo_kind = self._declared_kind(pseudo_kind, len(roots))
+        if self._pseudo_roots:
+            self.provides = frozenset({"image", "pseudo_depth"})
+        self.scenes = _distinct_names(roots)
+        endings = endings_of(extensions)
+        shares = test_fraction, validation_fraction
+        self.hold(roots, [self._list(root, endings, folders, shares) for root in roots])
+        if not len(self):
+            where = ", ".join(str(root) for root in roots)
+            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {where}", "data.root")
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one image; see `Dataset.load`."""
+        name = self._paths[scene][frame]
+        view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
+        if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
+            view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
+            view.pseudo_kind = self._pseudo_kind
+        return view
+
+    def verify(self) -> None:
+        """Check that every image has its pseudo-depth."""
+        for pseudo_root, paths in zip(self._pseudo_roots, self._paths, strict=False):
+            stems = {os.path.splitext(name)[0] for name in list_files(pseudo_root, _PSEUDO_EXTENSIONS)}
+            missing = [name for name in paths if os.path.splitext(name)[0] not in stems]
+            if missing:
+                raise UserError(
+                    f"{len(missing)} of {len(paths)} images have no .png or .npy in {pseudo_root}, the first:"
+                    f" {missing[0]}",
+                    "data.pseudo_depth",
+                )
+
+    def describe(self) -> list[str]:
+        """Say how many images there are, by folder."""
+        counts = [f"{name}: {len(paths)}" for name, paths in zip(self.scenes, self._paths, strict=True)]
+        pseudo = f", with pseudo-{PSEUDO_KINDS[self._pseudo_kind]}" if self._pseudo_roots else ""
+        return [f"{len(self)} images of the split {self.spec.split}{pseudo} ({', '.join(counts)})"]
+
+    def _list(
+        self, root: Path, endings: tuple[str, ...], folders: SplitFolders | None, shares: tuple[float, float]
+    ) -> list[str]:
+        if folders is not None:
+            below = getattr(folders, self.spec.split)
+            if not (root / below).is_dir():
+                raise UserError(f"no folder {root / below}", f"data.folders.{self.spec.split}")
+            return [f"{below.strip('/')}/{name}" for name in list_files(root / below, endings, self._pseudo_roots)]
+        names = list_files(root, endings, self._pseudo_roots)
+        if not any(shares):
+            return names
+        return [name for name in names if split_of(name, *shares) == self.spec.split]
+
+    def _declared_kind(self, declared: str | None, roots: int) -> int | None:
+        if not self._pseudo_roots:
+            if declared is not None:
+                raise UserError("there is no data.pseudo_depth it could be the kind of", "data.pseudo_kind")
+            return None
+        if len(self._pseudo_roots) != roots:
+            raise UserError(
+                f"expected one folder for each of the {roots} roots, got {len(self._pseudo_roots)}",
+                "data.pseudo_depth",
+            )
+        kinds = {declared, *(_kind_in(root) for root in self._pseudo_roots)} - {None}
+        if not kinds:
+            raise UserError(
+                "say whether the pseudo-depth is depth or disparity, here or in its kind.json: the two are not affine"
+                " in each other",
+                "data.pseudo_kind",
+            )
+        if len(kinds) > 1:
+            raise UserError(
+                f"pseudo-depth is said to be both {' and '.join(sorted(kinds))} (recipe, kind.json)", "data.pseudo_kind"
+            )
+        return PSEUDO_KINDS.index(kinds.pop())
+
+
+def _as_list(roots: Path | list[Path] | None) -> list[Path]:
+    if roots is None:
+        return []
+    return roots if isinstance(roots, list) else [roots]
+
+
+def _existing(roots: list[Path], key: str) -> list[Path]:
+    return [existing_folder(root, key) for root in roots]
+
+
+def _distinct_names(roots: list[Path]) -> list[str]:
+    names = [root.resolve().name for root in roots]
+    return names if len(set(names)) == len(names) else [str(root) for root in roots]
+
+
+def _splits(folders: SplitFolders | None, test_fraction: float, validation_fraction: float) -> tuple[str, ...]:
+    if not (test_fraction >= 0 and validation_fraction >= 0 and test_fraction + validation_fraction < 1):
+        raise UserError(
+            f"expected shares from 0 that leave something to train on, got {test_fraction} for test and"
+            f" {validation_fraction} for validation",
+            "data.test_fraction",
+        )
+    shares = {"validation": validation_fraction, "test": test_fraction}
+    if folders is None:
+        return ("train", *(split for split, share in shares.items() if share > 0))
+    if any(shares.values()):
+        raise UserError("splits come either from sub-folders or from fractions, not from both", "data.folders")
+    return ("train", *(split for split in shares if getattr(folders, split) is not None))
+
+
+def _kind_in(root: Path) -> str | None:
+    """Return the kind that the folder's `kind.json` declares, if it has one."""
+    path = root / "kind.json"
+    if not path.is_file():
+        return None
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "data.pseudo_depth") from error
+    kind = declared.get("kind") if isinstance(declared, dict) else None
+    if kind not in PSEUDO_KINDS:
+        raise UserError(f'expected {{"kind": "depth"}} or {{"kind": "disparity"}} in {path}', "data.pseudo_depth")
+    return kind
+
+
+def _read_pseudo(image: Path) -> np.ndarray:
+    """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown."""
+    array = image.with_suffix(".npy")
+    return read_array(array) if array.exists() else read_16bit(image.with_suffix(".png")).astype(np.float32)

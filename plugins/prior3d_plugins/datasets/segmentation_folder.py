@@ -1,0 +1,216 @@
+"""Images with a mask of class ids for each: the usual layout of sets for semantic segmentation."""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.contracts.fields import IGNORE_CLASS
+from prior3d.data.decoding import image_size, read_color, read_ids
+from prior3d.data.images.listing import PathTable, list_files
+from prior3d.data.images.single_images import (
+    IMAGE_ENDINGS,
+    SingleImages,
+    SplitFolders,
+    endings_of,
+    existing_folder,
+    found_folders,
+    split_of,
+    splits_of,
+)
+from prior3d.errors import DamagedFile, UserError
+
+MaskId = Annotated[int, Ge(0), Le(65535)]
+"""What a pixel of a mask file can hold."""
+
+_CHECKED = 16
+"""Masks whose ids `verify` reads, spread evenly over the set."""
+
+
+class SegmentationFolder(SingleImages):
+    """Images and masks of the same name, in `root/<split>/images` and `root/<split>/labels`.
+
+    A mask is an image of one class id per pixel, grey or by palette (whose colours are ignored), as large as the image.
+    Without folders of splits the images lie in `root/images`, and the fractions choose what is held out. Files and
+    folders whose names begin with a dot are ignored.
+
+    Args:
+        spec: what every dataset is told.
+        root: folder of the set.
+        classes: how many classes there are; their ids run from 0. May be left out where they are named.
+        class_names: their names, by id.
+        ignore: id, or ids, of pixels that do not count ("void"); 255 never counts.
+        images: name of the folders of images.
+        labels: name of the folders of masks.
+        folders: sub-folders of `root` that hold the splits, where they are not train, val or validation, and test.
+        train_match: pattern that names of training images (without their ending) have to match, such as `Seq05VD*`.
+        validation_match: likewise for validation.
+        test_match: likewise for test.
+        test_fraction: share of the images kept for the split "test", by a hash of the path below `root`; 1 for all.
+        validation_fraction: likewise for "validation".
+        extensions: endings of image files, upper or lower case; masks are `.png`.
+
+    Raises:
+        UserError: if a folder is missing or empty, images and masks do not pair up, or the classes are not said.
+    """
+
+    provides = frozenset({"image", "semantic"})
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        root: Path,
+        classes: Annotated[int, Ge(2), Le(IGNORE_CLASS)] | None = None,
+        class_names: tuple[str, ...] = (),
+        ignore: MaskId | list[MaskId] | None = None,
+        images: str = "images",
+        labels: str = "labels",
+        folders: SplitFolders | None = None,
+        train_match: str | None = None,
+        validation_match: str | None = None,
+        test_match: str | None = None,
+        test_fraction: float = 0.0,
+        validation_fraction: float = 0.0,
+        extensions: tuple[str, ...] = IMAGE_ENDINGS,
+    ) -> None:
+        super().__init__(spec)
+        root = existing_folder(root, "data.root")
+        self.class_names = _names(classes, class_names)
+        self._ignored = frozenset([ignore] if isinstance(ignore, int) else ignore or [])
+        self._class_of_id = _class_of_id(len(self.class_names), self._ignored)
+        folders = folders or found_folders(root)
+        self.offer(splits_of(folders, test_fraction, validation_fraction))
+        below = "" if folders is None else getattr(folders, spec.split).strip("/") + "/"
+        self._images = f"{below}{images}/"
+        pattern = {"train": train_match, "validation": validation_match, "test": test_match}[spec.split] or "*"
+        pairs = _pairs(root, self._images, f"{below}{labels}/", endings_of(extensions), pattern)
+        if folders is None:
+            shares = test_fraction, validation_fraction
+            pairs = [pair for pair in pairs if split_of(pair[0], *shares) == spec.split]
+        if not pairs:
+            match = f" whose name matches {pattern}" if pattern != "*" else ""
+            raise UserError(f"no images{match} for the split {spec.split} in {root / self._images}", "data.root")
+        self.scenes = [root.resolve().name]
+        self.hold([root], [[image for image, _ in pairs]])
+        self._masks = PathTable(mask for _, mask in pairs)
+
+    def mask_path(self, frame: int) -> Path:
+        """Return the file of the mask that goes with an image."""
+        return self._roots[0] / self._masks[frame]
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return an image and its mask."""
+        return [self.path(scene, frame), self.mask_path(frame)]
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one image and its mask; see `Dataset.load`.
+
+        Raises:
+            UserError: if the mask holds an id that is no class.
+        """
+        view = View(scene=scene, frame=frame)
+        if "image" in fields:
+            view.image = read_color(self.path(scene, frame))
+        view.size = image_size(self.path(scene, frame)) if view.image is None else view.image.shape[:2]
+        if "semantic" in fields:
+            view.semantic = self._read_mask(frame)
+            if view.semantic.shape != view.size:
+                raise DamagedFile(self.mask_path(frame), _sizes(view.semantic.shape, view.size))
+        return view
+
+    def verify(self) -> None:
+        """Check that every mask is as large as its image, and the ids of some masks; single damaged files are not."""
+        for frame in range(len(self)):
+            try:
+                mask, image = image_size(self.mask_path(frame)), image_size(self.path(0, frame))
+            except DamagedFile:
+                continue  # reported when it is met
+            if mask != image:
+                raise UserError(f"{self.mask_path(frame)}: {_sizes(mask, image)}", "data.root")
+        chosen = np.linspace(0, len(self) - 1, min(_CHECKED, len(self))).astype(int).tolist()
+        damaged = []
+        for frame in chosen:
+            try:
+                self._read_mask(frame)
+            except DamagedFile as damage:
+                damaged.append(damage)
+        if len(damaged) == len(chosen):
+            raise UserError(f"no mask can be read: {damaged[0]}", "data.root")
+
+    def describe(self) -> list[str]:
+        """Say how many images and classes there are."""
+        return [f"{len(self)} images of the split {self.spec.split}, {len(self.class_names)} classes"]
+
+    def _read_mask(self, frame: int) -> np.ndarray:
+        """Return [h, w] uint8 class ids, `IGNORE_CLASS` where a pixel does not count."""
+        path = self.mask_path(frame)
+        ids = read_ids(path)
+        known = (ids >= 0) & (ids < len(self._class_of_id))
+        mask = np.where(known, self._class_of_id[np.where(known, ids, 0)], -1)
+        if (mask < 0).any():
+            wrong = int(ids[mask < 0].min())
+            count = len(self.class_names)
+            raise UserError(
+                f"{path} holds the class id {wrong}, and the {count} classes have the ids 0 to {count - 1}: give all"
+                " classes, or name ids that do not count with data.ignore",
+                "data.classes",
+            )
+        return mask.astype(np.uint8)
+
+
+def _names(classes: int | None, class_names: Sequence[str]) -> tuple[str, ...]:
+    if classes is None and not class_names:
+        raise UserError("say how many classes there are, or name them with data.class_names", "data.classes")
+    if class_names and classes not in (None, len(class_names)):
+        raise UserError(f"{len(class_names)} names for {classes} classes", "data.class_names")
+    if len(set(class_names)) != len(class_names):
+        raise UserError("two classes have the same name", "data.class_names")
+    if class_names and not 2 <= len(class_names) <= IGNORE_CLASS:
+        raise UserError(f"expected 2 to {IGNORE_CLASS} names, got {len(class_names)}", "data.class_names")
+    return tuple(class_names) or tuple(f"class {index}" for index in range(classes))
+
+
+def _class_of_id(classes: int, ignored: frozenset[int]) -> np.ndarray:
+    """Return the class of each id from 0: itself, `IGNORE_CLASS`, or -1 for an id that no pixel should have."""
+    table = np.full(max(IGNORE_CLASS, classes, *ignored, 0) + 1, -1, np.int32)
+    table[:classes] = np.arange(classes)
+    table[[IGNORE_CLASS, *ignored]] = IGNORE_CLASS
+    return table
+
+
+def _pairs(root: Path, images: str, masks: str, endings: tuple[str, ...], pattern: str) -> list[tuple[str, str]]:
+    """Return the paths below root of each image and its mask, the images in order.
+
+    Raises:
+        UserError: a folder is missing, or images and masks do not pair up.
+    """
+    stems = []
+    for folder, wanted in ((images, endings), (masks, (".png",))):
+        existing_folder(root / folder, "data.root")
+        found: dict[str, str] = {}
+        for name in list_files(root / folder, wanted):
+            stem = os.path.splitext(name)[0]
+            if fnmatchcase(os.path.basename(stem), pattern):
+                if stem in found:
+                    raise UserError(f"two files for {stem} in {root / folder}: {found[stem]}, {name}", "data.root")
+                found[stem] = name
+        stems.append(found)
+    image_of, mask_of = stems
+    for lonely, what, where in (
+        (sorted(image_of.keys() - mask_of.keys()), "images have no mask", masks),
+        (sorted(mask_of.keys() - image_of.keys()), "masks have no image", images),
+    ):
+        if lonely:
+            of = len(image_of if what.startswith("images") else mask_of)
+            raise UserError(f"{len(lonely)} of {of} {what} in {root / where}, the first: {lonely[0]}", "data.root")
+    return [(images + image_of[stem], masks + mask_of[stem]) for stem in image_of]
+
+
+def _sizes(mask: Sequence[int], image: Sequence[int]) -> str:
+    return f"the mask is {mask[0]} x {mask[1]} pixels and its image {image[0]} x {image[1]}"

@@ -1,0 +1,41 @@
+"""Every kind of thing that stands in a room, in its variants.
+
+A variant is a family of shapes: a split can be given variants of its own, and so known kinds of unseen shape.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from prior3d_plugins.datasets.synthetic_rooms import fittings, furniture, on_walls
+from prior3d_plugins.datasets.synthetic_rooms.design import Design, Parts
+
+CLASSES = (
+    "floor",
+    "wall",
+    "ceiling",
+    "door",
+    "window",
+    "picture",
+    "table",
+    "chair",
+    "sofa",
+    "bed",
+    "shelf",
+    "cabinet",
+    "lamp",
+    "plant",
+    "clutter",
+)
+"""Names of the semantic classes, by id."""
+
+VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Parts]]] = (
+    furniture.VARIANTS | fittings.VARIANTS | on_walls.VARIANTS
+)
+"""Kind to variant to the function that draws it."""
+
+
+def draw_design(kind: str, rng: np.random.Generator, variants: tuple[str, ...] | None = None) -> Design:
+    """Draw a design of a kind, of one of the given variants or of any."""
+    names = variants or tuple(VARIANTS[kind])
+    return Design(kind, tuple(VARIANTS[kind][names[rng.integers(len(names))]](rng)))

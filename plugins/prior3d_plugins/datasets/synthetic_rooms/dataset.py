@@ -1,0 +1,180 @@
+"""The dataset `synthetic_rooms`: rooms rendered once into the cache, then read from memory maps."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prior3d.contracts.dataset import DataSpec, Progress, View, silent
+from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.pairs import PairOptions
+from prior3d.data.posed.surface import SurfaceOptions
+from prior3d.errors import UserError
+from prior3d.files import content_key
+from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES
+from prior3d_plugins.datasets.synthetic_rooms.rendering import render
+from prior3d_plugins.datasets.synthetic_rooms.rooms import draw_room
+from prior3d_plugins.datasets.synthetic_rooms.sensor import draw_sensor
+from prior3d_plugins.datasets.synthetic_rooms.styles import SPLITS, style_of
+from prior3d_plugins.datasets.synthetic_rooms.trajectories import pinhole
+
+CONTENT_VERSION = 2
+"""Raise it when anything about the rooms changes, so that caches are made anew."""
+
+_ARRAYS = ("image", "depth", "semantic", "normals", "world_from_camera")
+
+
+class SyntheticRooms(PosedDataset):
+    """Furnished rooms, drawn from a seed and ray-cast: exact depth, poses, normals and classes; no download.
+
+    No room occurs in two splits. Unless asked otherwise, what covers a thing is drawn independently of what the thing
+    is, so texture and colour say nothing about shape or class. A camera walks around each room; more frames come
+    closer together. Depth, normals and classes are exact, whatever is done to the images.
+
+    Args:
+        spec: what every dataset is told; the images have its size.
+        rooms: rooms of the split "train".
+        validation_rooms: rooms of the split "validation".
+        test_rooms: rooms of the split "test".
+        frames: views per room.
+        field_of_view: degrees across the width of a view.
+        exposure: spread of the views' brightness: each is multiplied by up to e^exposure or e^-exposure, and each of
+            its channels by a quarter of that, so that the colour of a point differs between views.
+        noise: standard deviation of the sensor noise in the images, of a range of 0..1, drawn anew for each view.
+        highlights: how bright the lamp is mirrored by the glossiest surfaces, 1 is white. A highlight moves with the
+            camera, so a point has another colour in another view; how glossy a surface is has nothing to do with what
+            it is.
+        texture: "independent": of class, see above. "correlated": as in real rooms, nine of ten textures have the
+            pattern and the colours (within 0.08 per channel) of the class they cover, so that appearance is a shortcut
+            to class; the tenth is any. Every class has colours of its own; 15 classes share the 12 patterns.
+        families: "shared": all splits draw from all variants of furniture and all patterns of textures. "disjoint":
+            each split has variants (at least one of every kind) and patterns (four: cloudy, gridded, striped, spotted)
+            of its own, so that tests show known kinds of things in unseen shapes under unseen patterns. All classes
+            are drawn in every split (a single room may lack one). The same for all splits, as they cannot be
+            otherwise, are floors, walls and ceilings, which are the sides of a box, and the solids that furniture is
+            made of; and so are sizes, lamps, walks and colours. Correlated with disjoint families, a class has the
+            same colours in all splits, and in each the same one of that split's four kinds of patterns.
+        content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
+        pairs: which two views of a room make a pair.
+        surface: how a room's surface is fused from its frames, for priors that read it.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+
+    provides = PosedDataset.provides | {"semantic", "normals"}
+    splits = SPLITS
+    class_names = CLASSES
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        rooms: int = 12,
+        validation_rooms: int = 4,
+        test_rooms: int = 4,
+        frames: int = 24,
+        field_of_view: float = 65.0,
+        exposure: float = 0.1,
+        noise: float = 0.0,
+        highlights: float = 0.0,
+        texture: Literal["independent", "correlated"] = "independent",
+        families: Literal["shared", "disjoint"] = "shared",
+        content_seed: int = 0,
+        pairs: PairOptions = DEFAULT_PAIRS,
+        surface: SurfaceOptions = DEFAULT_SURFACE,
+    ) -> None:
+        super().__init__(spec, pairs, surface)
+        counts = {"rooms": rooms, "validation_rooms": validation_rooms, "test_rooms": test_rooms}
+        for name, value in {**counts, "frames": frames}.items():
+            _check_range(name, value, 1, 1_000_000)
+        _check_range("field_of_view", field_of_view, 10, 150)
+        for name, value in {"exposure": exposure, "noise": noise, "highlights": highlights}.items():
+            _check_range(name, value, 0, 1)
+        _check_range("content_seed", content_seed, 0, 2**63 - 1)
+        split = SPLITS.index(spec.split)
+        self.frames = frames
+        self.field_of_view = field_of_view
+        self.exposure = exposure
+        self.noise = noise
+        self.highlights = highlights
+        self._look = {"texture": texture, "families": families}
+        self._seeds = [(content_seed, split, room) for room in range(tuple(counts.values())[split])]
+        self.scenes = [f"{spec.split}-{room:03d}" for _, _, room in self._seeds]
+        self._open: dict[int, dict[str, np.ndarray]] = {}
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of views of a room."""
+        return self.frames
+
+    def cache_key(self, scene: int) -> str:
+        """Return a text that changes with whatever the room's content depends on."""
+        return content_key(self._facts(scene))
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Render the rooms that are not in the cache, then find pairs."""
+        for scene in progress(range(len(self.scenes)), f"{self.spec.split} rooms", len(self.scenes)):
+            self._arrays(scene)
+        super().prepare(progress)
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Read one view; see `PosedDataset.load`."""
+        arrays = self._arrays(scene)
+        view = View(scene=scene, frame=frame)
+        if "normals" in fields:
+            view.normals = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
+        for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
+            setattr(view, name, np.array(arrays[name][frame]))
+        if "intrinsics" in fields:
+            view.intrinsics, view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+        return view
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the memory maps behind: pickled, they would travel as copies of all rooms."""
+        return {**self.__dict__, "_open": {}}
+
+    def _facts(self, scene: int) -> dict[str, object]:
+        return {
+            "version": CONTENT_VERSION,
+            "seed": self._seeds[scene],
+            "frames": self.frames,
+            "size": self.spec.size,
+            "field_of_view": self.field_of_view,
+            "exposure": self.exposure,
+            "noise": self.noise,
+            "highlights": self.highlights,
+            **self._look,
+        }
+
+    def _arrays(self, scene: int) -> dict[str, np.ndarray]:
+        if scene not in self._open:
+            entry = self.store.build("synthetic_rooms", self._facts(scene), lambda folder: self._render(scene, folder))
+            self._open[scene] = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        return self._open[scene]
+
+    def _render(self, scene: int, folder: Path) -> None:
+        # Streams of their own: how many numbers a room takes must not change how its views are exposed.
+        content, exposures = (
+            np.random.default_rng(seed) for seed in np.random.SeedSequence(self._seeds[scene]).spawn(2)
+        )
+        room = draw_room(content, style_of(self.spec.split, **self._look))
+        poses = room.trajectory.poses(self.frames)
+        sensor = draw_sensor(
+            np.random.default_rng(exposures), self.frames, self.exposure, self.noise, self._seeds[scene]
+        )
+        camera = pinhole(self.spec.size, self.field_of_view)
+        rendering = render(room, poses, camera, self.spec.size, sensor, self.highlights)
+        np.save(folder / "world_from_camera.npy", poses)
+        for name in _ARRAYS[:4]:
+            np.save(folder / f"{name}.npy", getattr(rendering, name))
+
+
+def _in_camera(normals: np.ndarray, world_from_camera: np.ndarray) -> np.ndarray:
+    """Return stored normals [H, W, 3] int8 (world axes) in camera axes, float32 of length 1."""
+    turned = normals.astype(np.float32) @ world_from_camera[:3, :3].astype(np.float32)
+    return turned / np.linalg.norm(turned, axis=-1, keepdims=True)
+
+
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"expected {low} to {high}, got {value}", f"data.{option}")

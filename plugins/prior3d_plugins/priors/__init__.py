@@ -1,0 +1,1 @@
+"""Built-in priors, one module or folder each."""

@@ -1,0 +1,77 @@
+"""Augmentation invariance: the 2D-only baseline, equal pixels of two augmented crops shall have equal features."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import draw_matches
+from prior3d.geometry import pixel_centres, warp_pixels
+from prior3d.losses.contrastive import masked_point_info_nce
+from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+
+
+class AugmentationInvariance(Prior):
+    """PointInfoNCE between two augmented crops of ONE image: what can be had without any 3D.
+
+    The loss, the sampling and the number of encoded images per sample are those of `view_invariance`; only where the
+    matches come from differs.
+
+    Args:
+        backbone: what the features look like.
+        temperature: of the softmax over similarities.
+        points: matches sampled per image, at most one per feature cell.
+        negatives: where other features come from: the same two crops, or every image of the batch.
+
+    Reference:
+        Dense contrastive learning as in Pinheiro et al., VADeR, NeurIPS 2020, arXiv 2011.05499, without its memory
+        bank and momentum encoder: kept as close as possible to `view_invariance`, since it is there to be compared.
+    """
+
+    encodes = ("image_crops",)
+    needs = ("image_crops", "crop_from_image")
+    reads = frozenset({"dense"})
+
+    def __init__(
+        self,
+        backbone: BackboneSpec,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.1,
+        points: Annotated[int, Ge(2)] = 384,
+        negatives: Literal["pair", "batch"] = "pair",
+    ) -> None:
+        super().__init__(backbone)
+        self.temperature = temperature
+        self.points = points
+        self.negatives = negatives
+
+    def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the share of filled match slots."""
+        dense = features["image_crops"].dense
+        match = self._sample(batch)
+        queries, keys = gather_cells(dense[:, 0], match.cells_a), gather_cells(dense[:, 1], match.cells_b)
+        loss = masked_point_info_nce(queries, keys, match.valid, self.temperature, negatives=self.negatives)
+        return loss, {"matches": kept_fraction(match.valid)}
+
+    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+        """Draw the matches between the two crops of the first image."""
+        match = self._sample(batch)
+        crops, valid = batch["image_crops"][0], match.valid[0]
+        pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
+        return {"matches": draw_matches(crops[0], crops[1], *pixels)}
+
+    def _sample(self, batch: Batch) -> CellMatches:
+        height, width = self.backbone.size
+        crop_from_image = batch["crop_from_image"].float()
+        pixels_a = pixel_centres(height, width, crop_from_image.device).reshape(1, -1, 2)
+        pixels_a = pixels_a.expand(len(crop_from_image), -1, -1)
+        b_from_a = crop_from_image[:, 1] @ torch.linalg.inv(crop_from_image[:, 0])
+        pixels_b = warp_pixels(b_from_a, pixels_a)
+        inside = (pixels_b >= 0).all(-1) & (pixels_b[..., 0] < width) & (pixels_b[..., 1] < height)
+        return sample_cell_matches(
+            pixels_a, pixels_b, inside, self.backbone.dense_size, self.backbone.dense_stride, self.points
+        )

@@ -1,0 +1,100 @@
+"""Depth regression: a linear head on the dense features predicts metric depth, as all of Pri3D's scripts do."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import draw_depth
+
+
+class DepthRegression(Prior):
+    """Mean of three terms between predicted and measured depth: value, gradient, surface normal.
+
+    The depth at a pixel is predicted as `focal length / image width x exp(linear head)`: crops change the apparent size
+    of things and the focal length by the same factor, so what the network has to predict stays the same.
+
+    Args:
+        backbone: what the features look like.
+        alpha: metres at which an error starts to count less than linearly.
+        initial_depth: metres predicted before training, about the middle of what the data shows.
+
+    Reference:
+        Hu et al., Revisiting Single Image Depth Estimation, WACV 2019, arXiv 1803.08673, the loss Pri3D's scripts
+        (Hou et al., 2021, arXiv 2104.11225) add to their contrastive ones. Differences: shifted by log(alpha) so that
+        a perfect prediction gives 0; unknown depth (and its neighbours, for gradients and normals) is masked rather
+        than learnt; compared on the feature grid, where depth is taken, never mixed, at the cells' centres.
+    """
+
+    needs = ("image", "depth", "intrinsics")
+    reads = frozenset({"dense"})
+
+    def __init__(
+        self,
+        backbone: BackboneSpec,
+        *,
+        alpha: Annotated[float, Gt(0)] = 0.5,
+        initial_depth: Annotated[float, Gt(0)] = 2.5,
+    ) -> None:
+        super().__init__(backbone)
+        self.alpha = alpha
+        self.head = nn.Conv2d(backbone.dense_channels, 1, 1)
+        nn.init.constant_(self.head.bias, math.log(initial_depth))
+
+    def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its three terms."""
+        predicted, target = self._predict(batch, features["image"].dense), self._target(batch)
+        known = target > 0
+        terms = {
+            "value": _masked_mean(self._log_error(predicted - target), known),
+            **self._shape_terms(predicted, target, known),
+        }
+        return sum(terms.values()) / 3, terms
+
+    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+        """Draw predicted beside measured depth for the first views."""
+        predicted, target = self._predict(batch, features["image"].dense), self._target(batch)
+        images = batch["image"].flatten(0, 1)
+        return {"depth": draw_depth(images[:3], predicted[:3, 0], target[:3, 0])}
+
+    def _predict(self, batch: Batch, dense: Tensor) -> Tensor:
+        """Depth [N, 1, h, w] in metres, N = B V."""
+        with torch.autocast(dense.device.type, enabled=False):
+            logarithm = self.head(dense.flatten(0, 1).float()).clamp(-5.0, 5.0)
+            focal = batch["intrinsics"].float().flatten(0, 1)[:, 0, 0] / self.backbone.size[1]
+            return logarithm.exp() * focal[:, None, None, None]
+
+    def _target(self, batch: Batch) -> Tensor:
+        return F.interpolate(
+            batch["depth"].float().flatten(0, 1)[:, None], self.backbone.dense_size, mode="nearest-exact"
+        )
+
+    def _shape_terms(self, predicted: Tensor, target: Tensor, known: Tensor) -> dict[str, Tensor]:
+        inner = -F.max_pool2d(-known.float(), 3, stride=1)  # 1 where all 3 x 3 neighbours are known
+        slope, true_slope = _sobel(predicted), _sobel(target)
+        gradient = self._log_error(slope - true_slope).sum(1, keepdim=True)
+        ones = torch.ones_like(slope[:, :1])
+        cosine = F.cosine_similarity(torch.cat([-slope, ones], 1), torch.cat([-true_slope, ones], 1), dim=1)
+        return {
+            "gradient": _masked_mean(gradient, inner > 0),
+            "normal": _masked_mean((1 - cosine)[:, None], inner > 0),
+        }
+
+    def _log_error(self, error: Tensor) -> Tensor:
+        return torch.log1p(error.abs() / self.alpha)
+
+
+def _sobel(depth: Tensor) -> Tensor:
+    """Slope [N, 2, h - 2, w - 2] along x and y, metres per cell, of depth [N, 1, h, w]."""
+    along_x = depth.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    return F.conv2d(depth, torch.stack([along_x, along_x.T])[:, None])
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

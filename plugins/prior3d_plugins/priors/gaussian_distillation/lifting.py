@@ -1,0 +1,173 @@
+"""From a scene's posed views to Gaussians that carry a teacher's features, and back from disk."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prior3d.contracts.prior import BackboneSpec, Batch, Scene
+from prior3d.errors import UserError
+from prior3d.splat import CompositingWeights, Gaussians, Lifted, compositing_weights, gaussians_from_depth
+from prior3d.splat import lift_average as average
+from prior3d.splat import lift_cg as conjugate_gradients
+
+_FILE = "lifted.safetensors"
+_AT_ONCE = 8
+"""Images a teacher encodes at once."""
+
+_KEPT_BYTES = 1 << 30
+"""Lifted scenes kept in memory; reading one takes milliseconds."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells of a feature map, and how finely views are rendered to fill them.
+
+    Attributes:
+        cells: rows and columns of the map.
+        stride: image pixels per cell.
+        fineness: rendered pixels per cell.
+    """
+
+    cells: tuple[int, int]
+    stride: int
+    fineness: int
+
+    @classmethod
+    def of(cls, backbone: BackboneSpec, stride: int | None, fineness: int) -> "Grid":
+        """Return the grid of the encoder map of a stride, or of the dense features."""
+        stride = stride or backbone.dense_stride
+        return cls(tuple(-(-side // stride) for side in backbone.size), stride, fineness)
+
+    @property
+    def rendered(self) -> tuple[int, int]:
+        """Height and width of a rendering, in its pixels."""
+        return tuple(cells * self.fineness for cells in self.cells)
+
+    def weights(self, gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor) -> CompositingWeights:
+        """Return the weights of Gaussians in the cells of a view with `intrinsics` [3, 3] in image pixels."""
+        camera = self.camera(intrinsics)
+        return compositing_weights(gaussians, camera, world_from_camera, self.rendered).pooled(self.cells)
+
+    def camera(self, intrinsics: Tensor) -> Tensor:
+        """Return intrinsics [..., 3, 3] in pixels of a rendering, cells beginning where the image's do."""
+        scale = self.fineness / self.stride
+        return intrinsics.float() * intrinsics.new_tensor([[scale], [scale], [1.0]], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """How a scene is lifted; the options of the prior on which a lifted scene depends."""
+
+    method: Literal["average", "cg"]
+    frames: int
+    spacing: float | None
+    min_views: int
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class LiftedScene:
+    """Gaussians of a scene, and what was lifted onto them: features, and as the last channel their length [N, C + 1].
+
+    The length is lifted on its own because averaging shortens: the mean of features that disagree is shorter than they.
+    """
+
+    gaussians: Gaussians
+    lifted: Lifted
+
+    def save(self, folder: Path) -> None:
+        """Write it; features in half precision, relative to the greatest length."""
+        shape = ("means", "quaternions", "scales", "opacities")
+        tensors = {name: getattr(self.gaussians, name) for name in shape}
+        unit = self.lifted.features[:, -1].amax().clamp_min(1e-20)
+        tensors |= {"features": (self.lifted.features / unit).half(), "unit": unit[None]}
+        tensors |= {"views": self.lifted.views.to(torch.int16), "mass": self.lifted.mass}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / _FILE)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> "LiftedScene":
+        """Read what `save` wrote."""
+        tensors = load_file(folder / _FILE, device=str(device))
+        features = tensors.pop("features").float() * tensors.pop("unit")
+        lifted = Lifted(features, tensors.pop("mass"), tensors.pop("views").long())
+        return cls(Gaussians(**tensors), lifted)
+
+    @property
+    def bytes(self) -> int:
+        """Memory it takes, about."""
+        return 4 * (self.lifted.features.numel() + 15 * len(self.gaussians))
+
+
+def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting) -> LiftedScene:
+    """Lay Gaussians on what a scene's depth maps show and lift features of the same views onto them.
+
+    Args:
+        scene: read at most `options.frames` evenly spaced frames of.
+        teach: images [1, V, 3, H, W] in 0..1 to feature maps [1, V, C, h, w].
+        options: how.
+
+    Raises:
+        UserError: the scene has too few frames, or no depth.
+    """
+    views = scene.read(_evenly(scene.frames, options.frames))
+    count = views["frame"].shape[1]
+    if count < options.min_views:
+        raise UserError(
+            f"scene {scene.name}: {count} frames, and a point must be seen by {options.min_views} (min_views)"
+        )
+    poses = views["world_from_camera"][0]
+    gaussians = _lay_gaussians(scene.name, views, options)
+    lift = {"average": average, "cg": conjugate_gradients}[options.method]
+    weights = (options.grid.weights(gaussians, *camera) for camera in zip(views["intrinsics"][0], poses, strict=True))
+    return LiftedScene(gaussians, lift(zip(weights, _encode(views["image"], teach), strict=True)))
+
+
+def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:
+    depth, intrinsics, poses = (views[name][0] for name in ("depth", "intrinsics", "world_from_camera"))
+    spacing = options.spacing
+    if spacing is None and (depth > 0).any():  # a rendered pixel at the middle depth
+        footprints = (depth / intrinsics[:, :1, :1])[depth > 0]
+        spacing = float(footprints.median()) * options.grid.stride / options.grid.fineness
+    try:
+        return gaussians_from_depth(depth, intrinsics, poses, spacing=spacing)
+    except ValueError as error:
+        raise UserError(f"scene {scene}: {error}") from error
+
+
+def _encode(images: Tensor, teach: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yield each view's features and their lengths, [C + 1, h, w]."""
+    for part in images.split(_AT_ONCE, dim=1):
+        for feature in teach(part)[0].float():
+            yield torch.cat([feature, feature.norm(dim=0, keepdim=True)])
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long().tolist()
+
+
+class LiftedScenes:
+    """The lifted scenes of a run, read when asked for; those asked for last are kept.
+
+    Args:
+        folders: of the scenes, in the order of the batch field `scene`.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = list(folders)
+        self._kept: OrderedDict[tuple[int, torch.device], LiftedScene] = OrderedDict()
+
+    def on(self, device: torch.device, scene: int) -> LiftedScene:
+        """Return a scene on a device."""
+        key = (scene, device)
+        if key not in self._kept:
+            self._kept[key] = LiftedScene.load(self.folders[scene], device)
+            while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > _KEPT_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]

@@ -1,0 +1,217 @@
+"""The pixel-voxel prior (Pri3D's geometric prior)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Le
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d.errors import UserError
+from prior3d.losses.contrastive import masked_point_info_nce
+from prior3d.losses.matches import gather_cells, kept_fraction
+from prior3d.sparse import MinkUNet, SparseTensor
+from prior3d.sparse.engines import check_engine
+from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
+from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
+from prior3d_plugins.priors.pixel_voxel.pictures import draw_matches
+
+
+class PixelVoxel(Prior):
+    """PointInfoNCE between pixels of a view and the voxels of the same view's chunk that hold what the pixels see.
+
+    A chunk is the part of the scene's surface in the world-axes box around the view's frustum, hidden parts included,
+    as voxels; a sparse 3D U-Net, trained along, gives each voxel a feature. With two views a sample is the
+    joint one of Pri3D, (C_i, C_j, V_i, V_j): each image with its own chunk.
+
+    Args:
+        backbone: what the features look like.
+        temperature: of the softmax over similarities; 0.4 in Pri3D's code.
+        points: matches per view at most, one per feature cell and one per voxel.
+        voxel_size: metres; 0.02 in the paper, 0.10 for a CPU.
+        voxels: what the 3D network is told of a voxel. `occupancy`: that it is there, so a pixel and its voxel match by
+            the shape around them alone, and voxels of a flat wall can hardly be told apart. `color`: its mean colour in
+            the scene's images, too; walls then have places, but a pixel and its voxel match by texture where that is
+            easier, and the features need not know any shape.
+        max_voxels: voxels per chunk at most, those nearest to the camera; a view in a room has about 260 000 of 2 cm,
+            50 000 of 4 cm, 6 000 of 10 cm.
+        chunk_far: metres at which chunks end at the latest; by default where the view's depth does.
+        chunks: `each` view with its own chunk, or only the `first` of a sample, at half the cost for two views.
+        max_turn: degrees by which a chunk is turned about the vertical at most; 0 for none.
+        up: the world axis along the vertical.
+        unet: the 3D network: `small` (0.9 M parameters) or `34c` (Pri3D's, 37.9 M).
+        width: factor on the channels of the 3D network.
+        unet_channels: channels of the 3D network's output; 96 in Pri3D.
+        channels: of the space in which pixels and voxels are compared, behind a linear head on both sides.
+        negatives: where other features come from: the same view's chunk, or every chunk of the batch.
+        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
+            negatives. Wanted with `batch`, where the chunks of two views overlap. 0 keeps all.
+        engine: of the sparse convolutions, `auto` or a name.
+
+    Raises:
+        UserError: if the engine cannot be had.
+
+    Reference:
+        Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
+        voxels hold occupancy by default, as in the paper (its code gives them colours; with `color` they hold both,
+        from the images as recorded, while the view's own is changed by photometric augmentation); a match is the voxel
+        that holds a pixel's point or borders it (there any voxel within 20 cm in depth); no pixel cell and no voxel
+        occurs twice; voxels are floored (truncated there), turned and shifted at random; the chunks of a batch are
+        normalised together.
+    """
+
+    needs = ("image", "depth", "intrinsics", "world_from_camera", "surface")
+    reads = frozenset({"dense"})
+
+    def __init__(
+        self,
+        backbone: BackboneSpec,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.1,
+        points: Annotated[int, Ge(2)] = 384,
+        voxel_size: Annotated[float, Gt(0)] = 0.04,
+        voxels: Literal["occupancy", "color"] = "occupancy",
+        max_voxels: Annotated[int, Ge(1)] = 60_000,
+        chunk_far: Annotated[float, Gt(0)] | None = None,
+        chunks: Literal["each", "first"] = "each",
+        max_turn: Annotated[float, Ge(0), Le(180)] = 180.0,
+        up: Literal["x", "y", "z"] = "z",
+        unet: Literal["small", "34c"] = "small",
+        width: Annotated[float, Gt(0)] = 1.0,
+        unet_channels: Annotated[int, Ge(1)] = 32,
+        channels: Annotated[int, Ge(1)] = 64,
+        negatives: Literal["pair", "batch"] = "pair",
+        exclude_radius: Annotated[float, Ge(0)] = 0.0,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(backbone)
+        try:
+            check_engine(engine)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        rows, columns = backbone.dense_size
+        self.temperature, self.points = temperature, min(points, rows * columns)
+        self.voxel_size, self.max_voxels, self.chunk_far = voxel_size, max_voxels, chunk_far
+        self.voxels, self.chunks, self.max_turn, self.up = voxels, chunks, max_turn, up
+        self.negatives, self.exclude_radius = negatives, exclude_radius
+        if voxels == "color":
+            self.needs = (*self.needs, "surface_color")
+        if exclude_radius:
+            self.needs = (*self.needs, "scene")
+        self.unet = _make_unet(unet, 4 if voxels == "color" else 1, width, unet_channels, engine)
+        self.pixel_head = nn.Linear(backbone.dense_channels, channels)
+        self.voxel_head = nn.Linear(unet_channels, channels)
+
+    def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, the share of filled match slots, that of matches inside their voxel, voxels per chunk."""
+        sample = self._sample(batch)
+        if sample is None:
+            nothing = torch.zeros((), device=batch["depth"].device)
+            return self.zero(features), {"matches": nothing, "contained": nothing, "voxels": nothing}
+        match = sample.match
+        dense = self._of_views(features["image"].dense)
+        queries = self.pixel_head(gather_cells(dense, match.cells))
+        voxels = self.unet(SparseTensor(sample.inputs, sample.voxels, batch_size=len(dense)))
+        keys = self.voxel_head(voxels.features[match.voxels])
+        loss = masked_point_info_nce(
+            queries,
+            keys,
+            match.valid,
+            self.temperature,
+            negatives=self.negatives,
+            exclude=self._exclude(batch, match) if self.exclude_radius else None,
+        )
+        contained = match.contained.sum() / match.valid.sum().clamp_min(1)
+        per_chunk = torch.tensor(len(sample.voxels) / len(dense), device=dense.device)
+        return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
+
+    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+        """Draw the matches of the first view beside its chunk."""
+        sample = self._sample(batch)
+        if sample is None:
+            return {}
+        match, own = sample.match, sample.voxels[:, 0] == 0
+        valid, row_in_chunk = match.valid[0], own.cumsum(0) - 1
+        if not valid.any():
+            return {}
+        figure = draw_matches(
+            batch["image"][0, 0],
+            match.pixels[0][valid],
+            row_in_chunk[match.voxels[0][valid]],
+            sample.grids.centres(sample.voxels[own]),
+            batch["intrinsics"][0, 0],
+            batch["world_from_camera"][0, 0],
+            sample.grids.axes,
+        )
+        return {"matches": figure}
+
+    def _sample(self, batch: Batch) -> "_Sample | None":
+        """Voxelise the chunks and sample matches; None where no chunk has a point."""
+        depth, intrinsics, poses = (self._of_views(batch[n]) for n in ("depth", "intrinsics", "world_from_camera"))
+        grids = random_grids(poses, self.voxel_size, self.max_turn, self.up)
+        points = self._points(batch, intrinsics, poses)
+        if len(points.positions) == 0:
+            return None
+        voxels = voxelise(points, grids, self.max_voxels)
+        spec = self.backbone
+        match = match_pixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, voxels.coordinates, grids)
+        return _Sample(voxels.coordinates, _inputs(voxels), grids, sample_matches(match, self.points))
+
+    def _of_views(self, values: Tensor) -> Tensor:
+        """The views that have a chunk, [B, V, ...] -> [G, ...]."""
+        return values.flatten(0, 1) if self.chunks == "each" else values[:, 0]
+
+    def _points(self, batch: Batch, intrinsics: Tensor, poses: Tensor) -> Points:
+        """The packed points of the views that have a chunk."""
+        colors = batch["surface_color"] if self.voxels == "color" else None
+        points = Points(batch["surface"], batch["surface_view"], colors)
+        if self.chunks == "first":
+            views = batch["depth"].shape[1]
+            points = points.where(points.chunk % views == 0)
+            points = points._replace(chunk=points.chunk // views)
+        if self.chunk_far is not None:
+            where = points.positions, points.chunk
+            points = points.where(within_reach(*where, intrinsics, poses, self.backbone.size, self.chunk_far))
+        return points
+
+    def _exclude(self, batch: Batch, match: PixelVoxels) -> Tensor:
+        """Mask of pairs that are no negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
+
+        def close(points: Tensor) -> Tensor:
+            # Not by matrix products: TF32 and cancellation would cost centimetres.
+            return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
+
+        if self.negatives == "pair":
+            return close(match.points)
+        scene = batch["scene"].repeat_interleave(len(match.points) // len(batch["scene"]))
+        scene = scene.repeat_interleave(match.points.shape[1])
+        return close(match.points.flatten(0, 1)) & (scene[:, None] == scene)
+
+
+class _Sample(NamedTuple):
+    """The voxels [M, 4] of the chunks of a batch, what they hold, where they lie, and the pixels matched with them."""
+
+    voxels: Tensor
+    inputs: Tensor
+    grids: Grids
+    match: PixelVoxels
+
+
+def _inputs(voxels: Voxels) -> Tensor:
+    """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean colour, centred about 0."""
+    occupancy = torch.ones(len(voxels.coordinates), 1, device=voxels.coordinates.device)
+    return occupancy if voxels.colors is None else torch.cat([occupancy, voxels.colors - 0.5], dim=1)
+
+
+def _make_unet(name: str, in_channels: int, width: float, out_channels: int, engine: str) -> MinkUNet:
+    """A sparse U-Net; the channels are those of `mink_unet_small` and `mink_unet34c`, times `width`."""
+    planes, layers, stem, kernel = {
+        "small": ((16, 32, 48, 64, 48, 32, 32, 32), (1,) * 8, 16, 3),
+        "34c": ((32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2), 32, 5),
+    }[name]
+    stem, *planes = (max(4, round(count * width)) for count in (stem, *planes))
+    return MinkUNet(
+        in_channels, out_channels, planes=planes, layers=layers, stem_channels=stem, stem_kernel=kernel, engine=engine
+    )

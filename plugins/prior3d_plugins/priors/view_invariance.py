@@ -1,0 +1,144 @@
+"""View invariance: pixels of two views that see the same 3D point shall have the same feature (Pri3D)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import draw_matches
+from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
+from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce
+from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+
+
+class ViewInvariance(Prior):
+    """PointInfoNCE between matched pixels of the first view and of every other view of a sample.
+
+    Matches are mutual nearest neighbours in 3D among the pixels of the two depth maps, visible in both.
+
+    Args:
+        backbone: what the features look like.
+        temperature: of the softmax over similarities.
+        points: matches sampled per pair of views, at most one per feature cell.
+        max_distance: metres within which two points are the same.
+        relative_distance: the same as a share of depth (sensors are less exact far away); the larger of both counts.
+        negatives: where other features come from: the same pair of views, every pair of the batch, or of the batches
+            of all ranks.
+        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
+            negatives. 0 keeps all.
+        min_angle: degrees between the optical axes below which a pair is passed over.
+        max_angle: degrees above which it is.
+
+    Reference:
+        Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
+        matches are mutual (theirs are one-way projections within 5 cm), sampled after mapping to the feature grid
+        rather than before, never with replacement; temperature 0.4 there.
+    """
+
+    needs = ("image", "depth", "intrinsics", "world_from_camera")
+    reads = frozenset({"dense"})
+    views = 2
+
+    def __init__(
+        self,
+        backbone: BackboneSpec,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.1,
+        points: Annotated[int, Ge(2)] = 384,
+        max_distance: Annotated[float, Gt(0)] = 0.05,
+        relative_distance: Annotated[float, Ge(0)] = 0.02,
+        negatives: Literal["pair", "batch", "ranks"] = "pair",
+        exclude_radius: Annotated[float, Ge(0)] = 0.0,
+        min_angle: Annotated[float, Ge(0)] = 0.0,
+        max_angle: Annotated[float, Gt(0)] = 180.0,
+    ) -> None:
+        super().__init__(backbone)
+        self.temperature = temperature
+        self.points = points
+        self.max_distance = max_distance
+        self.relative_distance = relative_distance
+        self.negatives = negatives
+        self.exclude_radius = exclude_radius
+        self.angles = (min_angle, max_angle)
+        if exclude_radius:
+            self.needs = (*self.needs, "scene")
+
+    def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, the share of filled match slots and the accuracy of the softmax."""
+        dense = features["image"].dense
+        others = range(1, dense.shape[1])
+        matches = [self._sample(batch, other) for other in others]
+        queries = torch.cat([gather_cells(dense[:, 0], match.cells_a) for match in matches])
+        keys = torch.cat(
+            [gather_cells(dense[:, other], match.cells_b) for other, match in zip(others, matches, strict=True)]
+        )
+        valid = torch.cat([match.valid for match in matches])
+        found = kept_fraction(valid)
+        points, scene = self._points_in_a(batch, matches) if self.exclude_radius else (None, None)
+        if self.negatives == "ranks":
+            queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
+            points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
+        exclude = None if points is None else self._exclude(points, scene)
+        over = "pair" if self.negatives == "pair" else "batch"
+        loss = masked_point_info_nce(queries, keys, valid, self.temperature, negatives=over, exclude=exclude)
+        return loss, {"matches": found}
+
+    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+        """Draw the matches of the first sample across its first two views."""
+        match = self._sample(batch, 1)
+        images, valid = batch["image"][0], match.valid[0]
+        pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
+        return {"matches": draw_matches(images[0], images[1], *pixels)}
+
+    def _sample(self, batch: Batch, other: int) -> CellMatches:
+        found = self._match(batch, other)
+        poses = batch["world_from_camera"]
+        angle = view_angle(poses[:, 0], poses[:, other])
+        wanted = (angle >= self.angles[0]) & (angle <= self.angles[1])
+        return sample_cell_matches(
+            found.pixels_a,
+            found.pixels_b,
+            found.valid & wanted[:, None],
+            self.backbone.dense_size,
+            self.backbone.dense_stride,
+            self.points,
+        )
+
+    def _match(self, batch: Batch, other: int) -> ViewMatches:
+        depth, intrinsics, poses = batch["depth"], batch["intrinsics"], batch["world_from_camera"]
+        return match_views_batched(
+            depth[:, 0],
+            depth[:, other],
+            intrinsics[:, 0],
+            intrinsics[:, other],
+            poses[:, 0],
+            poses[:, other],
+            max_distance=self.max_distance,
+            relative_distance=self.relative_distance,
+        )
+
+    def _exclude(self, points: Tensor, scene: Tensor) -> Tensor:
+        """Mask of pairs that are no negatives: [G, N, N] within pairs of views, else [G N, G N]."""
+        if self.negatives == "pair":
+            return _distances(points) < self.exclude_radius
+        flat, scene = points.flatten(0, 1), scene.repeat_interleave(points.shape[1])
+        return (_distances(flat) < self.exclude_radius) & (scene[:, None] == scene)
+
+    def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
+        """World points [G, N, 3] of the sampled pixels of the first views, metres, and their scenes [G]."""
+        depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
+        points = []
+        for match in matches:
+            column, row = match.pixels_a.floor().long().unbind(-1)
+            at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
+            points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
+        return torch.cat(points), batch["scene"].repeat(len(matches))
+
+
+def _distances(points: Tensor) -> Tensor:
+    """Distances between rows, not by a matrix product: that loses centimetres, and more in TF32."""
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

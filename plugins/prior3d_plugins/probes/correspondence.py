@@ -1,0 +1,232 @@
+"""Multi-view matching: is the nearest feature in another view that of the same 3D point, and is it the same feature?"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from torch.nn import functional as F
+
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.geometry import full_precision
+from prior3d.probes.linear import MapKind
+from prior3d.probes.matching import THRESHOLDS, DescribedPair, Matches, features_at, match_cells, match_pixels
+from prior3d.probes.models import FrozenModel, concatenate, resize
+from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.view_pairs import (
+    VIEW_ANGLE_BINS_DEG,
+    ViewPair,
+    cell_centres,
+    choose_pairs,
+    read_views,
+    share_points,
+)
+from prior3d.randomness import generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BINS = [f"{low:g}-{high:g} deg" for low, high in VIEW_ANGLE_BINS_DEG]
+_DISTANCE_RATIO = "feature distance ratio"
+_TINY = 1e-12
+"""Added to distances: features that are the same everywhere have a ratio of 1."""
+
+Describe = Callable[[Tensor], Tensor]
+"""Rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
+
+
+class Correspondence(Probe):
+    """Recall of matches between two views, and how alike the features of one point are, label-free, by view angle.
+
+    Maps are brought to one grid of cells for all models. For cells of the first view whose 3D point is visible in the
+    second, the nearest feature (cosine) among ALL cells of the second is looked up; it counts if its centre lies within
+    `pixels` of where the point projects. Angles are those between the optical axes.
+
+    The feature distance ratio says how consistent features are: the mean distance (1 - cosine) between the features of
+    one point in two views, over that between a point and another one of the same pair, at random. 0 is the same feature
+    in all views, 1 one that does not depend on the point. Features of the second view are taken where the point
+    projects to, bilinearly.
+
+    Args:
+        features: what the backbone's decoder gives, or its encoder alone.
+        pixels: radius within which a match counts, pixels at the run's image size.
+        pairs_per_bin: view pairs measured per bin of view angle, chosen once for all models.
+        points: cells of the first view that are looked up per pair.
+        cell: side of the cells that are matched, pixels.
+        patch: side of the raw RGB patches of the control, pixels.
+        detail: measure Probe3D's thresholds, too, and report everything by angle: recall within 1, 2 and 5 cm in 3D and
+            within 5, 10 and 20 pixels of an image scaled to 480 rows. Candidates are then all pixels of known depth,
+            at features interpolated bilinearly, and all cells are looked up; takes far longer. `right pixel` is what
+            these recalls would be if every point were found at the pixel it projects to: what size and depth allow.
+        surest: with `detail`: recall is told of this share of the cells, too, visible or not: those whose nearest
+            feature is nearest by far (ratio test).
+
+    Reference:
+        Probe3D's ScanNet and NAVI correspondence (El Banani et al., 2024, arXiv 2404.08636). There only the 1000
+        surest matches of a pair count; here the main figures are of all visible points, which no model can choose, and
+        pairs are balanced over angles. Theirs is the angle of the relative rotation.
+    """
+
+    needs = ("image", "depth", "intrinsics", "world_from_camera")
+    views = 2
+    lower_is_better = frozenset(f"{_DISTANCE_RATIO}, {name}" for name in ("all", *_BINS))
+    meanings = MappingProxyType(
+        {
+            "recall@": "share of points whose nearest feature in the other view lies this close to the right place",
+            _DISTANCE_RATIO: "how far apart features of one point are in two views, over those of two points",
+            "cosine, same point": "mean similarity of the features of one point in two views",
+            "cosine, other point": "mean similarity of the features of two points",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        features: MapKind = "dense",
+        pixels: Annotated[float, Gt(0)] = 6.0,
+        pairs_per_bin: Annotated[int, Ge(1)] = 40,
+        points: Annotated[int, Ge(1)] = 200,
+        cell: Annotated[int, Ge(1)] = 4,
+        patch: Annotated[int, Ge(1)] = 12,
+        detail: bool = False,
+        surest: Annotated[float, Gt(0), Le(1)] = 0.2,
+    ) -> None:
+        self.features: MapKind = features
+        self.pixels = pixels
+        self.pairs_per_bin = pairs_per_bin
+        self.points = points
+        self.cell = cell
+        self.patch = patch
+        self.detail = detail
+        self.surest = surest
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return counts of points and of those found, and summed feature distances, by bin of view angle."""
+        features = data.features(model, "held_out", self.features)
+
+        def describe(rows: Tensor) -> Tensor:
+            return concatenate([part.take(rows, model.device).float() for part in features], unit_length=True)
+
+        return self._score(data, describe, model.device)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return recall (0..1) overall and by view angle, and the feature distance ratio; with detail, all there is."""
+        same, other, points = (total[name] for name in ("distance, same", "distance, other", "points"))
+        metrics = _by_bin(f"recall@{self.pixels:g}px", total["found"], points)
+        ratios = _by_bin(_DISTANCE_RATIO, same + _TINY * points, other + _TINY * points)
+        if not self.detail:
+            return metrics | {f"{_DISTANCE_RATIO}, all": ratios[f"{_DISTANCE_RATIO}, all"]}
+        metrics |= ratios
+        metrics["cosine, same point"] = 1 - float(same.sum() / points.sum())
+        metrics["cosine, other point"] = 1 - float(other.sum() / points.sum())
+        for index, threshold in enumerate(THRESHOLDS if "precise, found" in total else ()):
+            metrics |= _by_bin(f"recall@{threshold}", total["precise, found"][:, index], total["precise, points"])
+            for name, kind in (("surest", f"surest {100 * self.surest:g} %"), ("right", "right pixel")):
+                found = total[f"{name}, found"][:, index].sum() / total[f"{name}, points"].sum()
+                metrics[f"recall@{threshold}, {kind}"] = float(found)
+        return metrics
+
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
+        """Return what raw RGB patches and position alone reach."""
+        images, device = data.field("held_out", "image"), torch.device("cpu")
+
+        def patches(rows: Tensor) -> Tensor:
+            return _patches(images.take(rows).float() / 255, self.cell, self.patch)
+
+        def positions(rows: Tensor) -> Tensor:
+            return _positions(self._grid(data.size)).expand(len(rows), -1, -1, -1)
+
+        return {
+            "raw patches": self._score(data, patches, device),
+            "position": self._score(data, positions, device),
+        }
+
+    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
+        """Draw matches of one pair per bin of view angle, right ones green, wrong ones red."""
+        from prior3d.figures import draw_judged_matches
+
+        every = [*enumerate(choose_pairs(data, self.pairs_per_bin))]
+        shown = [next(pair for pair in every if pair[1].bin == index) for index in sorted({p.bin for _, p in every})]
+        images = data.field("held_out", "image")
+
+        def judge(model: FrozenModel) -> list[tuple[Tensor, Tensor, Tensor]]:
+            def describe(rows: Tensor) -> Tensor:
+                read = model.read(images.take(rows, model.device).float() / 255, self.features)
+                return concatenate(read, unit_length=True).float()
+
+            found = [self._match(self._describe(data, pair, describe, model.device), order) for order, pair in shown]
+            return [(one.cells, one.found, one.error <= self.pixels) for one in found]
+
+        pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for _, pair in shown]
+        titles = [f"{pair.angle_deg:.0f} degrees apart" for _, pair in shown]
+        judged = {name: judge(model) for name, model in models.items()}
+        return {"matches": draw_judged_matches(pictures, judged, titles)}
+
+    def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Scores:
+        pairs = choose_pairs(data, self.pairs_per_bin)
+        with full_precision(device):
+            measured = [
+                self._measure(self._describe(data, pair, describe, device), order) for order, pair in enumerate(pairs)
+            ]
+        bins = F.one_hot(torch.tensor([pair.bin for pair in pairs]), len(_BINS)).double()
+        statistics = {}
+        for name in measured[0]:
+            values = torch.stack([one[name] for one in measured]).double().cpu()  # [P] or [P, thresholds]
+            statistics[name] = torch.einsum("pb,p...->pb...", bins, values)
+        names, group_of = data.groups("held_out")
+        return by_group(names, group_of[torch.tensor([pair.rows[0] for pair in pairs])], statistics)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.cell), -(-size[1] // self.cell)
+
+    def _describe(self, data: ProbeData, pair: ViewPair, describe: Describe, device: torch.device) -> DescribedPair:
+        grid = self._grid(data.size)
+        maps = F.normalize(resize(describe(torch.tensor(pair.rows)), grid), dim=1)
+        a, b = read_views(data, pair.rows, device)
+        return DescribedPair(a, b, share_points(a, b, cell_centres(data.size, grid, device)), maps)
+
+    def _match(self, pair: DescribedPair, order: int) -> Matches:
+        visible = pair.shared.visible.nonzero()[:, 0]
+        drawn = torch.randperm(len(visible), generator=generator("correspondence", order))[: self.points]
+        return match_cells(pair, visible[drawn.to(visible.device)])
+
+    def _measure(self, pair: DescribedPair, order: int) -> dict[str, Tensor]:
+        matches = self._match(pair, order)
+        first = features_at(pair.maps[0], matches.cells, pair.a.size)
+        second = features_at(pair.maps[1], matches.target, pair.b.size)
+        counts = {
+            "points": torch.tensor(len(first)),
+            "found": (matches.error <= self.pixels).sum(),
+            "distance, same": _distances(first, second).sum(),
+            "distance, other": _distances(first, second.roll(1, 0)).sum(),  # points are in random order
+        }
+        return counts | match_pixels(pair, self.surest) if self.detail else counts
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """1 - cosine [M] of unit vectors [M, C]; in this form small ones keep their digits."""
+    return (first - second).square().sum(1) / 2
+
+
+def _by_bin(name: str, numerator: Tensor, denominator: Tensor) -> dict[str, float]:
+    metrics = {f"{name}, all": float(numerator.sum() / denominator.sum())}
+    measured = [index for index in range(len(_BINS)) if denominator[index] > 0]
+    return metrics | {f"{name}, {_BINS[index]}": float(numerator[index] / denominator[index]) for index in measured}
+
+
+def _patches(images: Tensor, cell: int, side: int) -> Tensor:
+    """The pixels of the patch [side, side] around each cell, as channels."""
+    before = (side - cell) // 2
+    padded = F.pad(images, (before, side - cell - before) * 2, mode="replicate")
+    height, width = (size // cell for size in images.shape[-2:])
+    return F.unfold(padded, side, stride=cell).unflatten(2, (height, width))
+
+
+def _positions(grid: tuple[int, int]) -> Tensor:
+    """Features [1, 3, h, w] whose cosine is highest for the same place in the image."""
+    row, column = torch.meshgrid(*((torch.arange(count) + 0.5) / count for count in grid), indexing="ij")
+    # On a sphere around (0, 0, 1), near enough to be flat: nearest by cosine is nearest in the plane.
+    return torch.stack([row, column, torch.full_like(row, 100.0)])[None]

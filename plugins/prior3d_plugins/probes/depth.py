@@ -1,0 +1,185 @@
+"""Metric depth from frozen features: a linear head over bins of depth."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.errors import UserError
+from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
+from prior3d.probes.linear import Fitting, FrozenMaps, LinearHead, MapKind, Schedule, upsample
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.probe_data import Part, ProbeData
+from prior3d.probes.side_by_side import KeptPredictions, draw_depths
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_METRICS = {"RMSE m": "rmse", "AbsRel": "absolute relative", "log10": "log10", "delta1": "within 1.25"}
+
+
+class Depth(Probe):
+    """How much metric depth frozen features hold: errors of a linear head over bins.
+
+    The linear map gives a number for each of `bins` depths, evenly spaced from `min_depth` to `max_depth`; depth is the
+    mean of these under the softmax of the numbers. It is trained with the scale-invariant logarithmic loss and the
+    gradient loss, upsampled bilinearly to the truth, and scored as it is: no median scaling, no flipping, no crop.
+    Pixels whose true depth is unknown or out of range count nowhere. All metrics are computed by image and averaged
+    over images, as the field does since Eigen et al.; so RMSE is a mean of roots, not the root over all pixels.
+
+    Args:
+        features: what the backbone's decoder gives, or its encoder alone.
+        min_depth: of the nearest bin, metres.
+        max_depth: of the farthest bin, metres; what is farther counts nowhere.
+        bins: how many.
+        gradient_weight: of the gradient loss beside the scale-invariant one.
+        steps: optimiser steps of the head.
+        batch: images per step.
+        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
+
+    Raises:
+        ValueError: the range is empty.
+
+    Reference:
+        Bins after AdaBins (Bhat et al., 2020, arXiv 2011.14141) with fixed, uniform centres; losses and 256 bins as in
+        DINOv2 (Oquab et al., 2023, arXiv 2304.07193), which normalises rectified numbers linearly. The softmax instead
+        has no bins that die, and a depth that is linear in the features is within its reach. Protocol of the metrics:
+        Eigen et al., 2014, arXiv 1406.2283, without its crop.
+    """
+
+    needs = ("image", "depth")
+    trains = True
+    lower_is_better = frozenset({"RMSE m", "AbsRel", "log10"})
+    seeded = True
+    meanings = MappingProxyType(
+        {
+            "RMSE m": "root of the mean squared error, metres",
+            "AbsRel": "mean error as a share of the true depth",
+            "log10": "mean error of the decimal logarithm: errors in factors, near and far alike",
+            "delta1": "share of pixels within a factor of 1.25 of the true depth",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        features: MapKind = "dense",
+        min_depth: Annotated[float, Gt(0)] = 0.1,
+        max_depth: Annotated[float, Gt(0)] = 10.0,
+        bins: Annotated[int, Ge(2)] = 256,
+        gradient_weight: Annotated[float, Ge(0)] = 0.5,
+        steps: Annotated[int, Ge(1)] = 300,
+        batch: Annotated[int, Ge(1)] = 8,
+        lr: Annotated[float, Gt(0)] = 0.01,
+    ) -> None:
+        if not min_depth < max_depth:
+            raise ValueError(f"expected min_depth below max_depth, got {min_depth:g} and {max_depth:g}")
+        self.features = features
+        self.range = (min_depth, max_depth)
+        self.bins = bins
+        self._centres = torch.linspace(min_depth, max_depth, bins)
+        self.gradient_weight = gradient_weight
+        self.schedule = Schedule(steps, batch, lr)
+        self._kept = KeptPredictions()
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return the images counted and the sums of their metrics, [G] each."""
+        usual = (self._pixels_by_bin(data, "train") + 1).double().log()
+        self._pixels_by_bin(data, "held_out")
+        train = FrozenMaps(model, data, "train", self.features)
+        held_out = FrozenMaps(model, data, "held_out", self.features)
+        depth = data.field("train", "depth")
+        fitting = Fitting("depth", usual, lambda rows: depth.take(rows, model.device), self._loss, self._expect)
+        head = fitting.fit(train, self.schedule, seed)
+        errors = self._score(head, held_out, data)
+        shown = self._kept.rows(data)
+        size = data.field("held_out", "depth").shape[-2:]
+        self._kept.put(model, upsample(head(held_out.take(shown)), size)[:, 0].half())
+        return by_group(*data.groups("held_out"), errors)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return the means over images: RMSE in metres, relative error, error in log10, share within a factor 1.25."""
+        return {name: float(total[statistic] / total["images"]) for name, statistic in _METRICS.items()}
+
+    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
+        """Draw depth as the heads predict it."""
+        rows = self._kept.rows(data)
+        images = data.field("held_out", "image").take(rows).float() / 255
+        predicted = self._kept.of(models, lambda model: self.measure(model, data))
+        return {"depth": draw_depths(images, data.field("held_out", "depth").take(rows), predicted)}
+
+    def _expect(self, numbers: Tensor) -> Tensor:
+        return numbers.softmax(-1) @ self._centres.to(numbers.device)[:, None]
+
+    def _loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        known = self._known(truth)
+        log_ratio = predicted[:, 0].log() - torch.where(known, truth, 1.0).log()
+        loss = scale_invariant_loss(log_ratio, known)
+        return loss + self.gradient_weight * gradient_loss(log_ratio, known)
+
+    def _known(self, truth: Tensor) -> Tensor:
+        return (truth >= self.range[0]) & (truth <= self.range[1])
+
+    @torch.no_grad()
+    def _score(self, head: LinearHead, held_out: FrozenMaps, data: ProbeData) -> dict[str, Tensor]:
+        depth = data.field("held_out", "depth")
+        size = depth.shape[-2:]
+        cells = held_out.size[0] * held_out.size[1]
+        errors = []
+        for rows in held_out.batches(max(self.bins * cells, size[0] * size[1])):
+            truth = depth.take(rows, held_out.device)
+            predicted = upsample(head(held_out.take(rows)), size)[:, 0]
+            errors.append(depth_errors(predicted, truth, self._known(truth)))
+        return {name: torch.cat([batch[name] for batch in errors]) for name in errors[0]}
+
+    def _pixels_by_bin(self, data: ProbeData, part: Part) -> Tensor:
+        """Count the pixels of a part nearest to each bin, [bins]; raise UserError where there are none."""
+        depth = data.field(part, "depth")
+        edges = (self._centres[1:] + self._centres[:-1]) / 2
+        counts = torch.zeros(self.bins, dtype=torch.int64)
+        low, high = math.inf, 0.0
+        for rows in torch.arange(len(depth)).split(64):
+            values = depth.take(rows)
+            counts += torch.bincount(torch.bucketize(values[self._known(values)], edges), minlength=self.bins)
+            measured = values[values > 0]
+            if len(measured):
+                low, high = min(low, float(measured.min())), max(high, float(measured.max()))
+        if not counts.any():
+            found = f"it runs from {low:g} to {high:g} m" if high else "all of it is unknown"
+            raise UserError(
+                f"the {data.parts[part].spec.split} split has no depth from {self.range[0]:g} to {self.range[1]:g} m,"
+                f" {found}: check the data's unit, min_depth and max_depth",
+                "data",
+            )
+        return counts
+
+
+def depth_errors(predicted: Tensor, truth: Tensor, known: Tensor) -> dict[str, Tensor]:
+    """Return the errors of each image over its known pixels, and whether it has any: name to [n] float64.
+
+    Args:
+        predicted: [n, H, W] metres, above 0.
+        truth: [n, H, W] metres.
+        known: [n, H, W] bool.
+    """
+    count = known.flatten(1).sum(1)
+    truth = torch.where(known, truth, 1.0).double()
+    predicted = torch.where(known, predicted, 1.0).double()
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(known, values, 0).flatten(1).sum(1) / count.clamp_min(1)
+
+    ratio = predicted / truth
+    return {
+        "images": (count > 0).double(),
+        "rmse": mean((predicted - truth).square()).sqrt(),
+        "absolute relative": mean((predicted - truth).abs() / truth),
+        "log10": mean(ratio.log10().abs()),
+        "within 1.25": mean((torch.maximum(ratio, 1 / ratio) < 1.25).double()),
+    }

@@ -1,0 +1,275 @@
+"""Semantic segmentation with the whole backbone fine-tuned, on all labels and on a few of them."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.backbone import Backbone, Decoder
+from prior3d.backbone.batch_norm import refuse_folded
+from prior3d.contracts.fields import IGNORE_CLASS
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.errors import UserError
+from prior3d.probes.crops import cut, random_crops
+from prior3d.probes.models import FrozenModel, resize
+from prior3d.probes.pixel_classes import class_frequency
+from prior3d.probes.probe_data import ProbeData
+from prior3d.randomness import generator, reseed
+
+_BATCH = 32
+"""Held-out images predicted at a time."""
+_CLIP = 1.0
+"""Greatest norm of the gradient: a fresh head on an encoder that has learned nothing yet starts with long ones."""
+
+
+class FinetuneSegmentation(Probe):
+    """Segmentation after fine-tuning end to end, at several shares of the labels: mean IoU and pixel accuracy.
+
+    The model is a copy of the backbone, a decoder, batch normalisation and a 1 x 1 convolution to classes, whose
+    logits are upsampled to the image. Everything trains, and batch normalisation normalises by the batch while it does.
+    Each share of the labels starts from the same weights and gets the same number of steps. Given the seed, all models
+    see the same images in the same order, cut and flipped alike, and what is not theirs starts from the same numbers.
+
+    Labels are taken image by image, evenly over scenes; a smaller share is part of every larger one. Of a model made
+    of several backbones all are trained together, their dense maps concatenated.
+
+    Args:
+        labels: shares of the training images whose labels are used, above 0 to 1; each is at least one image.
+        decoder: "fresh": a new one, the same for every model, so that only the encoder is transferred. "pretrained":
+            the backbone's own.
+        decoder_stride: image pixels per cell of a fresh decoder's map; a ViT's tokens are upsampled to it.
+        channels: channels of a fresh decoder's map.
+        steps: optimiser steps, for any share.
+        batch: images per step.
+        lr: highest learning rate; it rises over the first tenth of the steps, then falls to 0 along a cosine.
+        encoder_lr_scale: factor on it for the encoder (and a pretrained decoder), which start from something.
+        weight_decay: pull towards 0 of matrices and kernels, not of norms and biases (AdamW).
+        min_crop: least area of the random crops, as a share of the image; 1 for no crops.
+        flip: flip half of the images left to right.
+        precision: 32, or bf16 for encoder and decoder, which pays on a GPU for large backbones only.
+
+    Reference:
+        After the low-data comparison of Pri3D (Hou et al., 2021, arXiv 2104.11225), which fine-tunes a U-Net on ScanNet
+        with 80 to 20 % of the training images. Here images are drawn evenly over scenes, all shares get the same number
+        of steps, and a light fresh decoder is the default, so that the encoder alone is compared.
+    """
+
+    needs = ("image", "semantic")
+    trains = True
+    seeded = True
+    meanings = MappingProxyType(
+        {
+            "mIoU": "overlap of predicted and true regions over their union, the mean over classes: 1 is perfect",
+            "accuracy": "share of pixels whose class is right; large classes decide",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        labels: tuple[Annotated[float, Gt(0), Le(1)], ...] = (1.0, 0.2, 0.1, 0.05),
+        decoder: Literal["fresh", "pretrained"] = "fresh",
+        decoder_stride: Annotated[int, Ge(1)] = 4,
+        channels: Annotated[int, Ge(1)] = 64,
+        steps: Annotated[int, Ge(1)] = 300,
+        batch: Annotated[int, Ge(1)] = 16,
+        lr: Annotated[float, Gt(0)] = 1e-3,
+        encoder_lr_scale: Annotated[float, Ge(0)] = 1.0,
+        weight_decay: Annotated[float, Ge(0)] = 0.05,
+        min_crop: Annotated[float, Gt(0), Le(1)] = 0.5,
+        flip: bool = True,
+        precision: Literal[32, "bf16"] = 32,
+    ) -> None:
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"expected labels to be different shares, at least one, got {list(labels)}")
+        self.labels = tuple(labels)
+        self.decoder = decoder
+        self.decoder_stride = decoder_stride
+        self.channels = channels
+        self.steps = steps
+        self.batch = batch
+        self.lr = lr
+        self.encoder_lr_scale = encoder_lr_scale
+        self.weight_decay = weight_decay
+        self.min_crop = min_crop
+        self.flip = flip
+        self.precision = precision
+
+    def check(self, backbone: Backbone, trains: bool = False) -> None:
+        """Refuse a model without the decoder or stride asked for, or with folded statistics; see `Probe.check`."""
+        name, coarsest = backbone.encoder.name, max(backbone.encoder.channels)
+        if self.decoder == "pretrained" and backbone.decoder is None:
+            raise UserError(f"{name} has no decoder of its own: use fresh", "decoder")
+        if self.decoder == "fresh" and coarsest < self.decoder_stride:
+            raise UserError(f"the coarsest stride of {name} is {coarsest}", "decoder_stride")
+        # at encoder_lr_scale 0, too: weights stand still then, batch normalisation goes by the batch all the same
+        refuse_folded(backbone.encoder.model, name, all_train=True)
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Fine-tune copies of a model at each share of the labels.
+
+        Returns:
+            Pixels labelled, and those hit and predicted at each share, by class: [G, K] each.
+        """
+        classes = len(class_frequency(data))
+        order = label_order(data.groups("train")[1], seed)
+        counts: dict[str, list[Tensor]] = {}
+        for share in self.labels:
+            reseed("finetune_segmentation", seed)  # the same start for every share
+            segmenter = self._segmenter(model.trainable(), classes).to(model.device).train()
+            self._train(segmenter, data, order[: max(1, round(share * len(order)))], model.device, seed)
+            found = self._score(segmenter.eval(), data, model.device, classes)
+            counts["labelled"], counts[_name("hits", share)], counts[_name("predicted", share)] = found
+        return by_group(*data.groups("held_out"), counts)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return mean IoU over the classes that occur, and pixel accuracy (0..1), at each share of the labels."""
+        metrics, labelled = {}, total["labelled"]
+        for share in self.labels:
+            hits, predicted = total[_name("hits", share)], total[_name("predicted", share)]
+            union = labelled + predicted - hits
+            metrics[_name("mIoU", share)] = float((hits / union)[union > 0].mean())
+            metrics[_name("accuracy", share)] = float(hits.sum() / labelled.sum())
+        return metrics
+
+    def _segmenter(self, backbones: Sequence[Backbone], classes: int) -> "_Segmenter":
+        decoders = []
+        for backbone in backbones:
+            self.check(backbone)
+            if self.decoder == "fresh":
+                decoders.append(Decoder(backbone.encoder.channels, self.decoder_stride, self.channels))
+            else:
+                decoders.append(backbone.decoder)
+        return _Segmenter([backbone.encoder for backbone in backbones], decoders, classes)
+
+    @torch.enable_grad()
+    def _train(self, segmenter: "_Segmenter", data: ProbeData, chosen: Tensor, device: torch.device, seed: int) -> None:
+        images, semantic = data.field("train", "image"), data.field("train", "semantic")
+        draws = generator("finetune_segmentation batches", seed)
+        rows = _epochs(len(chosen), self.steps * self.batch, draws).view(self.steps, self.batch)
+        crops = random_crops(self.steps * self.batch, self.min_crop, self.flip, draws)
+        crops = crops.view(self.steps, self.batch, 2, 3).to(device)  # all at once: no waiting for copies in the loop
+        optimizer, schedule = self._optimizer(segmenter)
+        for picked, crop in zip(chosen[rows], crops, strict=True):
+            image, truth = cut(images.take(picked, device), semantic.take(picked, device), crop)
+            with self._autocast(device):
+                logits = segmenter(image)
+            optimizer.zero_grad(set_to_none=True)
+            _cross_entropy(logits, truth).backward()
+            nn.utils.clip_grad_norm_(segmenter.parameters(), _CLIP)
+            optimizer.step()
+            schedule.step()
+
+    def _optimizer(self, segmenter: "_Segmenter") -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        started = [segmenter.encoders] + [segmenter.decoders] * (self.decoder == "pretrained")
+        old = {id(parameter) for module in started for parameter in module.parameters()}
+        groups = []
+        for scale, is_old in ((self.encoder_lr_scale, True), (1.0, False)):
+            parameters = [parameter for parameter in segmenter.parameters() if (id(parameter) in old) == is_old]
+            for decay, kept in (
+                (self.weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
+                (0.0, [parameter for parameter in parameters if parameter.ndim <= 1]),
+            ):
+                groups.append({"params": kept, "lr": scale * self.lr, "weight_decay": decay})
+        optimizer = torch.optim.AdamW(groups, fused=next(segmenter.parameters()).is_cuda)
+        rising = max(1, self.steps // 10)
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / rising) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    @torch.no_grad()
+    def _score(
+        self, segmenter: "_Segmenter", data: ProbeData, device: torch.device, classes: int
+    ) -> tuple[Tensor, ...]:
+        images, semantic = data.field("held_out", "image"), data.field("held_out", "semantic")
+        counts = []
+        for rows in torch.arange(len(images)).split(_BATCH):
+            with self._autocast(device):
+                logits = segmenter(images.take(rows, device).float() / 255)
+            counts.append(count_pixels(logits.argmax(1), semantic.take(rows, device).long(), classes))
+        return tuple(torch.cat(parts) for parts in zip(*counts, strict=True))
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class _Segmenter(nn.Module):
+    """Encoders side by side, a decoder each, and one head: logits [N, classes, H, W] of images [N, 3, H, W] in 0..1."""
+
+    def __init__(self, encoders: Sequence[nn.Module], decoders: Sequence[Decoder], classes: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.decoders = nn.ModuleList(decoders)
+        width = sum(decoder.smooth[-1].out_channels for decoder in decoders)
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, classes, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = tuple(images.shape[-2:])
+        maps = [
+            decoder(encoder(images, pooled=False)[0], size)
+            for encoder, decoder in zip(self.encoders, self.decoders, strict=True)
+        ]
+        finest = max((tuple(part.shape[-2:]) for part in maps), key=math.prod)
+        with torch.autocast(images.device.type, enabled=False):  # in bf16 classes would be told apart by rounding
+            return resize(self.head(torch.cat([resize(part, finest).float() for part in maps], 1)), size)
+
+
+def label_order(scene_of: Tensor, seed: int) -> Tensor:
+    """Order training images so that the first n are those that keep their labels: evenly over scenes, for any n.
+
+    Args:
+        scene_of: [N] int64, the scene of each image.
+        seed: another one, another order.
+    """
+    draws = generator("finetune_segmentation labels", seed)
+    position = torch.empty(len(scene_of))
+    for scene in scene_of.unique():
+        rows = (scene_of == scene).nonzero()[:, 0]
+        ranks = torch.randperm(len(rows), generator=draws)
+        # at any cut-off p, a scene of n images has given p * n of them, rounded up or down at random
+        position[rows] = (ranks + torch.rand((), generator=draws)) / len(rows)
+    return position.argsort()
+
+
+def count_pixels(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Count pixels by image and class; those of unknown class (255) count nowhere.
+
+    Args:
+        predicted: [n, H, W] int64.
+        truth: [n, H, W] int64.
+        classes: K.
+
+    Returns:
+        [n, K] int64 each: those of the class, those of it that are predicted right, those predicted to be of it.
+    """
+    first = classes * torch.arange(len(truth), device=truth.device)[:, None, None]
+
+    def count(ids: Tensor, counted: Tensor) -> Tensor:
+        return torch.bincount((first + ids)[counted], minlength=classes * len(ids)).view(len(ids), classes)
+
+    known = truth != IGNORE_CLASS
+    return count(truth, known), count(truth, known & (predicted == truth)), count(predicted, known)
+
+
+def _cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    summed = F.cross_entropy(logits, truth, ignore_index=IGNORE_CLASS, reduction="sum")
+    return summed / (truth != IGNORE_CLASS).sum().clamp_min(1)  # 0, not NaN, where a batch has no known pixel
+
+
+def _epochs(count: int, draws_wanted: int, draws: torch.Generator) -> Tensor:
+    """Indices of images, every image once before any comes again."""
+    epochs = [torch.randperm(count, generator=draws) for _ in range(-(-draws_wanted // count))]
+    return torch.cat(epochs)[:draws_wanted]
+
+
+def _name(what: str, share: float) -> str:
+    return f"{what}, {100 * share:g} % of labels"

@@ -1,0 +1,183 @@
+"""Surface normals from frozen features: a linear head to three components."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.nn import functional as F
+
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.errors import UserError
+from prior3d.geometry.normals import normals_from_depth
+from prior3d.probes.linear import Fitting, FrozenMaps, LinearHead, MapKind, Schedule, upsample
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.probe_data import Part, ProbeData
+from prior3d.probes.side_by_side import KeptPredictions, draw_normals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WITHIN_DEG = (11.25, 22.5, 30.0)
+_BINS = 360
+"""Of the histogram of angles from 0 to 180 degrees, from which the median follows."""
+
+Truth = Callable[[Tensor], Tensor]
+"""Rows [n] to normals [n, 3, H, W], 0 where unknown."""
+
+
+class Normals(Probe):
+    """How much of the surface normals frozen features hold: angles between a linear head's and the true ones.
+
+    The linear map gives three numbers, which are upsampled bilinearly to the truth and then brought to unit length; it
+    is trained with one minus the cosine. Where the data has no normals they are computed from its depth
+    (`normals_from_depth`). All metrics are over all known pixels of all images together.
+
+    Args:
+        features: what the backbone's decoder gives, or its encoder alone.
+        edge: relative jump of depth across which no normal is computed; unused where the data has normals.
+        steps: optimiser steps of the head.
+        batch: images per step.
+        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
+
+    Reference:
+        After Probe3D (El Banani et al., 2024, arXiv 2404.08636), which trains a deeper head on several layers with a
+        loss that is aware of its uncertainty; metrics as in Fouhey et al., 2013.
+    """
+
+    needs = ("image", "normals|depth")
+    trains = True
+    lower_is_better = frozenset({"mean deg", "median deg"})
+    seeded = True
+    meanings = MappingProxyType(
+        {
+            "mean deg": "mean angle between predicted and true normals, degrees",
+            "median deg": "median of that angle, degrees",
+            "under": "share of pixels whose angle is below this",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        features: MapKind = "dense",
+        edge: Annotated[float, Gt(0)] = 0.05,
+        steps: Annotated[int, Ge(1)] = 300,
+        batch: Annotated[int, Ge(1)] = 8,
+        lr: Annotated[float, Gt(0)] = 0.05,
+    ) -> None:
+        self.features = features
+        self.edge = edge
+        self.schedule = Schedule(steps, batch, lr)
+        self._kept = KeptPredictions()
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return pixels, sums of angles, counts below each threshold and histograms of angles, [G, ...] each."""
+        truth = {part: self._truth(data, part, model.device) for part in ("train", "held_out")}
+        mean = _mean(truth["train"], data, "train")
+        _mean(truth["held_out"], data, "held_out")
+        train = FrozenMaps(model, data, "train", self.features)
+        held_out = FrozenMaps(model, data, "held_out", self.features)
+        head = Fitting("normals", mean, truth["train"], _loss).fit(train, self.schedule, seed)
+        errors = _score(head, held_out, truth["held_out"], data.size)
+        shown = self._kept.rows(data)
+        predicted = F.normalize(upsample(head(held_out.take(shown)), data.size), dim=1)
+        self._kept.put(model, predicted.half())
+        return by_group(*data.groups("held_out"), errors)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return mean and median angle in degrees, and the shares of pixels (0..1) under 11.25, 22.5 and 30 degrees."""
+        pixels = total["pixels"]
+        shares = {
+            f"under {limit:g} deg": float(count / pixels)
+            for limit, count in zip(_WITHIN_DEG, total["within"], strict=True)
+        }
+        return {"mean deg": float(total["degrees"] / pixels), "median deg": _median(total["histogram"]), **shares}
+
+    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
+        """Draw normals as the heads predict them."""
+        rows = self._kept.rows(data)
+        images = data.field("held_out", "image").take(rows).float() / 255
+        truth = self._truth(data, "held_out", torch.device("cpu"))(rows)
+        predicted = self._kept.of(models, lambda model: self.measure(model, data))
+        return {"normals": draw_normals(images, truth, predicted)}
+
+    def _truth(self, data: ProbeData, part: Part, device: torch.device) -> Truth:
+        provides = data.parts[part].provides
+        if "normals" in provides:
+            normals = data.field(part, "normals")
+            return lambda rows: normals.take(rows, device).float()
+        if "intrinsics" not in provides:
+            raise UserError("the data has neither normals nor, to compute them from its depth, intrinsics", "data")
+        depth, intrinsics = data.field(part, "depth"), data.field(part, "intrinsics")
+        return lambda rows: normals_from_depth(depth.take(rows, device), intrinsics.take(rows, device), self.edge)
+
+
+def angle_deg(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the angles between vectors, degrees.
+
+    Args:
+        predicted: [n, 3, ...], any length; 90 degrees if it is 0.
+        truth: [n, 3, ...], any length.
+    """
+    predicted, truth = F.normalize(predicted.float(), dim=1), F.normalize(truth.float(), dim=1)
+    # the arc cosine loses half the digits near 0 and 180 degrees
+    sine = torch.linalg.cross(predicted, truth, dim=1).norm(dim=1)
+    cosine = (predicted * truth).sum(1)
+    return torch.where((sine == 0) & (cosine == 0), 90.0, torch.rad2deg(torch.atan2(sine, cosine)))
+
+
+def _known(truth: Tensor) -> Tensor:
+    return (truth != 0).any(1)
+
+
+def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    known = _known(truth)
+    distance = 1 - F.cosine_similarity(predicted, truth, dim=1, eps=1e-4)
+    return (distance * known).sum() / known.sum().clamp_min(1)
+
+
+def _mean(truth: Truth, data: ProbeData, part: Part) -> Tensor:
+    """Return the mean normal of a part, [3]; raise UserError where none is known."""
+    total, count = torch.zeros(3, dtype=torch.float64), 0
+    for rows in torch.arange(len(data.frames[part])).split(32):
+        normals = truth(rows)
+        total += normals.sum((0, 2, 3), dtype=torch.float64).cpu()
+        count += int(_known(normals).sum())
+    if not count:
+        raise UserError(f"the {data.parts[part].spec.split} split has no pixel with a known normal", "data")
+    return total / count
+
+
+@torch.no_grad()
+def _score(head: LinearHead, held_out: FrozenMaps, truth: Truth, size: tuple[int, int]) -> dict[str, Tensor]:
+    errors: dict[str, list[Tensor]] = {"pixels": [], "degrees": [], "within": [], "histogram": []}
+    limits = torch.tensor(_WITHIN_DEG, device=held_out.device)
+    for rows in held_out.batches(16 * size[0] * size[1]):
+        normals = truth(rows)
+        known = _known(normals)
+        angles = angle_deg(upsample(head(held_out.take(rows)), size), normals)
+        errors["pixels"].append(known.flatten(1).sum(1))
+        errors["degrees"].append(torch.where(known, angles, 0).flatten(1).sum(1, dtype=torch.float64))
+        under = (angles[..., None] < limits) & known[..., None]
+        errors["within"].append(under.flatten(1, 2).sum(1))
+        errors["histogram"].append(_histogram(angles, known))
+    return {name: torch.cat(parts) for name, parts in errors.items()}
+
+
+def _histogram(angles: Tensor, known: Tensor) -> Tensor:
+    bins = (angles * (_BINS / 180)).long().clamp(0, _BINS - 1)
+    first = _BINS * torch.arange(len(angles), device=angles.device)[:, None, None]
+    return torch.bincount((first + bins)[known], minlength=_BINS * len(angles)).view(len(angles), _BINS)
+
+
+def _median(histogram: Tensor) -> float:
+    """Return the angle below which half the pixels are, taken as evenly spread within each bin of half a degree."""
+    below = histogram.double().cumsum(0)
+    half = below[-1] / 2
+    index = int((below >= half).nonzero()[0])
+    inside = float((half - (below[index] - histogram[index])) / histogram[index])
+    return (index + inside) * 180 / _BINS

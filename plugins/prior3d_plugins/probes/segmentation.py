@@ -1,0 +1,180 @@
+"""Semantic segmentation from frozen features: a linear head, and the vote of nearest neighbours."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.nn import functional as F
+
+from prior3d.contracts.fields import IGNORE_CLASS
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.errors import UserError
+from prior3d.probes.linear import Fitting, FrozenMaps, MapKind, Schedule, upsample
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.neighbours import nearest, vote
+from prior3d.probes.pixel_classes import class_frequency, count_by_class, mean_iou
+from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.side_by_side import KeptPredictions, draw_classes
+from prior3d.randomness import generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Predict = Callable[[Tensor], Tensor]
+"""Rows [n] of held-out images to scores of classes [n, K, h, w] on the grid of the features."""
+
+
+class Segmentation(Probe):
+    """How much of the classes frozen features hold: mean IoU of a linear head and of nearest neighbours.
+
+    The head (see `LinearHead`) is trained on the training images with cross-entropy; its logits are upsampled
+    bilinearly to the labels, in training and in scoring. The neighbours come from a memory of training cells, equally
+    many of each image at random places, each with the class at its centre; their votes are upsampled like the logits.
+    Pixels of class 255 count nowhere. Mean IoU is over the classes that occur in the truth or in the prediction, of
+    all pixels of all images together.
+
+    Args:
+        features: what the backbone's decoder gives, or its encoder alone.
+        steps: optimiser steps of the head.
+        batch: images per step.
+        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
+        memory: training cells among which neighbours are looked for; 0 leaves the k-NN out.
+        k: neighbours that vote.
+        temperature: of their votes; less gives the nearest more weight.
+
+    Reference:
+        Linear head as in DINOv2 (Oquab et al., 2023, arXiv 2304.07193), without crops and flips and normalised by the
+        statistics of the training part instead of a batch's. Neighbours after Balažević et al., 2023, arXiv 2306.01667,
+        with an even sample of cells for memory and each cell's centre instead of its distribution of classes.
+    """
+
+    needs = ("image", "semantic")
+    trains = True
+    seeded = True
+    meanings = MappingProxyType(
+        {
+            "mIoU": "overlap of predicted and true regions over their union, the mean over classes: 1 is perfect",
+            "pixel accuracy": "share of pixels whose class is right; large classes decide",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        features: MapKind = "dense",
+        steps: Annotated[int, Ge(1)] = 300,
+        batch: Annotated[int, Ge(1)] = 8,
+        lr: Annotated[float, Gt(0)] = 0.1,
+        memory: Annotated[int, Ge(0)] = 5000,
+        k: Annotated[int, Ge(1)] = 20,
+        temperature: Annotated[float, Gt(0)] = 0.07,
+    ) -> None:
+        self.features = features
+        self.schedule = Schedule(steps, batch, lr)
+        self.memory = memory
+        self.k = k
+        self.temperature = temperature
+        self._kept = KeptPredictions()
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return pixels labelled, and those hit and predicted by each method, by class: [G, K] each."""
+        frequency = class_frequency(data)
+        classes = len(frequency)
+        train = FrozenMaps(model, data, "train", self.features)
+        held_out = FrozenMaps(model, data, "held_out", self.features)
+        methods = {"linear": self._linear(train, held_out, data, frequency, seed)}
+        if self.memory:
+            methods["k-NN"] = self._neighbours(train, held_out, data, classes, seed)
+        counts = _score(methods, held_out, data, classes)
+        shown = self._kept.rows(data)
+        size = data.field("held_out", "semantic").shape[-2:]
+        self._kept.put(model, upsample(methods["linear"](shown), size).argmax(1).to(torch.uint8))
+        return by_group(*data.groups("held_out"), counts)
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return mean IoU (0..1) of both methods and the linear head's share of pixels that are right."""
+        found = {
+            f"mIoU, {name}": mean_iou(total[f"{name} hits"], total[f"{name} predicted"], total["labelled"])
+            for name in ("linear", "k-NN")
+            if f"{name} hits" in total
+        }
+        right = float(total["linear hits"].sum() / total["labelled"].sum())
+        return {"mIoU, linear": found.pop("mIoU, linear"), "pixel accuracy, linear": right, **found}
+
+    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
+        """Draw classes as the linear heads predict them."""
+        rows = self._kept.rows(data)
+        images = data.field("held_out", "image").take(rows).float() / 255
+        truth = data.field("held_out", "semantic").take(rows)
+        predicted = self._kept.of(models, lambda model: self.measure(model, data))
+        names = data.parts["held_out"].class_names
+        return {"segmentation": draw_classes(images, truth, predicted, names, IGNORE_CLASS)}
+
+    def _linear(self, train: FrozenMaps, held_out: FrozenMaps, data: ProbeData, pixels: Tensor, seed: int) -> Predict:
+        semantic = data.field("train", "semantic")
+        usual = (pixels + 1).double().log()
+        fitting = Fitting("segmentation", usual - usual.mean(), lambda rows: semantic.take(rows, train.device), _loss)
+        head = fitting.fit(train, self.schedule, seed)
+        return lambda rows: head(held_out.take(rows))
+
+    def _neighbours(self, train: FrozenMaps, held_out: FrozenMaps, data: ProbeData, classes: int, seed: int) -> Predict:
+        memory, labels = _remember(train, data, self.memory, seed)
+
+        def predict(rows: Tensor) -> Tensor:
+            maps = held_out.take(rows, unit_length=True)
+            similarities, found = nearest(memory, maps.movedim(1, -1).flatten(0, 2), self.k)
+            votes = vote(similarities, labels[found], classes, self.temperature)
+            return votes.unflatten(0, (len(maps), *maps.shape[-2:])).movedim(-1, 1)
+
+        return predict
+
+
+def _loss(logits: Tensor, truth: Tensor) -> Tensor:
+    truth = truth.long()
+    summed = F.cross_entropy(logits, truth, ignore_index=IGNORE_CLASS, reduction="sum")
+    return summed / (truth != IGNORE_CLASS).sum().clamp_min(1)  # a batch may have no label at all
+
+
+def _remember(train: FrozenMaps, data: ProbeData, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return features of training cells [M, C], of unit length, and the class at the centre of each [M]."""
+    semantic, choice = data.field("train", "semantic"), generator("segmentation", "memory", seed)
+    height, width = semantic.shape[-2:]
+    y = ((torch.arange(train.size[0]) + 0.5) * height / train.size[0]).long()
+    x = ((torch.arange(train.size[1]) + 0.5) * width / train.size[1]).long()
+    order = torch.randperm(len(train), generator=choice)  # where cells are fewer than images, which images give one
+    quota = torch.full((len(train),), most // len(train))
+    quota[order[: most % len(train)]] += 1
+    kept, labels = [], []
+    for rows in quota.nonzero()[:, 0].split(16):
+        classes = semantic.take(rows)[:, y][:, :, x].flatten(1)
+        drawn = torch.rand(classes.shape, generator=choice).masked_fill(classes == IGNORE_CLASS, -1)
+        rank = drawn.argsort(1, descending=True).argsort(1)
+        image, cell = ((rank < quota[rows, None]) & (drawn >= 0)).nonzero(as_tuple=True)
+        maps = train.take(rows, unit_length=True).flatten(2)
+        kept.append(maps[image.to(train.device), :, cell.to(train.device)])
+        labels.append(classes[image, cell])
+    labels = torch.cat(labels).long()
+    if not len(labels):
+        raise UserError("no training image has a label at the centre of a feature cell: set memory: 0 for no k-NN")
+    return torch.cat(kept), labels.to(train.device)
+
+
+@torch.no_grad()
+def _score(methods: Mapping[str, Predict], held_out: FrozenMaps, data: ProbeData, classes: int) -> dict[str, Tensor]:
+    """Return pixels labelled, and those hit and predicted by each method, by image and class: [N, K] each."""
+    semantic = data.field("held_out", "semantic")
+    height, width = semantic.shape[-2:]
+    counts: dict[str, list[Tensor]] = {}
+    for rows in held_out.batches(classes * height * width):
+        truth = semantic.take(rows, held_out.device).long()
+        known = truth != IGNORE_CLASS
+        counts.setdefault("labelled", []).append(count_by_class(truth, known, classes))
+        for name, predict in methods.items():
+            predicted = upsample(predict(rows), (height, width)).argmax(1)
+            counts.setdefault(f"{name} hits", []).append(count_by_class(truth, known & (predicted == truth), classes))
+            counts.setdefault(f"{name} predicted", []).append(count_by_class(predicted, known, classes))
+    return {name: torch.cat(parts) for name, parts in counts.items()}

@@ -1,0 +1,151 @@
+"""Clean photographs of ImageNet's classes, in two halves: one for statistics and heads, one to measure accuracy on."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from prior3d.backbone.batch_norm import reestimate_batch_norm
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.data.decoding import image_size, read_color
+from prior3d.data.images.listing import list_files
+from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages, split_of
+from prior3d.errors import UserError
+from prior3d.probes.logistic import choose_penalty, fit_logistic
+from prior3d.probes.models import FrozenModel, concatenate
+from prior3d.probes.pooled import labels_of
+from prior3d.probes.probe_data import Part, ProbeData
+from prior3d.randomness import generator
+from prior3d_plugins.probes.shape_bias.imagenet_classes import IMAGENET_CLASSES, sixteen_of_imagenet
+
+Classify = Callable[[Tensor], Tensor]
+"""Images [N, 3, H, W] in 0..1, on the model's device, to logits or probabilities [N, K]."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_BATCH = 32
+_STATISTICS_BATCH = 64
+
+
+class Photographs:
+    """Photographs of the 1000 classes, in folders named by WordNet ids or in files whose names begin with these.
+
+    A hash of the names puts each in one of the halves, whatever others there are.
+
+    Args:
+        folder: of the photographs.
+        data: what size they are brought to, and how they are decoded.
+        most: photographs of each half that are read at most, evenly spaced.
+
+    Raises:
+        UserError: they are not of 1000 classes.
+    """
+
+    def __init__(self, folder: Path, data: ProbeData, most: int) -> None:
+        has_folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
+        told = {"views": 1, "size": data.size, "cache": data.parts["held_out"].spec.cache}
+        first, second = (_Half(DataSpec(split=split, **told), folder, has_folders) for split in ("train", "test"))
+        if len(first.class_names) != IMAGENET_CLASSES:
+            raise UserError(
+                f"expected photographs of the {IMAGENET_CLASSES} classes of ImageNet in {folder}, got"
+                f" {len(first.class_names)} classes"
+            )
+        self._halves = ProbeData({"train": first, "held_out": second}, most=most, workers=data.workers)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the photographs of the second half."""
+        dataset = self._halves.parts["held_out"]
+        return [dataset.path(scene, frame).stem for scene, frame in self._halves.frames["held_out"]]
+
+    def adapt(self, network: Network, forward: Callable[[Network, Tensor], object], device: torch.device) -> Network:
+        """Return a copy of a network whose BatchNorm statistics are those of the first half."""
+        copy = deepcopy(network)
+        reestimate_batch_norm(copy, partial(forward, copy), self.mixed_batches(device))
+        return copy
+
+    def mixed_batches(self, device: torch.device) -> Iterator[Tensor]:
+        """Yield the first half in batches of many classes: in order, each would be of a few similar ones."""
+        images = self._halves.field("train", "image")
+        order = torch.randperm(len(images), generator=generator("photographs"))
+        for rows in order.tensor_split(max(1, len(order) // _STATISTICS_BATCH)):  # no last batch of a few
+            yield images.take(rows, device).float() / 255
+
+    def fit_head(self, model: FrozenModel) -> Classify:
+        """Fit a classifier of the 16 classes to the first half; beforehand every class is as likely as any other."""
+        backbones = [
+            self.adapt(backbone, lambda network, images: network(images, ("pooled",)), model.device)
+            for backbone in model.backbones
+        ]
+        adapted = FrozenModel(backbones, model.device)
+
+        def pooled(images: Tensor) -> Tensor:
+            return concatenate(adapted.read(images, "pooled")).float()
+
+        entry = sixteen_of_imagenet()[labels_of(self._halves, "train")]
+        rows = (entry >= 0).nonzero()[:, 0]
+        vectors, labels = self._outputs(pooled, "train", model.device)[rows].to(model.device), entry[rows]
+
+        def take(chosen: Tensor) -> Tensor:
+            return vectors[chosen.to(vectors.device)]
+
+        head = fit_logistic(take, labels, 16, choose_penalty(take, labels, 16))
+        frequency = labels.bincount(minlength=16).clamp_min(1).to(model.device) / len(labels)
+        return lambda images: head.logits(pooled(images)) - frequency.log()
+
+    def hits(self, sixteen: Classify, thousand: Classify | None, device: torch.device) -> dict[str, Tensor]:
+        """Return which photographs of the second half are of 1000 and of 16 classes, and which are named right.
+
+        Args:
+            sixteen: decides between the 16 classes.
+            thousand: between 1000, where there is such a classifier.
+            device: of both.
+
+        Returns:
+            `clean 16`, `clean 16 hits`, and `clean 1000`, `clean 1000 hits`: [M] each, 0 or 1.
+        """
+        label = labels_of(self._halves, "held_out")
+        entry = sixteen_of_imagenet()[label]
+        known = (entry >= 0).double()
+        right = self._outputs(sixteen, "held_out", device).argmax(1) == entry
+        found = {"clean 16": known, "clean 16 hits": known * right}
+        if thousand is not None:
+            hits = (self._outputs(thousand, "held_out", device).argmax(1) == label).double()
+            found |= {"clean 1000": torch.ones_like(hits), "clean 1000 hits": hits}
+        return found
+
+    def _outputs(self, classify: Classify, part: Part, device: torch.device) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([classify(images).cpu() for images in self._batches(part, device, _BATCH)])
+
+    def _batches(self, part: Part, device: torch.device, size: int) -> Iterator[Tensor]:
+        images = self._halves.field(part, "image")
+        for rows in torch.arange(len(images)).split(size):
+            yield images.take(rows, device).float() / 255
+
+
+class _Half(SingleImages):
+    """Half of the photographs, with the number of their class as `label`."""
+
+    provides = frozenset({"image", "label"})
+
+    def __init__(self, spec: DataSpec, folder: Path, in_folders: bool) -> None:
+        super().__init__(spec)
+        names = [name for name in list_files(folder, IMAGE_ENDINGS) if name.count("/") == int(in_folders)]
+        classes = [name.partition("/")[0] if in_folders else Path(name).stem.partition("_")[0] for name in names]
+        self.class_names = tuple(sorted(set(classes)))
+        self.offer(("train", "test"))
+        self.scenes = [folder.resolve().name]
+        number = {name: index for index, name in enumerate(self.class_names)}
+        mine = [index for index, name in enumerate(names) if split_of(name, 0.5, 0.0) == spec.split]
+        self.hold([folder], [[names[index] for index in mine]])
+        self._labels = [number[classes[index]] for index in mine]
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        path = self.path(scene, frame)
+        image = read_color(path) if "image" in fields else None
+        return View(image=image, size=image_size(path), label=self._labels[frame], scene=scene, frame=frame)

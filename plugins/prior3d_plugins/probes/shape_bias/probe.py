@@ -1,0 +1,216 @@
+"""Shape or texture: by which of two cues that contradict each other a model names an image."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.backbone import Backbone
+from prior3d.backbone.batch_norm import has_statistics
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.probe import Probe
+from prior3d.contracts.scores import Metrics, Scores, Totals
+from prior3d.data.images.listing import list_files
+from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages
+from prior3d.errors import UserError
+from prior3d.probes.models import FrozenModel
+from prior3d.probes.pooled import labels_of
+from prior3d.probes.probe_data import Part, ProbeData
+from prior3d_plugins.probes.shape_bias.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet
+from prior3d_plugins.probes.shape_bias.photographs import Classify, Photographs
+
+CLASSES = tuple(SIXTEEN_CLASSES)
+
+_BATCH = 32
+
+
+class ShapeBias(Probe):
+    """The cue-conflict test: images with the shape of one class and the texture of another.
+
+    An image counts for its shape, for its texture, or for neither, by the class that the model gives it out of 16;
+    images whose two cues agree are left out. The shape bias is the share of shape among decisions for either. Of
+    itself it says little: weak models show a higher one. What counts is how often the shape is named right, with the
+    accuracy on clean photographs beside it.
+
+    The data is a `classification_folder` whose folders are the classes of the shapes, and whose file names end with
+    the class of the texture, `cat7-elephant1.jpg`. Clean photographs are of the 1000 classes of ImageNet, in folders
+    named by their WordNet ids or in files whose names begin with these. They are split in halves by a hash of the
+    names: from the first come the statistics of BatchNorm layers, on the second accuracy is measured. Models without
+    such layers can do without photographs. With statistics of the cue conflicts themselves it would be another model:
+    MobileNetV2 then names 22 % of the shapes instead of 11 %, and 48 % of clean photographs instead of 80 %.
+
+    Args:
+        head: `checkpoint`: the frozen 1000-way classifier that the weights came with, its probabilities averaged over
+            the ImageNet classes of each of the 16. `linear`: a classifier of the 16 fitted to the first half of the
+            clean photographs.
+        clean: folder of clean photographs, such as ImageNet's validation set; null for none, without BatchNorm.
+        clean_images: clean photographs that are read of each half, at most, evenly spaced.
+
+    Reference:
+        Geirhos et al., 2019, arXiv 1811.12231. There, networks keep the statistics of their training.
+    """
+
+    needs = ("image", "label")
+    needs_classifier = True
+    meanings = MappingProxyType(
+        {
+            "shape-correct": "share of cue-conflict images whose shape is named, of 16 classes: what counts",
+            "texture-correct": "share of them whose texture is named",
+            "shape bias": "shape-correct over shape-correct and texture-correct; high for weak models, too",
+            "clean top-1": "accuracy on held-out clean photographs, of 1000 or of the 16 classes",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        head: Literal["checkpoint", "linear"] = "checkpoint",
+        clean: Path | None = None,
+        clean_images: Annotated[int, Ge(16)] = 1000,
+    ) -> None:
+        if head == "linear" and clean is None:
+            raise ValueError("head: linear is fitted to clean photographs: name their folder with clean")
+        self.head = head
+        self.needs_classifier = head == "checkpoint"
+        self.clean = clean.expanduser() if clean else None
+        self.clean_images = clean_images
+        self._photographs: dict[tuple[int, int], Photographs] = {}
+
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+        """Return images named by shape and by texture, by class of the shape, [G, 16], and clean ones named right."""
+        conflicts = _Conflicts(data)
+        photographs = self._open_photographs(data)
+        sixteen, thousand = self._classifiers(model, photographs)
+        decided = _decide(sixteen, data, conflicts.rows, model.device)
+        shape = F.one_hot(conflicts.shape, len(CLASSES)).double()
+        statistics = {
+            "conflicts": shape,
+            "shape": shape * (decided == conflicts.shape)[:, None],
+            "texture": shape * (decided == conflicts.texture)[:, None],
+        }
+        if photographs is None:
+            return Scores(tuple(conflicts.names), statistics)
+        clean = photographs.hits(sixteen, thousand, model.device)
+        return Scores((*conflicts.names, *photographs.names), _beside(statistics, clean))
+
+    def check(self, backbone: Backbone, trains: bool = False) -> None:
+        """Refuse BatchNorm layers without photographs to estimate their statistics on; see `Probe.check`."""
+        self._refuse_statistics(backbone.encoder, folded=trains)
+
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse what are no cue conflicts, by the names of folders and files; see `Probe.check_data`."""
+        if self.clean is not None and not self.clean.is_dir():
+            raise UserError(f"no folder {self.clean} of clean photographs", "clean")
+        held_out = parts["held_out"]
+        _check_conflicts(held_out)
+        for scene in range(len(held_out.scenes)):
+            for frame in range(held_out.frame_count(scene)):
+                _texture(held_out.path(scene, frame))
+
+    def files(self) -> Sequence[Path]:
+        """Return the clean photographs."""
+        return [] if self.clean is None else [self.clean / name for name in list_files(self.clean, IMAGE_ENDINGS)]
+
+    def summarise(self, total: Totals) -> Metrics:
+        """Return rates (0..1) over all conflicts, accuracy on clean photographs, and the rates by class."""
+        shape, texture, conflicts = total["shape"], total["texture"], total["conflicts"]
+        found = {
+            "shape-correct": float(shape.sum() / conflicts.sum()),
+            "texture-correct": float(texture.sum() / conflicts.sum()),
+            **_bias("", shape.sum(), texture.sum()),
+        }
+        for name in ("1000", "16"):
+            if float(total.get(f"clean {name}", 0)) > 0:
+                found[f"clean top-1 of {name}"] = float(total[f"clean {name} hits"] / total[f"clean {name}"])
+        for index, name in enumerate(CLASSES):
+            if conflicts[index] > 0:
+                found[f"shape-correct, {name}"] = float(shape[index] / conflicts[index])
+                found |= _bias(f", {name}", shape[index], texture[index])
+        return found
+
+    def _classifiers(self, model: FrozenModel, photographs: Photographs | None) -> tuple[Classify, Classify | None]:
+        """Return what decides between the 16 classes, and what gives the logits of 1000 where there is such."""
+        if self.head == "linear":
+            return photographs.fit_head(model), None
+        logits = model.classify
+        if logits is None:
+            raise UserError(
+                "needs the classifier that the weights came with, and this model has none: start from weights that hold"
+                " one, or set head: linear"
+            )
+        if photographs is not None and isinstance(logits, nn.Module):
+            logits = photographs.adapt(logits, lambda network, images: network(images), model.device)
+        elif isinstance(logits, nn.Module):
+            self._refuse_statistics(logits)
+        return lambda images: sixteen_from_imagenet(logits(images)), logits
+
+    def _refuse_statistics(self, network: nn.Module, folded: bool = False) -> None:
+        if self.clean is None and has_statistics(network, folded):
+            raise UserError(
+                "needs clean photographs for a model with BatchNorm layers, name their folder: with the statistics of"
+                " cue conflicts, the same weights name twice as many shapes, and half the photographs",
+                "clean",
+            )
+
+    def _open_photographs(self, data: ProbeData) -> Photographs | None:
+        if self.clean is None:
+            return None
+        if data.size not in self._photographs:
+            self._photographs[data.size] = Photographs(self.clean, data, self.clean_images)
+        return self._photographs[data.size]
+
+
+class _Conflicts:
+    """The images whose shape and texture are of different classes."""
+
+    def __init__(self, data: ProbeData) -> None:
+        dataset = data.parts["held_out"]
+        _check_conflicts(dataset)
+        paths = [dataset.path(scene, frame) for scene, frame in data.frames["held_out"]]
+        shape, texture = labels_of(data, "held_out"), torch.tensor([_texture(path) for path in paths])
+        self.rows = (shape != texture).nonzero()[:, 0]
+        self.shape, self.texture = shape[self.rows], texture[self.rows]
+        self.names = [paths[row].stem for row in self.rows.tolist()]
+
+
+def _check_conflicts(dataset: Dataset) -> None:
+    if not isinstance(dataset, SingleImages):
+        raise UserError("the class of the texture stands in file names: use a classification_folder", "data.name")
+    if dataset.class_names != CLASSES:
+        differing = sorted(set(dataset.class_names) ^ set(CLASSES))
+        raise UserError(
+            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two",
+            "data.root",
+        )
+
+
+def _texture(path: Path) -> int:
+    name = path.stem.rpartition("-")[2].rstrip("0123456789")
+    if name not in SIXTEEN_CLASSES or "-" not in path.stem:
+        raise UserError(
+            f"expected the class of the texture at the end of a name, as in cat7-elephant1.jpg, got {path}", "data.root"
+        )
+    return CLASSES.index(name)
+
+
+def _bias(of: str, shape: Tensor, texture: Tensor) -> dict[str, float]:
+    """Return the shape bias, or nothing where no decision was for either cue."""
+    return {f"shape bias{of}": float(shape / (shape + texture))} if shape + texture > 0 else {}
+
+
+@torch.no_grad()
+def _decide(classify: Classify, data: ProbeData, rows: Tensor, device: torch.device) -> Tensor:
+    images = data.field("held_out", "image")
+    return torch.cat([classify(images.take(some, device).float() / 255).argmax(1).cpu() for some in rows.split(_BATCH)])
+
+
+def _beside(conflicts: dict[str, Tensor], clean: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return statistics over the images of both: each kind counts 0 where it is not measured."""
+    first, second = len(next(iter(conflicts.values()))), len(next(iter(clean.values())))
+    before = {name: torch.cat([v, v.new_zeros(second, *v.shape[1:])]) for name, v in conflicts.items()}
+    return before | {name: torch.cat([v.new_zeros(first, *v.shape[1:]), v]) for name, v in clean.items()}

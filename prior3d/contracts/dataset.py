@@ -1,0 +1,167 @@
+"""The contract of a dataset: which fields it provides, its scenes, and how one sample is decoded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+
+from prior3d.errors import DamagedFile
+
+Split = Literal["train", "validation", "test"]
+Progress = Callable[[Iterable, str, int], Iterable]
+"""Wraps an iterable in a progress bar: (items, description, how many) -> the same items."""
+
+
+def silent(items: Iterable, description: str, total: int) -> Iterable:
+    """Show no progress: the default of `Dataset.prepare`."""
+    return items
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What every dataset is told, whatever its own options.
+
+    Attributes:
+        size: height and width of the run's images, in pixels; datasets decode at their native size.
+        views: views per sample, V.
+        split: which part of the data this object serves.
+        cache: folder for what is computed once (rendered rooms, pair tables); shared between runs.
+        seed: the run's seed; a dataset's content must not depend on it, only the order of its samples.
+    """
+
+    size: tuple[int, int]
+    views: int
+    split: Split
+    cache: Path
+    seed: int = 0
+
+
+@dataclass
+class View:
+    """One decoded image and what goes with it, at the file's own resolution, before any augmentation.
+
+    Attributes:
+        image: [h, w, 3] uint8 RGB.
+        depth: [h', w'] float32 metres along the optical axis, 0 = unknown. REGISTERED to the image: the same field of
+            view, though perhaps another resolution.
+        intrinsics: [3, 3] float64, pixels of `image`, centres at +0.5.
+        size: height and width of `image`, set with the intrinsics also where the image itself is not decoded.
+        world_from_camera: [4, 4] float64, metres, OpenCV axes.
+        semantic: [h', w'] uint8 class ids, 255 = ignore.
+        normals: [h', w', 3] float32, unit length, camera axes (OpenCV), towards the camera; 0 = unknown.
+        label: class id of the whole image.
+        pseudo_depth: [h', w'] float32, 0 = unknown; pseudo_kind says 0 depth or 1 disparity.
+        scene, frame: where it comes from: index into `Dataset.scenes`, index within the scene.
+    """
+
+    image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    world_from_camera: np.ndarray | None = None
+    semantic: np.ndarray | None = None
+    normals: np.ndarray | None = None
+    label: int | None = None
+    pseudo_depth: np.ndarray | None = None
+    pseudo_kind: int | None = None
+    scene: int = 0
+    frame: int = 0
+
+
+class SceneSurface(Protocol):
+    """The points of a scene, of which a box can be cut out.
+
+    Attributes:
+        points: [N, 3] float32, metres, world axes.
+        colors: [N, 3] uint8 RGB, of the same rows; None where there are none.
+    """
+
+    points: np.ndarray
+    colors: np.ndarray | None
+
+    def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Return the rows [M] int64 of the points inside the box from `low` to `high`, [3] metres each."""
+        ...
+
+
+class Dataset(ABC):
+    """A source of samples; subclasses take `spec` and typed keyword options, which are the schema of `data:`.
+
+    A damaged file raises `DamagedFile` from `sample` or `load`; whether that ends the run is not for the dataset to
+    decide. Errors of the user's making (no such folder, no intrinsics) raise `UserError` with the key `data.<option>`
+    from the constructor or `verify`, before anything is computed.
+
+    Attributes:
+        provides: fields this dataset can decode (see `prior3d.contracts.fields`); may depend on options.
+        splits: the splits it has; "train" always, others where evaluation data is kept apart.
+        scenes: names of the scenes of this split, in the order of the `scene` field.
+        class_names: names of the classes of `semantic` or `label`, by id; empty where the data has none.
+        max_surface_points: points of the surface that a view gets at most.
+        damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
+    """
+
+    contract: ClassVar[int] = 1
+    provides: frozenset[str] = frozenset({"image"})
+    splits: tuple[Split, ...] = ("train",)
+    class_names: tuple[str, ...] = ()
+    max_surface_points: int = 200_000
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.spec = spec
+        self.scenes: list[str] = []
+        self.damaged: list[DamagedFile] = []
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples that make one epoch."""
+
+    @abstractmethod
+    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+        """Decode the V views of one sample.
+
+        Args:
+            draw: number of this sample in the run, counted from 0 over all ranks; decides what is drawn, together with
+                `spec.seed`, and nothing else does: workers and resumed runs see the same samples.
+            fields: what to decode; the rest stays None. `scene` and `frame` are always set.
+            generator: seeded from (seed, draw), for any further choice.
+        """
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of frames of a scene: with `load`, how probes see every frame once."""
+        raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one frame.
+
+        Args:
+            scene: index into `scenes`.
+            frame: from 0 to `frame_count(scene) - 1`.
+            fields: what to decode; the rest stays None, but `scene` and `frame`, and `size` with the intrinsics.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
+
+    def verify(self) -> None:
+        """Check quickly that the files are there and fit together; raise UserError otherwise."""
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Compute what is computed once (idempotent, safe for several processes, interruptible)."""
+
+    def prepare_surface(self, progress: Progress = silent) -> None:
+        """Compute the scenes' surfaces, as `prepare` does; called only for runs that read a field of it."""
+
+    def surface(self, scene: int) -> "SceneSurface":
+        """Return the surface of a scene: whoever provides the field `surface` implements this.
+
+        Whoever provides `surface_color`, too, returns one with colours.
+
+        The sample's own part is cut out by `prior3d.data.posed.surface.add_surface`, for the views as augmented.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no surface")
+
+    def describe(self) -> list[str]:
+        """Return lines for the log: how many scenes, frames, pairs; warnings about the data."""
+        return [f"{len(self.scenes)} scenes, {len(self)} samples"]

@@ -1,0 +1,1 @@
+"""Images that stand alone: listed, ordered, decoded."""

@@ -1,0 +1,162 @@
+"""What datasets of images that stand alone share: their files, and an order of their own for every epoch."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prior3d.contracts.dataset import Dataset, DataSpec, Split, View
+from prior3d.data.images.listing import PathTable
+from prior3d.errors import UserError
+from prior3d.randomness import generator
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+"""Endings of image files, where nobody says others."""
+
+_EPOCHS_KEPT = 2  # at the turn of an epoch, one worker's samples come from two
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The sub-folder of `root` that holds each split, where a split has a folder of its own.
+
+    Attributes:
+        train: sub-folder of the training images, such as `train`.
+        validation: that of the validation images, if there are any.
+        test: that of the test images, if there are any.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+
+class SingleImages(Dataset):
+    """Images that are samples of one view each; a scene is a folder, a domain, or the whole set.
+
+    Every epoch shows each image once, in an order that follows from the seed and the epoch alone. A subclass calls
+    `hold` in its constructor and decodes in `load`.
+
+    Args:
+        spec: what every dataset is told.
+
+    Raises:
+        UserError: if more than one view per sample is asked for.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec)
+        if spec.views > 1:
+            raise UserError(f"single images make samples of 1 view, got {spec.views}", "data.views")
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def offer(self, splits: tuple[Split, ...]) -> None:
+        """Set the splits of this data; raise UserError if the one asked for is not among them."""
+        self.splits = splits
+        if self.spec.split not in splits:
+            advice = f"set data.folders, or data.{self.spec.split}_fraction where no folders hold the splits"
+            if self.spec.split == "train":  # folders always have one: it was held out by shares
+                advice = "lower data.test_fraction or data.validation_fraction"
+            words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: {advice}"
+            raise UserError(words, "data.root")
+
+    def hold(self, roots: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
+        """Set the images of this split: for each scene a folder and the paths of its images below it."""
+        self._roots = list(roots)
+        self._paths = [PathTable(paths) for paths in names]
+        self._first = np.cumsum([0, *(len(paths) for paths in self._paths)])
+
+    def __len__(self) -> int:
+        """Return the number of images of this split."""
+        return int(self._first[-1])
+
+    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+        """Decode the image of this draw; see `Dataset.sample`."""
+        epoch, position = divmod(draw, len(self))
+        number = int(self._order(epoch)[position])
+        scene = int(np.searchsorted(self._first, number, side="right")) - 1
+        return [self.load(scene, number - int(self._first[scene]), fields)]
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of images of one scene."""
+        return len(self._paths[scene])
+
+    def path(self, scene: int, frame: int) -> Path:
+        """Return the file of an image, by the `scene` and `frame` of its view."""
+        return self._roots[scene] / self._paths[scene][frame]
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return all files that `load` reads for an image: by them scores are known to be of the same data."""
+        return [self.path(scene, frame)]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if epoch not in self._orders:
+            while len(self._orders) >= _EPOCHS_KEPT:
+                self._orders.pop(next(iter(self._orders)))
+            stream = generator("image_folder", self.spec.seed, epoch)
+            self._orders[epoch] = torch.randperm(len(self), generator=stream)
+        return self._orders[epoch]
+
+
+def split_of(name: str, test_fraction: float, validation_fraction: float) -> str:
+    """Return the split of an image, from a hash of its path below the root.
+
+    Args:
+        name: path below the root.
+        test_fraction: share of the images in "test".
+        validation_fraction: share of the images in "validation".
+    """
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    position = int.from_bytes(digest, "little") / 2**64
+    if position < test_fraction:
+        return "test"
+    return "validation" if position < test_fraction + validation_fraction else "train"
+
+
+def found_folders(root: Path) -> SplitFolders | None:
+    """Return the split folders of the usual names (train, val or validation, test) below a root; None without train."""
+    found = {name: name for name in ("train", "val", "validation", "test") if (root / name).is_dir()}
+    if "train" not in found:
+        return None
+    return SplitFolders("train", found.get("val", found.get("validation")), found.get("test"))
+
+
+def splits_of(folders: SplitFolders | None, test_fraction: float, validation_fraction: float) -> tuple[Split, ...]:
+    """Return the splits that folders or fractions make; with all images in one of them, that one alone.
+
+    Raises:
+        UserError: the two contradict each other, or the fractions are none.
+    """
+    if not (test_fraction >= 0 and validation_fraction >= 0 and test_fraction + validation_fraction <= 1):
+        raise UserError(
+            f"expected shares from 0 to 1 in all, got {test_fraction} for test and {validation_fraction} for"
+            " validation",
+            "data.test_fraction",
+        )
+    shares = {
+        "train": 1 - test_fraction - validation_fraction,
+        "validation": validation_fraction,
+        "test": test_fraction,
+    }
+    if folders is None:
+        return tuple(split for split, share in shares.items() if share > 1e-9)
+    if test_fraction or validation_fraction:
+        raise UserError("splits come either from sub-folders or from fractions, not from both", "data.test_fraction")
+    return tuple(split for split in shares if getattr(folders, split) is not None)
+
+
+def existing_folder(path: Path, key: str) -> Path:
+    """Return a folder, `~` expanded; raise UserError if there is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}", key)
+    return folder
+
+
+def endings_of(extensions: Sequence[str]) -> tuple[str, ...]:
+    """Return endings of file names, in lower case and with their dot: what `list_files` takes."""
+    return tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)

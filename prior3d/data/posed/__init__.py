@@ -1,0 +1,1 @@
+"""Scenes of posed views with depth: cameras, pairs, surfaces, registration."""

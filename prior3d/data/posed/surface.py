@@ -1,0 +1,215 @@
+"""The surface of a scene as coloured points on disk, and the part of it in the box around a view's frustum."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from prior3d.contracts.dataset import Dataset
+
+SURFACE_NEEDS = frozenset({"depth", "intrinsics", "world_from_camera"})
+"""Fields of a sample that say which part of the surface its views get."""
+
+FAR_PERCENTILE = 99
+"""The frustum of a view ends at this percentile of its known depth, so that a few wrong pixels do not stretch it."""
+
+_BLOCK_M = 0.5
+_NO_POINTS, _NO_ROWS = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
+_POINTS, _COLORS, _STARTS = "points.npy", "colors.npy", "starts.npy"
+
+
+@dataclass(frozen=True)
+class SurfaceOptions:
+    """How a scene's surface is fused from its frames, and how much of it a view gets.
+
+    Attributes:
+        voxel_size: metres; at most one point per voxel of this size is kept, at the mean of those measured in it
+            and with the mean of their pixels' colours.
+        max_frames: frames per scene that are fused; a longer scene is thinned evenly.
+        min_frames: frames that must have seen something within the same 4 x 4 x 4 voxels; 1 for depth without noise.
+        edge: share of depth by which neighbouring pixels may differ; beyond it they belong to different things, and
+            sensors put points between them that do not exist. Surfaces seen at up to 80 degrees always pass.
+        max_points: points per view at most, an even random subset.
+    """
+
+    voxel_size: float = 0.01
+    max_frames: int = 200
+    min_frames: int = 2
+    edge: float = 0.02
+    max_points: int = 200_000
+
+    def __post_init__(self) -> None:
+        if not (self.voxel_size > 0 and self.edge > 0):
+            raise ValueError(f"expected voxel_size and edge above 0, got {self.voxel_size} and {self.edge}")
+        for name in ("max_frames", "min_frames", "max_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+
+class Surface:
+    """The points of a scene in a folder, sorted into blocks, so that a box of them is cut out without reading all.
+
+    Points stay on disk and are mapped into memory; pickling (to a loader's worker) hands on the folder only.
+
+    Args:
+        folder: what `save` wrote.
+
+    Attributes:
+        points: [N, 3] float32, metres, world axes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.points: np.ndarray = np.load(self.folder / _POINTS, mmap_mode="r")
+        self._starts: np.ndarray = np.load(self.folder / _STARTS)  # [blocks + 1]
+        first = self._starts[:-1]
+        self._low = np.minimum.reduceat(self.points, first) if len(first) else _NO_POINTS
+        self._high = np.maximum.reduceat(self.points, first) if len(first) else _NO_POINTS
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __reduce__(self) -> tuple:
+        """Pickle by folder: memory maps would travel as copies of all points."""
+        return type(self), (self.folder,)
+
+    @cached_property
+    def colors(self) -> np.ndarray | None:
+        """[N, 3] uint8 RGB, of the rows of `points`; None where they were saved without."""
+        # not before somebody asks: a map keeps its file open, and there may be as many files open as scenes
+        file = self.folder / _COLORS
+        return np.load(file, mmap_mode="r") if file.exists() else None
+
+    @staticmethod
+    def save(points: np.ndarray, folder: Path, colors: np.ndarray | None = None) -> None:
+        """Write points, from wherever they come, as `Surface` reads them.
+
+        Args:
+            points: [N, 3] metres, world axes.
+            folder: exists.
+            colors: [N, 3] uint8 RGB, of the same rows; without them samples cannot have `surface_color`.
+        """
+        points = np.asarray(points, np.float32)
+        if colors is not None and (colors.dtype != np.uint8 or colors.shape != points.shape):
+            raise ValueError(f"expected colours uint8 {points.shape}, got {colors.dtype} {colors.shape}")
+        blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
+        order = np.lexsort((*points.T, *blocks.T))
+        points = points[order]
+        (folder / _COLORS).unlink(missing_ok=True)  # those of points that lay here before
+        if colors is not None:
+            np.save(folder / _COLORS, colors[order])
+        blocks = np.floor(points / np.float32(_BLOCK_M))
+        changes = np.flatnonzero((blocks[1:] != blocks[:-1]).any(1)) + 1
+        np.save(folder / _POINTS, points)
+        np.save(folder / _STARTS, np.array([*([0] if len(points) else []), *changes, len(points)], np.int64))
+
+    def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Return which points, rows [M] int64 of `points` and `colors`, lie inside a box, its faces included.
+
+        Args:
+            low: [3] metres, world axes.
+            high: [3] metres.
+        """
+        low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        touched = np.flatnonzero(((self._low <= high) & (self._high >= low)).all(1))
+        if not len(touched):
+            return _NO_ROWS
+        inside = ((self._low[touched] >= low) & (self._high[touched] <= high)).all(1)
+        candidates = self._rows(touched[~inside])
+        x, y, z = self.points[candidates].T
+        kept = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
+        return np.concatenate([self._rows(touched[inside]), candidates[kept]])
+
+    def _rows(self, blocks: np.ndarray) -> np.ndarray:
+        """Return the rows of the points of some blocks (ascending)."""
+        runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
+        return np.concatenate([_NO_ROWS, *(np.arange(self._starts[run[0]], self._starts[run[-1] + 1]) for run in runs)])
+
+
+def frustum_box(
+    depth: np.ndarray,
+    intrinsics: np.ndarray,
+    world_from_camera: np.ndarray,
+    near: float = 0.0,
+    far: float | None = None,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the lowest and highest corner [3] of the world-axes box around a view's frustum; None without depth.
+
+    Args:
+        depth: [H, W] metres along the optical axis, 0 = unknown.
+        intrinsics: [3, 3] pixels of `depth`, centres at +0.5.
+        world_from_camera: [4, 4] pose, metres.
+        near: metres at which the frustum begins.
+        far: metres at which it ends; by default the 99th percentile of known depth.
+    """
+    if far is None:
+        known = depth[np.isfinite(depth) & (depth > 0)]
+        if not len(known):
+            return None
+        far = float(np.percentile(known, FAR_PERCENTILE))
+    height, width = depth.shape
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
+    rays = corners @ np.linalg.inv(np.asarray(intrinsics, np.float64)).T
+    pose = np.asarray(world_from_camera, np.float64)
+    world = np.concatenate([rays * near, rays * far]) @ pose[:3, :3].T + pose[:3, 3]
+    return world.min(0), world.max(0)
+
+
+def crop_to_frustum(
+    surface: Surface,
+    depth: np.ndarray,
+    intrinsics: np.ndarray,
+    world_from_camera: np.ndarray,
+    near: float = 0.0,
+    far: float | None = None,
+) -> np.ndarray:
+    """Return which points, rows [M] int64, of a surface lie in the box around a view's frustum; see `frustum_box`.
+
+    Reference:
+        The chunks of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the box of the view's unprojected depth
+        map to whole metres (unknown depth counts as the camera's centre); here the box is that of the frustum, exact.
+    """
+    box = frustum_box(depth, intrinsics, world_from_camera, near, far)
+    return _NO_ROWS if box is None else surface.within(*box)
+
+
+def even_subset(rows: np.ndarray, most: int, generator: torch.Generator) -> np.ndarray:
+    """Return at most `most` of the rows [N]: one drawn from each of as many equal stretches of their order."""
+    if len(rows) <= most:
+        return rows
+    ends = torch.arange(most + 1) * len(rows) // most
+    places = torch.rand(most, generator=generator, dtype=torch.float64) * ends.diff()
+    return rows[(ends[:-1] + places.long()).numpy()]
+
+
+def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.Generator, color: bool = False) -> None:
+    """Add `surface` [N, 3] and `surface_view` [N] to a sample: for each (augmented) view the surface in its frustum.
+
+    Args:
+        sample: with the fields of `SURFACE_NEEDS` and `scene`, as `assemble` makes them.
+        dataset: provides the scene's surface.
+        generator: draws the subset where there are more than `max_points` points.
+        color: whether to add `surface_color` [N, 3], too; it changes nothing that is drawn.
+
+    Raises:
+        ValueError: if colours are wanted and the scene's surface has none.
+    """
+    scene, most = int(sample["scene"]), dataset.max_surface_points
+    surface = dataset.surface(scene)
+    views = zip(*(sample[name].numpy() for name in ("depth", "intrinsics", "world_from_camera")), strict=True)
+    parts = [even_subset(crop_to_frustum(surface, *view), most, generator) for view in views]
+    rows = np.concatenate(parts)
+    sample["surface"] = torch.from_numpy(surface.points[rows])
+    if color:
+        if surface.colors is None:
+            raise ValueError(
+                f"expected a surface with colours, as {type(dataset).__name__} provides surface_color, got one without"
+                f" for scene {dataset.scenes[scene]}"
+            )
+        sample["surface_color"] = torch.from_numpy(surface.colors[rows]).float() / 255
+    sample["surface_view"] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))

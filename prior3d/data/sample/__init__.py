@@ -1,0 +1,1 @@
+"""From decoded views to a batch: one affine map per view, colour changes, collation, loading."""

@@ -1,0 +1,155 @@
+"""From draws to batches: a stateless stream of draw numbers, decoding in worker processes, collation.
+
+A draw number names a sample of the run for good: it decides the sample and, with the seed, its augmentation. The stream
+of a rank follows from step, batch size, accumulation and world size, so a resumed run needs no sampler state.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import Dataset as TorchDataset
+
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.fields import DERIVED_FIELDS, SURFACE_FIELDS
+from prior3d.data.posed.surface import SURFACE_NEEDS, add_surface
+from prior3d.data.sample.augmentation import AugmentOptions, assemble
+from prior3d.errors import DamagedFile, UserError
+from prior3d.randomness import generator
+
+PACKED = {"surface": "surface_view", "surface_color": "surface_view"}
+"""Fields of a varying number of rows: concatenated, with the view each row belongs to."""
+
+_ATTEMPTS = 20
+"""How many draws may be damaged in a row before the data is called unusable."""
+
+Failure = tuple[str, str]
+"""A path and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class DrawStream(Sampler[int]):
+    """The draw numbers of one rank, from one micro-batch of the run to another.
+
+    Attributes:
+        start: first micro-batch (optimiser step x accumulation) to deliver.
+        stop: number of micro-batches in the whole run.
+        batch_size: samples per rank and micro-batch.
+        rank, world_size: of this process.
+    """
+
+    start: int
+    stop: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield draw numbers, a batch after the other."""
+        for micro in range(self.start, self.stop):
+            first = (micro * self.world_size + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
+
+    def __len__(self) -> int:
+        """Count the draws of the WHOLE run: the trainer counts a resumed run's batches from its beginning."""
+        return self.stop * self.batch_size
+
+
+class DrawnSamples(TorchDataset):
+    """Decodes and augments the sample of a draw number; runs in the loader's workers.
+
+    Args:
+        dataset: decodes views.
+        fields: what the run reads.
+        augment: None for none.
+        seed: the run's seed.
+        skip_damaged: let the next draw stand in for a damaged one, and report it with the batch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, fields: frozenset[str], augment: AugmentOptions | None, seed: int, skip_damaged: bool
+    ) -> None:
+        self.dataset = dataset
+        self.fields = fields | SURFACE_NEEDS if fields & SURFACE_FIELDS else fields
+        self.decoded = self.fields | {DERIVED_FIELDS[name] for name in self.fields & DERIVED_FIELDS.keys()}
+        self.augment = augment
+        self.seed = seed
+        self.skip_damaged = skip_damaged
+
+    def __getitem__(self, draw: int) -> dict[str, object]:
+        """Return the sample's tensors, with any damage met; errors travel as values, to be raised in one line."""
+        damaged: list[Failure] = []
+        for attempt in range(_ATTEMPTS):
+            stream = generator("draw", self.seed, draw, attempt)
+            try:
+                views = self.dataset.sample(draw + attempt, self.decoded, stream)
+                sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream)
+                if self.fields & SURFACE_FIELDS:
+                    add_surface(sample, self.dataset, stream, color="surface_color" in self.fields)
+            except DamagedFile as damage:
+                damaged.append((str(damage.path), damage.why))
+                if not self.skip_damaged:
+                    return {"error": _refusal(damage)}
+            except UserError as error:
+                return {"error": error}
+            else:
+                return {**sample, "damaged": damaged}
+        return {"error": UserError(f"{_ATTEMPTS} samples in a row are damaged, the last: {damaged[-1]}", "data")}
+
+
+def collate(samples: list[dict[str, object]]) -> dict[str, object]:
+    """Stack samples to a batch; packed fields are concatenated; damage and errors travel beside the tensors."""
+    for sample in samples:
+        if "error" in sample:
+            return {"error": sample["error"]}
+    damaged = [failure for sample in samples for failure in sample.pop("damaged")]
+    batch: dict[str, object] = {}
+    for name in samples[0]:
+        if name in PACKED:
+            batch[name] = torch.cat([sample[name] for sample in samples])
+        elif name in PACKED.values():
+            views = samples[0]["frame"].shape[0]
+            batch[name] = torch.cat([sample[name] + views * b for b, sample in enumerate(samples)])
+        else:
+            batch[name] = default_collate([sample[name] for sample in samples])
+    return {**batch, "damaged": damaged}
+
+
+def make_loader(samples: DrawnSamples, stream: DrawStream, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Return a loader of this rank's batches."""
+    return DataLoader(
+        samples,
+        batch_size=stream.batch_size,
+        sampler=stream,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        drop_last=True,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def raise_errors(batch: Mapping[str, object]) -> None:
+    """Raise, in the main process, the error a worker met."""
+    error = batch.get("error")
+    if error is not None:
+        raise error
+
+
+def to_float(batch: Mapping[str, Tensor], image_fields: frozenset[str]) -> dict[str, Tensor]:
+    """Turn byte images, already on the device, into float32 0..1."""
+    return {
+        name: value.float() / 255 if name in image_fields and value.dtype == torch.uint8 else value
+        for name, value in batch.items()
+    }
+
+
+def _refusal(damage: DamagedFile) -> UserError:
+    advice = "repair it, or set data.on_damage: skip"
+    return UserError(f"damaged file {damage.path}: {damage.why}; {advice}", "data.on_damage")
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)  # workers share the cores with the training process

@@ -1,5 +1,0 @@
-"""Procedural furnished rooms: what stands where, how it looks, how it is rendered; no files, no training."""
-
-from prior3d.data.synthetic_rooms.dataset import SyntheticRooms
-
-__all__ = ["SyntheticRooms"]

@@ -1,0 +1,1 @@
+"""Losses that stand alone: tensors in, a scalar out."""

@@ -1,0 +1,42 @@
+"""How one-line messages call keys, values and files."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+def join(path: Sequence[str | int]) -> str:
+    """Return the dotted path of a key: ("data", "size", 0) is `data.size[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """Return the message about a key that a section does not have."""
+    known = [other for other in dict.fromkeys(known) if other != name]
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"unknown key, did you mean '{near[0]}'?"
+    return f"unknown key; there are {', '.join(known)}" if known else "unknown key"
+
+
+def described(value: object) -> str:
+    """Return how a message calls a value of a recipe."""
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and math.isinf(value):
+        return "infinity" if value > 0 else "-infinity"
+    if isinstance(value, list):
+        return "a list"
+    return "a section of keys" if isinstance(value, Mapping) else str(value)
+
+
+def shown(file: Path) -> str:
+    """Return how messages name a file: relative to the current folder if it lies in it."""
+    absolute, here = file.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

@@ -1,0 +1,155 @@
+"""Recipes: checked, complete, and able to say in which line something is wrong.
+
+Paths in options (`data.root`, `backbone.weights`, ...) are relative to the CURRENT folder, as on any command line, and
+absolute in the resolved recipe, so that a run can be resumed from anywhere. Only `plugins:` is relative to the recipe's
+own folder, since those files travel with it (a `plugins=` on the command line is relative to the current folder).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prior3d.errors import UserError
+from prior3d.messages import unknown_key
+from prior3d.recipe.reading import (
+    PLAIN_SECTIONS,
+    TopLevel,
+    or_empty,
+    own_options,
+    plain_probe,
+    plain_section,
+    read_plugged,
+    read_plugin_files,
+    read_priors,
+    read_probes,
+    read_section,
+)
+from prior3d.recipe.sections import (
+    BackboneSection,
+    DataSection,
+    OptimSection,
+    PriorSection,
+    ProbeSection,
+    TrainerSection,
+)
+from prior3d.recipe.source import Source, read_recipe
+from prior3d.recipe.yaml12 import dump
+from prior3d.registry import Kind
+from prior3d.registry.schema import plain
+
+_KEYS = ("seed", "backbone", "data", "priors", "optim", "trainer", "probes", "plugins")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, every value checked and every default filled in.
+
+    Attributes:
+        backbone: the model that trains.
+        data: what is trained on.
+        priors: label to prior; at least one.
+        optim: optimiser and learning rate.
+        trainer: how long, on what, and what is written along the way.
+        seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
+        probes: label to what is measured before and after.
+        plugins: plugin files, absolute.
+        source: where each key was given; two recipes from different files can be equal.
+    """
+
+    backbone: BackboneSection
+    data: DataSection
+    priors: Mapping[str, PriorSection]
+    optim: OptimSection
+    trainer: TrainerSection
+    seed: int = 0
+    probes: Mapping[str, ProbeSection] = field(default_factory=dict)
+    plugins: tuple[Path, ...] = ()
+    source: Source = field(default_factory=Source, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The recipe file's name without its ending; run folders are called after it."""
+        return Path(self.source.name).stem
+
+    def uses(self) -> Iterator[tuple[Kind, str, str]]:
+        """Yield kind, name and key of every plugin the recipe uses."""
+        yield "datasets", self.data.name, "data.name"
+        for label, section in self.priors.items():
+            yield "priors", section.prior, f"priors.{label}"
+        for label, section in self.probes.items():
+            yield "probes", section.probe, f"probes.{label}"
+            if section.data is not None:
+                yield "datasets", section.data.name, f"probes.{label}.data.name"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values, in the form of a recipe file."""
+        return {
+            "seed": self.seed,
+            "backbone": plain_section(self.backbone, "backbone"),
+            "data": plain_section(self.data, "data"),
+            "priors": {label: plain_section(section, "priors") for label, section in self.priors.items()},
+            "optim": plain_section(self.optim, "optim"),
+            "trainer": plain_section(self.trainer, "trainer"),
+            "probes": {label: plain_probe(section) for label, section in self.probes.items()},
+            "plugins": plain(self.plugins),
+        }
+
+    def to_yaml(self) -> str:
+        """Return a recipe file that loads as this recipe, from any folder."""
+        return dump(self.to_dict())
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Recipe:
+    """Read a recipe and check all of it, importing the plugins it names.
+
+    Args:
+        name: a YAML file, or the bare name of a recipe that ships with prior3d (`joint`).
+        overrides: `key.path=value` each, over what the file says.
+        plugins: further plugin files, relative to the current folder.
+
+    Raises:
+        UserError: with file, line and key of what is wrong.
+    """
+    content, source = read_recipe(name, overrides)
+    try:
+        return build_recipe(content, source, plugins)
+    except UserError as error:
+        raise source.locate(error) from error
+
+
+def locate(error: UserError, recipe: Recipe) -> UserError:
+    """Return an error about a recipe's key with file and line, or "command line", in front."""
+    return recipe.source.locate(error)
+
+
+def build_recipe(
+    content: Mapping[str, Any], source: Source | None = None, plugins: Sequence[str | Path] = ()
+) -> Recipe:
+    """Make a recipe of the plain values that a file holds.
+
+    Args:
+        content: the sections, as YAML gives them.
+        source: where they were given, for messages.
+        plugins: further plugin files, relative to the current folder.
+
+    Raises:
+        UserError: with the key of what is wrong.
+    """
+    source = source or Source()
+    sections = {key: or_empty(content.get(key)) for key in _KEYS}
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(unknown_key(key, _KEYS), key)
+    top = own_options(TopLevel).validate({key: content[key] for key in ("seed", "plugins") if key in content}, "")
+    made = {key: read_section(cls, sections[key], key) for key, cls in PLAIN_SECTIONS.items()}
+    registry = read_plugin_files(top["plugins"], source, plugins)
+    return Recipe(
+        data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry),
+        priors=read_priors(sections["priors"], registry),
+        probes=read_probes(sections["probes"], registry),
+        seed=top["seed"],
+        plugins=registry.files,
+        source=source,
+        **made,
+    )

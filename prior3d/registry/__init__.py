@@ -1,0 +1,6 @@
+"""Which plugins there are, without importing any, and what their constructors take."""
+
+from prior3d.registry.kinds import KINDS, Contract, Kind
+from prior3d.registry.registry import Plugin, Registry
+
+__all__ = ["KINDS", "Contract", "Kind", "Plugin", "Registry"]

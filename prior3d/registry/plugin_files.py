@@ -1,0 +1,128 @@
+"""Plugins that are single files: which names a file offers, without running it, and how it is imported when used.
+
+A file is imported as the module `prior3d.registry.plugin_files.<stem>_<path>`, where `<path>` is its absolute path in
+base 32. The name says where the file lies, so whatever process unpickles one of its objects (a loader's worker, forked
+or spawned) finds the file again, without any folder being put on `sys.path`, where its other files would shadow
+packages.
+For the same reason a file imports nothing that lies beside it: what needs several files is a package.
+"""
+
+import ast
+import base64
+import binascii
+import importlib.util
+import os
+import re
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from prior3d.errors import UserError
+from prior3d.messages import shown
+from prior3d.registry.kinds import KINDS
+
+FOLDER_PACKAGE = "prior3d_plugins"
+"""The installed package whose folder is searched for files that no entry point declares."""
+
+BASES = {"Prior": "priors", "Dataset": "datasets", "PosedDataset": "datasets", "Probe": "probes"}
+"""Base class to kind: what a file's classes are recognised by."""
+
+__path__: list[str] = []  # makes this module a package in the eyes of the import system, with the files as its modules
+
+
+def snake_case(name: str) -> str:
+    """Return the recipe's name of a class: ViewInvariance is view_invariance, PosedRGBD is posed_rgbd."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def classes_in(file: Path) -> list[tuple[str, str]]:
+    """Return (kind, class name) of every public plugin class of a file, without running it.
+
+    Args:
+        file: a Python file; a class counts if a base is named in `BASES`, directly or through a class above it.
+
+    Raises:
+        UserError: for a file that is missing, not readable or not Python.
+    """
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except OSError as error:
+        raise UserError(f"plugin file {shown(file)} cannot be read: {error.strerror}") from error
+    except SyntaxError as error:
+        line = f"line {error.lineno}: " if error.lineno else ""
+        raise UserError(f"plugin file {shown(file)} is not Python: {line}{error.msg}") from error
+    except ValueError as error:  # null bytes, in some versions of Python
+        raise UserError(f"plugin file {shown(file)} is not Python: {error}") from error
+    kinds = dict(BASES)
+    found = []
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom):
+            kinds |= {name.asname: kinds[name.name] for name in statement.names if name.asname and name.name in kinds}
+        elif isinstance(statement, ast.ClassDef):
+            kind = next((kinds[base] for base in map(_last_name, statement.bases) if base in kinds), None)
+            if kind is not None:
+                kinds[statement.name] = kind
+                found.append((kind, statement.name))
+    return [(kind, name) for kind, name in found if not name.startswith("_")]
+
+
+def _last_name(base: ast.expr) -> str:
+    """Return `Prior` for `Prior`, `prior3d.Prior` and `Prior[...]`."""
+    if isinstance(base, ast.Subscript):
+        base = base.value
+    return base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
+
+
+def dropped_files(declared: frozenset[str]) -> dict[str, Path]:
+    """Return what lies in the plugin folder without an entry point: module name to file.
+
+    Args:
+        declared: modules that entry points name; a folder counts as declared with any module in it.
+    """
+    spec = importlib.util.find_spec(FOLDER_PACKAGE)
+    found: dict[str, Path] = {}
+    for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+        found |= _undeclared(folder, FOLDER_PACKAGE, declared) | found
+        for kind in KINDS:
+            found |= _undeclared(folder / kind, f"{FOLDER_PACKAGE}.{kind}", declared) | found
+    return found
+
+
+def _undeclared(folder: Path, package: str, declared: frozenset[str]) -> dict[str, Path]:
+    """Return the modules and packages of a folder that no entry point names, nor anything in them."""
+    files = {file.stem: file for file in folder.glob("*.py")}
+    folders = {file.parent.name: file for file in folder.glob("*/__init__.py")}
+    return {
+        f"{package}.{name}": file
+        for name, file in sorted({**files, **folders}.items())
+        if name not in KINDS
+        and not name.startswith("_")
+        and not any(f"{module}.".startswith(f"{package}.{name}.") for module in declared)
+    }
+
+
+def module_of(file: Path) -> str:
+    """Return the name under which a file is imported; the same in every process."""
+    path = os.fsencode(file.resolve())
+    return (
+        f"{__name__}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{base64.b32encode(path).decode().rstrip('=').lower()}"
+    )
+
+
+class _FinderOfFiles(MetaPathFinder):
+    """Finds the modules that `module_of` names; on `sys.meta_path` wherever this module was imported."""
+
+    def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if not fullname.startswith(f"{__name__}."):
+            return None
+        encoded = fullname.rpartition("_")[2].upper()
+        try:
+            file = os.fsdecode(base64.b32decode(encoded + "=" * (-len(encoded) % 8)))
+        except binascii.Error:
+            return None
+        return importlib.util.spec_from_file_location(fullname, file)
+
+
+sys.meta_path.append(_FinderOfFiles())

@@ -1,0 +1,240 @@
+"""A study's matrix: rows, trials, stages and seeds, and the recipe of each unit."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from prior3d.errors import UserError
+from prior3d.recipe import Recipe, build_recipe
+from prior3d.recipe.reading import own_options
+from prior3d.recipe.source import Source
+from prior3d.study.starting import Start
+
+TUNE, TEST = "tune", "test"
+SECTIONS = ("backbone", "data", "priors", "optim", "trainer", "probes", "plugins")
+"""Of recipes, as far as a matrix may give them; seeds belong to stages."""
+START = "start"
+"""A section beside them, which recipes do not have: see `study.starting.Start`."""
+
+_TRAINER = {"draw_every": 0, "gradients_every": 0, "log_every": 50}
+_MACHINE = (("data", "cache"), ("data", "workers"), ("trainer", "accelerator"))
+"""Keys of a recipe that say where it runs and change no result: results of one machine count on another."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of `stages:`; every further key is a section of recipes, laid over those of rows and trials.
+
+    Attributes:
+        seeds: of the runs; seed s decides initialisation, order of the data and the probes' own draws.
+        split: what the probes measure on.
+        measure: labels of the probes; null for all.
+    """
+
+    seeds: tuple[Annotated[int, Ge(0)], ...]
+    split: Literal["validation", "test"] = "test"
+    measure: tuple[str, ...] | None = None
+    sections: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One of `endpoints:`, a metric that rows are compared by.
+
+    Attributes:
+        probe: label of the probe.
+        metric: as the probe calls it.
+        margin: how much worse still counts as not inferior, in the metric's unit.
+        relative_margin: the same as a share of what it is compared with.
+        primary: fixed beforehand as what the study is judged by, and trials are chosen by.
+    """
+
+    probe: str
+    metric: str
+    margin: Annotated[float, Gt(0)] | None = None
+    relative_margin: Annotated[float, Gt(0)] | None = None
+    primary: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of `compare:`, a row against another, beside the comparisons with `initial` and `baseline`.
+
+    Attributes:
+        row: which.
+        against: another row, or several: the one of them with the best validation result.
+        equal: endpoint; of several rows the one nearest to `row` in it is compared instead.
+    """
+
+    row: str
+    against: tuple[str, ...]
+    equal: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of `rows:`.
+
+    Attributes:
+        name: of the row.
+        about: a sentence for the report.
+        sections: of recipes and `start`, laid over `base:`; a row without priors is not trained.
+        trials: sections laid over the row's, one after the other.
+    """
+
+    name: str
+    about: str
+    sections: Mapping[str, object]
+    trials: tuple[Mapping[str, object], ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.sections.get("priors"))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training and its measurement: the smallest thing that is done, kept, and done again."""
+
+    stage: str
+    row: str
+    trial: int
+    seed: int
+
+    @property
+    def path(self) -> str:
+        """Where its result lies below the output folder."""
+        return f"units/{self.row}/{self.stage}-trial{self.trial}-seed{self.seed}.json"
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.stage}, trial {self.trial}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Top:
+    """Keys of a matrix beside `base`, `rows`, `stages`, `endpoints` and `compare`.
+
+    Attributes:
+        title: of the report.
+        setting: sentences of the report on what was run, on what data.
+        initial: the row without training.
+        baseline: the row that the others have to beat.
+        holm: rows over whose comparisons p-values are adjusted; null for all trained ones but the baseline.
+        select: endpoints whose mean relative gain over `initial` on the tune stage chooses the trial; null for all
+            primary ones.
+        resamples: of the bootstrap.
+    """
+
+    title: str = "Results"
+    setting: str = ""
+    initial: str = "initial"
+    baseline: str = "augmentation_invariance"
+    holm: tuple[str, ...] | None = None
+    select: tuple[str, ...] | None = None
+    resamples: Annotated[int, Ge(100)] = 2000
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A whole study.
+
+    Attributes:
+        top: what is no list.
+        base: sections of recipes that all rows share.
+        rows: by name.
+        stages: by name, `tune` and `test`.
+        endpoints: by name, in the report's order.
+        compare: further comparisons.
+        source: the file.
+    """
+
+    top: Top
+    base: Mapping[str, object]
+    rows: Mapping[str, Row]
+    stages: Mapping[str, Stage]
+    endpoints: Mapping[str, Endpoint]
+    compare: tuple[Comparison, ...]
+    source: Source
+
+    @property
+    def select(self) -> tuple[str, ...]:
+        """Endpoints that trials are chosen by."""
+        return self.top.select or tuple(name for name, endpoint in self.endpoints.items() if endpoint.primary)
+
+    @property
+    def holm(self) -> tuple[str, ...]:
+        """Rows whose p-values are adjusted together."""
+        trained = (name for name, row in self.rows.items() if row.trained and name != self.top.baseline)
+        return tuple(trained) if self.top.holm is None else self.top.holm
+
+    def units(self, stage: str, trials: Mapping[str, int] | None = None) -> Iterator[Unit]:
+        """Yield the units of a stage: of all trials, or of the chosen trial of each row."""
+        for name, row in self.rows.items():
+            chosen = range(len(row.trials)) if trials is None else [trials[name]] if name in trials else []
+            for trial in chosen:
+                for seed in self.stages[stage].seeds:
+                    yield Unit(stage, name, trial, seed)
+
+    def content(self, unit: Unit) -> dict[str, Any]:
+        """Return the recipe of a unit as plain values; that of a row without training has no priors."""
+        row, stage = self.rows[unit.row], self.stages[unit.stage]
+        content = {"trainer": _TRAINER}
+        for sections in (self.base, row.sections, row.trials[unit.trial], stage.sections):
+            content = merged(content, sections)
+        kept = content.get("probes", {}) if stage.measure is None else stage.measure
+        content["probes"] = {label: merged(content["probes"][label] or {}, {"split": stage.split}) for label in kept}
+        content["trainer"].setdefault("checkpoint_every", content["trainer"].get("max_steps", 1))
+        return content | {"seed": unit.seed}
+
+    def key(self, unit: Unit) -> str:
+        """Return a text that changes with whatever the file says about a unit, but not with the machine it runs on."""
+        content = self.content(unit)
+        for section, name in _MACHINE:
+            content[section] = {key: value for key, value in content[section].items() if key != name}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def recipe(self, unit: Unit) -> Recipe:
+        """Return the recipe of a unit, checked and complete.
+
+        Raises:
+            UserError: with row, trial and key of what is wrong.
+        """
+        content = self.content(unit)
+        content.pop(START, None)
+        trained = self.rows[unit.row].trained
+        if not trained:  # recipes have at least one prior: one is lent for the check, and taken away again
+            content["priors"] = next(row.sections["priors"] for row in self.rows.values() if row.trained)
+        try:
+            recipe = build_recipe(content, self.source)
+        except UserError as error:
+            raise UserError(f"{self.source.name}: {unit.row}, trial {unit.trial}, {unit.stage}: {error}") from error
+        for label, section in recipe.probes.items():
+            if section.seeds != 1:
+                raise UserError(f"{self.source.name}: probes.{label}.seeds: a study measures once per seed of a run")
+        return recipe if trained else replace(recipe, priors={})
+
+    def start(self, unit: Unit) -> Start:
+        """Return what is done to the initial weights of a unit.
+
+        Raises:
+            UserError: with row, trial and key of what is wrong.
+        """
+        try:
+            return Start(**own_options(Start).validate(self.content(unit).get(START) or {}, START))
+        except UserError as error:
+            raise UserError(f"{self.source.name}: {unit.row}, trial {unit.trial}, {unit.stage}: {error}") from error
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with `above` laid over it, section by section; neither is changed."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(under, value) if both else value
+    return result

@@ -1,0 +1,191 @@
+"""One unit: train as its recipe says, measure the backbone, return plain values that JSON can hold."""
+
+import json
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from prior3d import __version__
+from prior3d.backbone import Backbone
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.fields import SURFACE_FIELDS
+from prior3d.contracts.scores import Scores
+from prior3d.pretraining.building import Parts, build, build_backbone, build_dataset, checkpoint_of, fields_to_decode
+from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.probing import probe_device
+from prior3d.pretraining.run import prepare, train
+from prior3d.probes.measuring import freeze, measure
+from prior3d.probes.probe_data import ProbeData
+from prior3d.probes.tasks import ProbeTask, build_tasks
+from prior3d.recipe import Recipe
+from prior3d.registry import Registry
+from prior3d.study.starting import Start, add_noise, take_statistics
+
+AS_IT_IS = Start()
+
+
+class Bench:
+    """What a process keeps from unit to unit: the probes' images and labels, on the device where they fit.
+
+    Args:
+        scratch: folder for run folders and features, of this process alone.
+        keep_weights: folder that receives the encoders; None to keep none.
+    """
+
+    def __init__(self, scratch: Path, keep_weights: Path | None = None) -> None:
+        self.scratch = scratch
+        self.keep_weights = keep_weights
+        self._data: dict[str, ProbeData] = {}
+        self._prepared: set[str] = set()
+
+    def run(self, recipe: Recipe, name: str, start: Start = AS_IT_IS) -> dict[str, object]:
+        """Train and measure; returns the result as plain values.
+
+        Args:
+            recipe: without priors, nothing is trained.
+            name: of the unit, for files.
+            start: what is done to the initial weights.
+        """
+        registry = Registry(recipe.plugins)
+        started = time.perf_counter()
+        if recipe.priors:
+            self._prepare_together(recipe, registry)
+            parts = build(recipe, registry)
+            backbone, tasks = parts.backbone, parts.probes
+            add_noise(backbone, start.noise, recipe.seed)
+            if start.batch_norm == "training images":
+                take_statistics(backbone, parts.dataset)
+            facts = self._train(recipe, parts, name)
+        else:
+            backbone = build_backbone(recipe)
+            add_noise(backbone, start.noise, recipe.seed)
+            tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed)
+            facts = {"encoder images": 0, "teacher images": 0, "losses": {}, "steps": 0}
+        trained = time.perf_counter()
+        scores, by_probe = self._measure(recipe, backbone, tasks)
+        return {
+            **facts,
+            "scores": {label: found.to_plain() for label, found in scores.items()},
+            "train seconds": round(trained - started, 2),
+            "probe seconds": round(time.perf_counter() - trained, 2),
+            "seconds by probe": by_probe,
+            "device": device_name(probe_device(recipe)),
+            "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            # Records travel between machines: no folder of this one.
+            "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
+            "start": asdict(start),
+        }
+
+    def close(self) -> None:
+        """Remove what was kept."""
+        for data in self._data.values():
+            data.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _train(self, recipe: Recipe, parts: Parts, name: str) -> dict[str, object]:
+        console = Console(highlight=False, soft_wrap=True)
+        prepare(replace(parts, probes=[]), recipe, console)
+        counts = {"encoder images": 0, "teacher images": 0}
+
+        def count(module: nn.Module, inputs: Sequence[object]) -> None:
+            # Copies of the backbone (teachers) carry this hook, too.
+            own = module is parts.backbone and torch.is_grad_enabled()
+            counts["encoder images" if own else "teacher images"] += len(inputs[0])
+
+        folder = RunFolder.create(self.scratch, name, recipe.to_yaml())
+        hook = parts.backbone.register_forward_pre_hook(count)
+        try:
+            status = train(recipe, parts, folder, console)
+            if status:
+                raise RuntimeError(f"the training was stopped by a signal, exit status {status}")
+            summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+            if self.keep_weights is not None:
+                self.keep_weights.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder.backbone, self.keep_weights / f"{name}.safetensors")
+        finally:
+            hook.remove()
+            shutil.rmtree(folder.path, ignore_errors=True)
+        return {**counts, "losses": summary["losses, mean of the last batches"], "steps": summary["steps"]}
+
+    def _measure(
+        self, recipe: Recipe, backbone: Backbone, tasks: Sequence[ProbeTask]
+    ) -> tuple[dict[str, Scores], dict[str, float]]:
+        """Return what the probes measured, and the seconds each took; the first one on some data reads the features."""
+        scores, seconds = {}, {}
+        by_data: dict[str, list[ProbeTask]] = {}
+        for task in tasks:
+            by_data.setdefault(_data_key(recipe, task), []).append(task)
+        for key, group in by_data.items():
+            data = self._open(key, group, recipe.data.workers)
+            needed = any(task.probe.needs_classifier for task in group)
+            weights = checkpoint_of(recipe.backbone) if needed else None
+            model = freeze([backbone], data, probe_device(recipe), weights)
+            try:
+                for task in group:
+                    started = time.perf_counter()
+                    (scores[task.label],) = measure(task, model, data, recipe.seed)
+                    seconds[task.label] = round(time.perf_counter() - started, 2)
+            finally:
+                data.forget(model)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # other processes share the device
+        return scores, seconds
+
+    def _open(self, key: str, group: Sequence[ProbeTask], workers: int) -> ProbeData:
+        if key not in self._data:
+            parts = group[0].parts
+            for dataset in parts.values():
+                _prepare_in_any_order(dataset)
+            folder = self.scratch / f"probe-data-{len(self._data)}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._data[key] = ProbeData(parts, most=group[0].most, workers=workers, folder=folder)
+        return self._data[key]
+
+    def _prepare_together(self, recipe: Recipe, registry: Registry) -> None:
+        """Compute what the training data needs once, sharing the scenes with whichever process does so as well."""
+        key = json.dumps(recipe.to_dict()["data"], sort_keys=True)
+        if key in self._prepared:
+            return
+        parts = build(recipe, registry)
+        dataset = build_dataset(recipe, registry, "train")
+        dataset.verify()
+        _prepare_in_any_order(dataset, surface=bool(SURFACE_FIELDS & fields_to_decode(parts.objective, dataset)))
+        self._prepared.add(key)
+
+
+def device_name(device: str) -> str:
+    """Return what the device is, as the report says it."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
+
+
+def _prepare_in_any_order(dataset: Dataset, surface: bool = False) -> None:
+    # Processes that walk the scenes in one order wait for each other at every scene.
+    order = random.Random(os.getpid())
+
+    def shuffled(items: Iterable, what: str, total: int) -> list:
+        return order.sample(list(items), total)
+
+    dataset.prepare(shuffled)
+    if surface:
+        dataset.prepare_surface(shuffled)
+
+
+def _data_key(recipe: Recipe, task: ProbeTask) -> str:
+    """Return a text that is equal for tasks whose images and labels are the same, whatever the run's seed."""
+    own = recipe.probes[task.label].data
+    training = {
+        name: value for name, value in recipe.to_dict()["data"].items() if name not in ("batch_size", "augment")
+    }
+    described = {} if own is None else {"name": own.name, "size": own.size, "options": dict(own.options)}
+    splits = {part: dataset.spec.split for part, dataset in task.parts.items()}
+    views = task.parts["held_out"].spec.views
+    return json.dumps([training, described, splits, views, task.most], sort_keys=True)
