@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from prior3d.contracts.dataset import silent
 from prior3d.contracts.fields import IMAGE_FIELDS, SURFACE_FIELDS
+from prior3d.contracts.runner import silent
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.objective import JointObjective, encode

@@ -1,7 +1,6 @@
 """The contract of a dataset: which fields it provides, its scenes, and how one sample is decoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -9,16 +8,10 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 
+from prior3d.contracts.runner import Progress, silent
 from prior3d.errors import DamagedFile
 
 Split = Literal["train", "validation", "test"]
-Progress = Callable[[Iterable, str, int], Iterable]
-"""Wraps an iterable in a progress bar: (items, description, how many) -> the same items."""
-
-
-def silent(items: Iterable, description: str, total: int) -> Iterable:
-    """Show no progress: the default of `Dataset.prepare`."""
-    return items
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class Dataset(ABC):
         damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
     """
 
-    contract: ClassVar[int] = 1
+    contract: ClassVar[int] = 2
     provides: frozenset[str] = frozenset({"image"})
     splits: tuple[Split, ...] = ("train",)
     class_names: tuple[str, ...] = ()

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from prior3d.contracts.dataset import Dataset, Progress
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.runner import Progress
 from prior3d.errors import UserError
 
 

@@ -14,9 +14,10 @@ from rich.console import Console
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import Progress, View
+from prior3d.contracts.dataset import View
 from prior3d.contracts.fields import IMAGE_FIELDS
 from prior3d.contracts.prior import Batch, Features, Prior, Scene
+from prior3d.contracts.runner import Progress
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import to_float

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import silent
 from prior3d.contracts.prior import Prior
+from prior3d.contracts.runner import silent
 from prior3d.errors import UserError
 from prior3d.jobs.store import build_once
 from prior3d.pretraining.offline import Preparation, stages

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.backbone.batch_norm import reestimate_batch_norm
-from prior3d.contracts.dataset import Progress, silent
 from prior3d.contracts.probe import Probe
+from prior3d.contracts.runner import Progress, silent
 from prior3d.contracts.scores import Scores
 from prior3d.errors import UserError
 from prior3d.probes.classifier import checkpoint_classifier

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from prior3d.contracts.dataset import Dataset, Progress, silent
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.runner import Progress, silent
 from prior3d.data.sample.augmentation import assemble
 from prior3d.errors import DamagedFile, UserError
 from prior3d.probes.models import FrozenModel, Kind

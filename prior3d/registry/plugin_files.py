@@ -26,7 +26,7 @@ from prior3d.registry.kinds import KINDS
 FOLDER_PACKAGE = "prior3d_plugins"
 """The installed package whose folder is searched for files that no entry point declares."""
 
-BASES = {"Prior": "priors", "Dataset": "datasets", "PosedDataset": "datasets", "Probe": "probes"}
+BASES = {base: kind for kind, contract in KINDS.items() for base in contract.bases}
 """Base class to kind: what a file's classes are recognised by."""
 
 __path__: list[str] = []  # makes this module a package in the eyes of the import system, with the files as its modules

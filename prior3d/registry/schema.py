@@ -145,7 +145,7 @@ def read_options(
 def options_of(plugin: type, owner: str | None = None, reserved: Iterable[str] = (), key: str | None = None) -> Options:
     """Read the options of a prior, dataset or probe: `read_options`, with what such a class is told by position."""
     bases = {f"{base.__module__}:{base.__qualname__}" for base in plugin.__mro__}
-    told = next((contract.told for contract in KINDS.values() if contract.base in bases), ())
+    told = next((contract.positional for contract in KINDS.values() if contract.base in bases), ())
     return read_options(plugin, owner or plugin.__qualname__, told=told, reserved=reserved, key=key)
 
 

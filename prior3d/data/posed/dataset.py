@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior3d.contracts.dataset import Dataset, DataSpec, Progress, View, silent
+from prior3d.contracts.dataset import Dataset, DataSpec, View
+from prior3d.contracts.runner import Progress, silent
 from prior3d.data.posed.controls import GEOMETRY, permute_frames, with_geometry
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs

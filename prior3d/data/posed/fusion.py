@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prior3d.contracts.reader import Cloud
 from prior3d.data.posed.surface import SurfaceOptions
 
 MAX_SLOPE_DEG = 80.0
@@ -31,18 +32,6 @@ class PosedFrame(NamedTuple):
     intrinsics: np.ndarray
     world_from_camera: np.ndarray
     image: np.ndarray
-
-
-class Cloud(NamedTuple):
-    """Points of a scene with their colours.
-
-    Attributes:
-        points: [N, 3] float64, metres, world axes.
-        colors: [N, 3] uint8 RGB.
-    """
-
-    points: np.ndarray
-    colors: np.ndarray
 
 
 def fuse(frames: Iterable[PosedFrame], options: SurfaceOptions) -> Cloud:

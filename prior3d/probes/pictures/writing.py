@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from prior3d.contracts.dataset import Progress, silent
+from prior3d.contracts.runner import Progress, silent
 from prior3d.data.decoding import image_size, read_color
 from prior3d.data.images.listing import list_files
 from prior3d.errors import DamagedFile, UserError

@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from prior3d.contracts.dataset import DataSpec, Progress, View, silent
+from prior3d.contracts.dataset import DataSpec, View
+from prior3d.contracts.runner import Progress, silent
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.pairs import PairOptions
 from prior3d.data.posed.surface import SurfaceOptions
