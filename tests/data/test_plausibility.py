@@ -28,7 +28,7 @@ def walk_through_a_room(read=lambda pose: pose, unit=1.0, turn=1.5, walk=0.02, n
         ray = rays @ pose[:3, :3].T
         z = np.maximum((low - pose[:3, 3]) / ray, (high - pose[:3, 3]) / ray).min(-1)
         point = pose[:3, 3] + ray * z[..., None]
-        gray = 120 + 110 * np.sin(point * [7, 9, 8] + point[..., ::-1] * 3).mean(-1)
+        gray = 120 + 110 * np.sin(point * [3.5, 4.5, 4] + point[..., ::-1] * 1.5).mean(-1)
         z = z * (1 + noise * rng.standard_normal(z.shape))
         frames.append(PosedDepth(gray.astype(np.float32), (z * unit).astype(np.float32), CAMERA, read(pose)))
     return frames

@@ -23,6 +23,7 @@ _MOST_RATIO = 0.8  # a reading has to lower the error of depth to this share,
 _LEAST_PAIRS = 0.75  # in this share of the pairs, and
 _LEAST_GAIN = 0.005  # raise the correlation of gray values by this much on average, to refute what was given;
 _FITS = 0.3  # a reading that refutes another has to fit itself, by the correlation of gray values
+_STILL_GAIN = 0.1
 _FEWEST_PAIRS = 3
 _ROUNDING = 1e-3  # of the error: what files round away
 _CLEAR_GAIN = 0.03  # or raise it by this much, and lower the error at all, in that share of the pairs
@@ -238,17 +239,18 @@ def _compare(first: PosedDepth, second: PosedDepth, reading: Reading) -> Agreeme
 
 def _refutes(name: str, pairs: Sequence[Mapping[str, Agreement]]) -> bool:
     """Whether a reading fits clearly better: depth by far and gray values a little, or both a good deal."""
-    judged = [pair for pair in pairs if np.isfinite(pair[GIVEN].error) or name != STILL]  # far frames need not overlap
-    if len(judged) < _FEWEST_PAIRS:
+    if name == STILL:  # neighbors of a sparse capture look a little alike without overlapping
+        pairs = [pair for pair in pairs if np.isfinite(pair[GIVEN].error)]
+    if len(pairs) < _FEWEST_PAIRS or np.median([pair[name].correlation for pair in pairs]) < _FITS:
         return False
-    ratios = np.array([_ratio(pair[name].error, pair[GIVEN].error) for pair in judged])
-    gains = np.array([pair[name].correlation - pair[GIVEN].correlation for pair in judged])
+    ratios = np.array([_ratio(pair[name].error, pair[GIVEN].error) for pair in pairs])
+    gains = np.array([max(0.0, pair[name].correlation) - max(0.0, pair[GIVEN].correlation) for pair in pairs])
+    if name == STILL:
+        return bool(np.mean(gains > 0) >= _LEAST_PAIRS and gains.mean() >= _STILL_GAIN and np.median(ratios) < 1)
     by_far = np.mean(ratios <= _MOST_RATIO) >= _LEAST_PAIRS and gains.mean() >= _LEAST_GAIN
     both = np.mean((ratios < 1) & (gains > 0)) >= _LEAST_PAIRS and gains.mean() >= _CLEAR_GAIN
-    fits = np.median([pair[name].correlation for pair in judged]) >= _FITS
-    if name != STILL:  # what fits no better than no motion explains nothing
-        fits = fits and np.mean([pair[name].error < pair[STILL].error for pair in judged]) >= _LEAST_PAIRS
-    return bool(fits and (by_far or both))
+    explains = np.mean([pair[name].error < pair[STILL].error for pair in pairs]) >= _LEAST_PAIRS
+    return bool(explains and (by_far or both))
 
 
 def _ratio(error: float, given: float) -> float:
