@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.view import View
 from prior3d.errors import DamagedFile
 
 Split = Literal["train", "validation", "test"]
@@ -31,38 +32,6 @@ class DataSpec:
     split: Split
     cache: Path
     seed: int = 0
-
-
-@dataclass
-class View:
-    """One decoded image and what goes with it, at the file's own resolution, before any augmentation.
-
-    Attributes:
-        image: [h, w, 3] uint8 RGB.
-        depth: [h', w'] float32 metres along the optical axis, 0 = unknown. REGISTERED to the image: the same field of
-            view, though perhaps another resolution.
-        intrinsics: [3, 3] float64, pixels of `image`, centres at +0.5.
-        size: height and width of `image`, set with the intrinsics also where the image itself is not decoded.
-        world_from_camera: [4, 4] float64, metres, OpenCV axes.
-        semantic: [h', w'] uint8 class ids, 255 = ignore.
-        normals: [h', w', 3] float32, unit length, camera axes (OpenCV), towards the camera; 0 = unknown.
-        label: class id of the whole image.
-        pseudo_depth: [h', w'] float32, 0 = unknown; pseudo_kind says 0 depth or 1 disparity.
-        scene, frame: where it comes from: index into `Dataset.scenes`, index within the scene.
-    """
-
-    image: np.ndarray | None = None
-    depth: np.ndarray | None = None
-    intrinsics: np.ndarray | None = None
-    size: tuple[int, int] | None = None
-    world_from_camera: np.ndarray | None = None
-    semantic: np.ndarray | None = None
-    normals: np.ndarray | None = None
-    label: int | None = None
-    pseudo_depth: np.ndarray | None = None
-    pseudo_kind: int | None = None
-    scene: int = 0
-    frame: int = 0
 
 
 class SceneSurface(Protocol):

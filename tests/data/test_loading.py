@@ -22,7 +22,7 @@ class Noise(Dataset):
         if draw in self.broken:
             raise DamagedFile(f"{draw}.png", "cut short")
         content = np.random.default_rng(draw).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        return [View(image=content, scene=draw, frame=view) for view in range(self.spec.views)]
+        return [View({"image": content}, scene=draw, frame=view) for view in range(self.spec.views)]
 
 
 @pytest.fixture

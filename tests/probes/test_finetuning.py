@@ -50,7 +50,7 @@ class Quarters(Dataset):
         labels = labels if self.shuffled else shown.copy()
         if self.unknown:
             labels[:] = 255
-        return View(image=PALETTE[shown], semantic=labels, scene=scene, frame=frame)
+        return View({"image": PALETTE[shown], "semantic": labels}, scene, frame)
 
 
 @pytest.fixture

@@ -96,9 +96,9 @@ class ClassificationFolder(SingleImages):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; its class is always set; see `Dataset.load`."""
         path = self.path(scene, frame)
-        view = View(label=int(self._labels[scene][frame]), scene=scene, frame=frame)
+        view = View({"label": int(self._labels[scene][frame])}, scene, frame)
         if "image" in fields:
-            view.image = read_color(path)
+            view["image"] = read_color(path)
         else:
             view.size = image_size(path)
         return view

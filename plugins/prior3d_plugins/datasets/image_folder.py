@@ -82,10 +82,10 @@ class ImageFolder(SingleImages):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; see `Dataset.load`."""
         name = self._paths[scene][frame]
-        view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
+        view = View({"image": read_color(self._roots[scene] / name)}, scene, frame)
         if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
-            view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
-            view.pseudo_kind = self._pseudo_kind
+            view["pseudo_depth"] = _read_pseudo(self._pseudo_roots[scene] / name)
+            view["pseudo_kind"] = self._pseudo_kind
         return view
 
     def verify(self) -> None:

@@ -116,12 +116,12 @@ class SegmentationFolder(SingleImages):
         """
         view = View(scene=scene, frame=frame)
         if "image" in fields:
-            view.image = read_color(self.path(scene, frame))
-        view.size = image_size(self.path(scene, frame)) if view.image is None else view.image.shape[:2]
+            view["image"] = read_color(self.path(scene, frame))
+        view.size = view["image"].shape[:2] if "image" in view else image_size(self.path(scene, frame))
         if "semantic" in fields:
-            view.semantic = self._read_mask(frame)
-            if view.semantic.shape != view.size:
-                raise DamagedFile(self.mask_path(frame), _sizes(view.semantic.shape, view.size))
+            view["semantic"] = self._read_mask(frame)
+            if view["semantic"].shape != view.size:
+                raise DamagedFile(self.mask_path(frame), _sizes(view["semantic"].shape, view.size))
         return view
 
     def verify(self) -> None:

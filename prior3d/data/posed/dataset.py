@@ -215,24 +215,24 @@ class PosedDataset(Dataset):
 
 
 def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTable:
-    sizes = {view.depth.shape for view in views}
+    sizes = {view["depth"].shape for view in views}
     if len(sizes) > 1:
         raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}", "data")
     if len(views) < 2:
         return PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
-    depth = torch.from_numpy(np.stack([view.depth for view in views]))
+    depth = torch.from_numpy(np.stack([view["depth"] for view in views]))
     intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
-    poses = torch.from_numpy(np.stack([view.world_from_camera for view in views]))
+    poses = torch.from_numpy(np.stack([view["world_from_camera"] for view in views]))
     return mine_pairs(depth, intrinsics, poses, options)
 
 
 def _posed_frame(view: View) -> PosedFrame:
-    return PosedFrame(view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera, view.image)
+    return PosedFrame(view["depth"], _depth_intrinsics(view).double().numpy(), view["world_from_camera"], view["image"])
 
 
 def _depth_intrinsics(view: View) -> Tensor:
     """Return the intrinsics [3, 3] float32 in pixels of the depth map, which may be smaller than the image."""
-    rows, columns = view.depth.shape
-    height, width = view.size or view.depth.shape
+    rows, columns = view["depth"].shape
+    height, width = view.size or (rows, columns)
     scale = np.diag([columns / width, rows / height, 1.0])
-    return torch.from_numpy(scale @ view.intrinsics).float()
+    return torch.from_numpy(scale @ view["intrinsics"]).float()

@@ -114,20 +114,20 @@ def assemble(
         _add_images(sample, looks, fields)
     for name in ("depth", "semantic", "pseudo_depth"):
         if name in fields:
-            maps = [look.placement.nearest(_part(look.view, name)) for look in looks]
+            maps = [look.placement.nearest(look.view[name]) for look in looks]
             sample[name] = torch.from_numpy(np.stack(maps).astype(np.int64 if name == "semantic" else np.float32))
     if "normals" in fields:
-        maps = [look.placement.nearest_vectors(_part(look.view, "normals")) for look in looks]
+        maps = [look.placement.nearest_vectors(look.view["normals"]) for look in looks]
         sample["normals"] = torch.from_numpy(np.stack(maps).astype(np.float32)).movedim(-1, 1)
     if "label" in fields:
-        sample["label"] = torch.tensor(_part(views[0], "label"))
+        sample["label"] = torch.tensor(views[0]["label"])
     if fields & {"pseudo_depth", "pseudo_kind"}:
         sample["pseudo_kind"] = torch.tensor(_one_kind(views))
     if "intrinsics" in fields:
-        moved = [look.placement.output_from_image @ _part(look.view, "intrinsics") for look in looks]
+        moved = [look.placement.output_from_image @ look.view["intrinsics"] for look in looks]
         sample["intrinsics"] = torch.from_numpy(np.stack(moved).astype(np.float32))
     if "world_from_camera" in fields:
-        poses = [_part(view, "world_from_camera") for view in views]
+        poses = [view["world_from_camera"] for view in views]
         sample["world_from_camera"] = torch.from_numpy(np.stack(poses).astype(np.float32))
     if fields & {"image_crops", "crop_from_image"}:
         _add_crops(sample, views[int(next(draws) * len(views))], size, options, draws)
@@ -144,12 +144,12 @@ class _Look:
 
     @property
     def clean(self) -> np.ndarray:
-        return self.placement.image(_part(self.view, "image"))
+        return self.placement.image(self.view["image"])
 
 
 def _look(view: View, size: tuple[int, int], options: AugmentOptions | None, draws: Iterator[float]) -> _Look:
     """Draw how one view is cropped and coloured."""
-    image_size = view.size if view.image is None else view.image.shape[:2]
+    image_size = view["image"].shape[:2] if "image" in view else view.size
     if image_size is None:
         raise ValueError(f"expected the image or its size, got neither in scene {view.scene}, frame {view.frame}")
     side, across, down, flip = (next(draws) for _ in range(4))
@@ -189,22 +189,14 @@ def _add_crops(
     draws: Iterator[float],
 ) -> None:
     looks = [_look(view, size, options, draws) for _ in range(2)]
-    image_from_whole = np.linalg.inv(centered(_part(view, "image").shape[:2], size).output_from_image)
+    image_from_whole = np.linalg.inv(centered(view["image"].shape[:2], size).output_from_image)
     crop_from_image = [look.placement.output_from_image @ image_from_whole for look in looks]
     sample["image_crops"] = _stack_images([_colored(look.clean, look.change) for look in looks])
     sample["crop_from_image"] = torch.from_numpy(np.stack(crop_from_image).astype(np.float32))
 
 
-def _part(view: View, name: str) -> np.ndarray:
-    """Return one part of a view, which must be there."""
-    part = getattr(view, name)
-    if part is None:
-        raise ValueError(f"expected {name} in every view, got none in scene {view.scene}, frame {view.frame}")
-    return part
-
-
 def _one_kind(views: Sequence[View]) -> int:
-    kinds = {view.pseudo_kind for view in views}
+    kinds = {view.get("pseudo_kind") for view in views}
     if len(kinds) != 1 or None in kinds:
         raise ValueError(f"expected one pseudo_kind for all views of a sample, got {kinds}")
     return kinds.pop()

@@ -112,14 +112,14 @@ class PosedRGBD(PosedDataset):
         files, wanted = opened.frames[frame], {DERIVED_FIELDS.get(name, name) for name in fields}
         view = View(scene=scene, frame=frame)
         if "image" in wanted:
-            view.image = _of_size(read_color(files.color), opened.image_size, files.color)
+            view["image"] = _of_size(read_color(files.color), opened.image_size, files.color)
         if "depth" in wanted:
             codes = _of_size(read_16bit(files.depth), opened.depth_size, files.depth)
-            view.depth = opened.cameras.register(self._depth_m[codes])
+            view["depth"] = opened.cameras.register(self._depth_m[codes])
         if "intrinsics" in wanted:
-            view.intrinsics, view.size = opened.image_intrinsics.copy(), opened.image_size
+            view["intrinsics"], view.size = opened.image_intrinsics.copy(), opened.image_size
         if "world_from_camera" in wanted:
-            view.world_from_camera = opened.world_from_color[frame].copy()
+            view["world_from_camera"] = opened.world_from_color[frame].copy()
         return view
 
     def cache_key(self, scene: int) -> str:

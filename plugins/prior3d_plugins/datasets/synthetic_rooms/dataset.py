@@ -123,11 +123,11 @@ class SyntheticRooms(PosedDataset):
         arrays = self._arrays(scene)
         view = View(scene=scene, frame=frame)
         if "normals" in fields:
-            view.normals = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
+            view["normals"] = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
         for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
-            setattr(view, name, np.array(arrays[name][frame]))
+            view[name] = np.array(arrays[name][frame])
         if "intrinsics" in fields:
-            view.intrinsics, view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+            view["intrinsics"], view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
         return view
 
     def __getstate__(self) -> dict[str, object]:
