@@ -13,6 +13,7 @@ from prior3d.backbone.weights import load_encoder, read_weights
 from prior3d.contracts.dataset import Dataset, DataSpec, Split
 from prior3d.contracts.fields import DERIVED_FIELDS, PROBES_ONLY, is_known, missing_fields
 from prior3d.contracts.prior import READABLE, Prior
+from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError
@@ -61,7 +62,7 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     data = recipe.data
     cls = registry.get("datasets", data.name, "data.name")
     spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    return construct(cls, spec, key="data", options=data.options)
+    return with_control(construct(cls, spec, key="data", options=data.options), data.control)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:

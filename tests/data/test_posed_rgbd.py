@@ -439,4 +439,4 @@ def test_damaged_depth_is_left_out_of_the_pairs_and_reported(shared_data, tmp_pa
     assert [damage.path for damage in dataset.damaged] == [damaged]
     pairs = dataset.pairs(0)
     assert {*pairs.first.tolist(), *pairs.second.tolist()} == {0, 2}
-    assert json.loads(dataset.cache_key(0))[0] == "posed_rgbd"
+    assert json.loads(dataset.cache_key(0))[0] == "posed"
