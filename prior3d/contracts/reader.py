@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from prior3d.contracts.fields import Field
 from prior3d.contracts.view import View
 
 BY_NAMES, BY_METADATA, BY_MARKER = 10, 20, 30
@@ -128,10 +129,12 @@ class Reader(ABC):
 
     Attributes:
         provides: fields that `Recording.read` decodes; cameras and poses are always there.
+        fields: fields of its own, named `<plugin>/<field>`; those of them that it provides stand in `provides`, too.
     """
 
     contract: ClassVar[int] = 1
     provides: frozenset[str] = frozenset({"image", "depth"})
+    fields: tuple[Field, ...] = ()
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)

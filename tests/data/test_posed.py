@@ -34,7 +34,7 @@ class Wall(PosedDataset):
     def frame_count(self, scene: int) -> int:
         return self.counts[scene]
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         return f"{scene} {self.counts} {self.step} {self.depth_size} {self.version}"
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:

@@ -233,7 +233,7 @@ def test_keys_of_the_cache_follow_the_content(tmp_path):
     write_frames(tmp_path)
 
     def key(**options):
-        return PosedRGBD(spec(), root=tmp_path, **options).cache_key(0)
+        return PosedRGBD(spec(), root=tmp_path, **options).scene_fingerprint(0)
 
     first = key()
     assert key() == first
@@ -439,4 +439,4 @@ def test_damaged_depth_is_left_out_of_the_pairs_and_reported(shared_data, tmp_pa
     assert [damage.path for damage in dataset.damaged] == [damaged]
     pairs = dataset.pairs(0)
     assert {*pairs.first.tolist(), *pairs.second.tolist()} == {0, 2}
-    assert json.loads(dataset.cache_key(0))[0] == "posed"
+    assert json.loads(dataset.scene_fingerprint(0))[0] == "posed"

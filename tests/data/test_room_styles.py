@@ -128,6 +128,6 @@ def test_options_change_the_rooms_and_their_place_in_the_cache(tmp_path):
     made = [SyntheticRooms(spec, test_rooms=1, frames=2, **chosen) for chosen in options]
     images = [rooms.load(0, 0, frozenset({"image"}))["image"].tobytes() for rooms in made]
     assert len(set(images)) == len(options)
-    assert len({rooms.cache_key(0) for rooms in made}) == len(options)
+    assert len({rooms.scene_fingerprint(0) for rooms in made}) == len(options)
     again = SyntheticRooms(DataSpec((12, 16), 2, "test", tmp_path / "other", 7), test_rooms=1, frames=2, **options[1])
     assert again.load(0, 0, frozenset({"image"}))["image"].tobytes() == images[1]

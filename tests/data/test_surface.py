@@ -66,7 +66,7 @@ class Walls(PosedDataset):
             values["image"] = painted((48, 64), (60 * frame, 100 + scene, 7))
         return View(values, scene, frame, (48, 64))
 
-    def cache_key(self, scene):
+    def scene_fingerprint(self, scene):
         return self.scenes[scene]
 
 

@@ -108,6 +108,10 @@ class SegmentationFolder(SingleImages):
         """Return an image and its mask."""
         return [self.path(scene, frame), self.mask_path(frame)]
 
+    def content_options(self) -> dict[str, object]:
+        """Return the classes, and the ids that do not count."""
+        return {"classes": list(self.class_names), "ignore": sorted(self._ignored)}
+
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image and its mask; see `Dataset.load`.
 

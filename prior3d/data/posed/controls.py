@@ -48,7 +48,7 @@ class Controlled(PosedDataset):
         self.dataset = dataset
         self.control = control
         self.scenes, self.splits, self.class_names = dataset.scenes, dataset.splits, dataset.class_names
-        self.provides, self.damaged = dataset.provides, dataset.damaged
+        self.provides, self.fields, self.damaged = dataset.provides, dataset.fields, dataset.damaged
         self._image_of: dict[int, dict[int, int]] = {}
 
     def frame_count(self, scene: int) -> int:
@@ -59,9 +59,9 @@ class Controlled(PosedDataset):
         """Decode one frame, with its own geometry; see `PosedDataset.load`."""
         return self.dataset.load(scene, frame, fields)
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return that of the data."""
-        return self.dataset.cache_key(scene)
+        return self.dataset.scene_fingerprint(scene)
 
     def verify(self) -> None:
         """Check the data; see `Dataset.verify`."""
@@ -85,9 +85,9 @@ class Controlled(PosedDataset):
         """Return the surface of one scene."""
         return self.dataset.surface(scene)
 
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode the views that the data would, and withhold what the control withholds."""
-        scene, frames = self.dataset.chosen_frames(draw, generator)
+        scene, frames = self.dataset.chosen_frames(index, generator)
         if self.control == "self":
             return [self.load(scene, frames[0], fields) for _ in frames]
         return [self._load_permuted(scene, frame, fields) for frame in frames]

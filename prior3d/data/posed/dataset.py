@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.errors import DamagedFile, UserError
+from prior3d.files import content_key
 from prior3d.jobs.store import Store
 from prior3d.randomness import generator
 
@@ -77,8 +78,13 @@ class PosedDataset(Dataset):
         """
 
     @abstractmethod
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes when the scene's content does; cheap, so names, sizes and times of files."""
+
+    def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
+        """Return a text that changes when a scene of these frames does; see `Dataset.fingerprint`."""
+        scenes = range(len(self.scenes)) if frames is None else sorted({scene for scene, _ in frames})
+        return content_key({self.scenes[scene]: self.scene_fingerprint(scene) for scene in scenes})
 
     def __len__(self) -> int:
         return int(self._frame_ends[-1]) if self.scenes else 0
@@ -97,7 +103,11 @@ class PosedDataset(Dataset):
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene, from the cache or found now."""
         if scene not in self._tables:
-            facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": self.pair_options.mining}
+            facts = {
+                "version": PAIRS_VERSION,
+                "scene": self.scene_fingerprint(scene),
+                "options": self.pair_options.mining,
+            }
             entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
             self._count_damaged(entry)
@@ -112,20 +122,20 @@ class PosedDataset(Dataset):
         """Return the surface of one scene, from the cache or fused now from its frames."""
         if scene not in self._surfaces:
             options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
-            facts = {"version": SURFACE_VERSION, "scene": self.cache_key(scene), "options": options}
+            facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
             entry = self.store.build("surfaces", facts, lambda folder: self._fuse(scene, folder))
             self._surfaces[scene] = Surface(entry)
             self._count_damaged(entry)
         return self._surfaces[scene]
 
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode one frame, or overlapping views of one scene; see the class and `Dataset.sample`."""
-        scene, frames = self.chosen_frames(draw, generator)
+        scene, frames = self.chosen_frames(index, generator)
         return [self.load(scene, frame, fields) for frame in frames]
 
-    def chosen_frames(self, draw: int, generator: torch.Generator) -> tuple[int, list[int]]:
+    def chosen_frames(self, index: int, generator: torch.Generator) -> tuple[int, list[int]]:
         """Return the scene and the frames of a sample, see `sample`; nothing is decoded."""
-        return self._single_frame(draw) if self.spec.views == 1 else self._sampler.draw(generator)
+        return self._single_frame(index) if self.spec.views == 1 else self._sampler.draw(generator)
 
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from prior3d.contracts.dataset import DataSpec
-from prior3d.contracts.fields import DERIVED_FIELDS, UNKNOWN_DEPTH
+from prior3d.contracts.dataset import DataSpec, table_of
+from prior3d.contracts.fields import UNKNOWN_DEPTH
 from prior3d.contracts.reader import Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
@@ -136,8 +136,10 @@ class RecordedScenes(PosedDataset):
         self.scenes = _of_split(names, self.choice.scenes, kept_apart, spec.split)
         self._readers = [readers_of[name] for name in self.scenes]
         self.provides = _provided(readers)
+        self.fields = tuple({field.name: field for reader in readers for field in reader.fields}.values())
         if spec.views > 1 and "depth" not in self.provides:
             raise UserError("this format has no depth, from which pairs of views are found; set views: 1", "views")
+        self._table = table_of(self)
         self._open: dict[int, OpenScene] = {}
 
     def frame_count(self, scene: int) -> int:
@@ -147,7 +149,7 @@ class RecordedScenes(PosedDataset):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one frame; see `PosedDataset.load`."""
         opened = self.scene(scene)
-        camera, wanted = opened.camera(frame), frozenset(DERIVED_FIELDS.get(name, name) for name in fields)
+        camera, wanted = opened.camera(frame), self._table.declared(fields)
         read = opened.recording.read(opened.frames[frame], wanted & self._readers[scene].provides)
         view = View(dict(read.values), scene, frame, camera.size)
         if "depth" in view:
@@ -158,7 +160,7 @@ class RecordedScenes(PosedDataset):
             view["world_from_camera"] = opened.world_from_color[frame].copy()
         return view
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes with the scene's files, poses, cameras, or what is used of them."""
         opened = self.scene(scene)
         digest = hashlib.sha256(opened.world_from_color.tobytes() + opened.camera_of.tobytes())

@@ -108,7 +108,7 @@ class SyntheticRooms(PosedDataset):
         """Return the number of views of a room."""
         return self.frames
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes with whatever the room's content depends on."""
         return content_key(self._facts(scene))
 
