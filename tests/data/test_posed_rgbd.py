@@ -300,7 +300,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
         ({"root": tmp_path / "nowhere"}, r"^root: no folder .*nowhere"),
-        ({"root": tmp_path / "empty"}, r"^root: no format \(sevenscenes, scannet\) recognises .*empty: it is empty"),
+        ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognises .*empty: it is empty"),
         ({"layout": "scannet"}, r"^root: no scene in .*: expected the folders color, depth and pose; there is s/$"),
         ({"scenes": ("kitchen",)}, r"^scenes: no scene kitchen; there are s"),
         ({"test_scenes": ("t",)}, r"^test_scenes: no scene t"),

@@ -1,22 +1,16 @@
 """The dataset of posed recordings in any format that a reader knows, and its former name `posed_rgbd`."""
 
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from prior3d.contracts.dataset import DataSpec
-from prior3d.contracts.reader import Reader
 from prior3d.data.posed.cameras import Calibration, FocalAndCenter, PixelCenters
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE
-from prior3d.data.posed.files import seen_in
+from prior3d.data.posed.formats import existing_root, make_reader, recognising
 from prior3d.data.posed.pairs import PairOptions
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.surface import SurfaceOptions
-from prior3d.errors import UserError, section
-from prior3d.registry import Registry
-from prior3d.registry.schema import plain, validate_options
 
 _LAYOUTS = {"frames": "sevenscenes", "scannet": "scannet"}
 
@@ -70,12 +64,7 @@ class Posed(RecordedScenes):
         pairs: PairOptions = DEFAULT_PAIRS,
         surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
-        folder = _existing(root)
-        cls = _recognised(folder) if format == "auto" else _registry().get("readers", format, "format")
-        with section("reader"):
-            options = validate_options(cls, reader or {}, "")
-        with section("reader", shared=("root",)):
-            made = cls(folder, **options)
+        made = make_reader(root, format, reader or {}, "reader")
         choice = Choice(
             scenes,
             validation_scenes,
@@ -136,21 +125,18 @@ class PosedRGBD(RecordedScenes):
         pairs: PairOptions = DEFAULT_PAIRS,
         surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
-        folder, registry = _existing(root), _registry()
-        classes = {name: registry.get("readers", name) for name in _LAYOUTS.values()}
-        if layout == "auto":
-            found = [name for name, cls in classes.items() if cls.recognises(folder)]
-        else:
-            found = [_LAYOUTS[layout]]
         options = {
             "intrinsics": intrinsics,
             "pixel_centers": pixel_centers,
             "depth_scale": depth_scale,
             "invalid_depth": invalid_depth,
         }
-        readers = [classes[name](folder, **options) for name in found]
-        if not readers:
-            raise UserError(_unrecognised(folder, classes), "root")
+        if layout == "auto":  # both, where some scenes are of the one and some of the other
+            found = recognising(existing_root(root), _LAYOUTS.values())
+            formats = [name for name in _LAYOUTS.values() if name in found]
+        else:
+            formats = [_LAYOUTS[layout]]
+        readers = [make_reader(root, name, options) for name in formats]
         calibrations = {name: _in_convention(one, pixel_centers) for name, one in (depth_to_color or {}).items()}
         choice = Choice(
             scenes,
@@ -163,55 +149,13 @@ class PosedRGBD(RecordedScenes):
             calibrations,
         )
         super().__init__(spec, readers, choice, pairs, surface)
-        self._new_form = _new_form(found, validate_options(type(readers[0]), {}, ""), options)
+        named = f"format: {formats[0]}" if len(formats) == 1 else f"a dataset for each of {' and '.join(formats)}"
+        self._new_form = f"posed_rgbd is called posed now: name: posed, {named}, its options under reader"
 
     def describe(self) -> list[str]:
         """Return lines for the log, the first of which says what this dataset is called now."""
         return [self._new_form, *super().describe()]
 
 
-def _registry() -> Registry:
-    return Registry()
-
-
-def _existing(root: Path) -> Path:
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}", "root")
-    return folder
-
-
-def _recognised(folder: Path) -> type[Reader]:
-    """Return the reader that is surest that a folder is of its format.
-
-    Raises:
-        UserError: none recognises it, or two are equally sure.
-    """
-    registry, classes = _registry(), {}
-    for plugin in registry.list("readers"):
-        with suppress(UserError):  # a broken plugin ends only the runs that name it
-            classes[plugin.name] = registry.get("readers", plugin.name)
-    sure = {name: cls.recognises(folder) for name, cls in classes.items()}
-    best = [name for name, score in sure.items() if score > 0 and score == max(sure.values())]
-    if not best:
-        broken = sorted({plugin.name for plugin in registry.list("readers")} - classes.keys())
-        raise UserError(_unrecognised(folder, classes) + "".join(f"; {name} is broken" for name in broken), "root")
-    if len(best) > 1:
-        raise UserError(f"{' and '.join(best)} both recognise {folder}: set the one it is", "format")
-    return classes[best[0]]
-
-
-def _unrecognised(folder: Path, formats: Mapping[str, type[Reader]]) -> str:
-    return f"no format ({', '.join(formats) or 'none is installed'}) recognises {folder}: {seen_in(folder)}"
-
-
 def _in_convention(calibration: Calibration, pixel_centers: PixelCenters) -> Calibration:
     return calibration if pixel_centers == "integer" else replace(calibration, pixel_centers=pixel_centers)
-
-
-def _new_form(formats: list[str], defaults: Mapping[str, object], options: Mapping[str, object]) -> str:
-    """Return in a line how a recipe says the same with `posed`."""
-    changed = {name: plain(value) for name, value in options.items() if plain(value) != plain(defaults[name])}
-    inner = ", ".join(f"{name}: {value}" for name, value in changed.items())
-    named = f"name: posed, format: {formats[0]}" if len(formats) == 1 else "name: posed, a dataset for each format"
-    return f"posed_rgbd is called posed now: {named}{f', reader: {{{inner}}}' if inner else ''}"
