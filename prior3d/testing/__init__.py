@@ -15,10 +15,12 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.reader import check_reader
 
 __all__ = [
     "SIZE",
     "check_prior",
+    "check_reader",
     "evaluate",
     "example_backbone",
     "example_batch",
