@@ -167,7 +167,11 @@ class ProbeData:
     ) -> "Rows":
         rows, left = None, len(self.frames[part])
         for values, frame in batches:
-            rows = Rows(path.with_suffix(".rows"), values.dtype if kept_as is None else getattr(torch, kept_as)) if rows is None else rows
+            rows = (
+                Rows(path.with_suffix(".rows"), values.dtype if kept_as is None else getattr(torch, kept_as))
+                if rows is None
+                else rows
+            )
             rows.add(values, frame.bincount(minlength=min(_BATCH, left)))
             left -= _BATCH
         return rows
