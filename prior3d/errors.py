@@ -1,6 +1,6 @@
 """Errors that a user can cause: each is one line that says what is wrong, where, and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def section(key: str) -> Iterator[None]:
+def section(key: str, shared: Collection[str] = ()) -> Iterator[None]:
     """Give errors that are raised inside the block the key of the section that they are about.
 
     Sections nest: what a probe's dataset raises about `root` leaves `section("data")` within
@@ -44,6 +44,7 @@ def section(key: str) -> Iterator[None]:
 
     Args:
         key: the section, relative to what holds it; a label, or dotted.
+        shared: keys that are not of this section but of what holds it, and stay as they are.
 
     Raises:
         UserError: the one raised inside, of whatever subclass.
@@ -56,7 +57,8 @@ def section(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.put_within(key)
+        if error.key not in shared:
+            error.put_within(key)
         raise
 
 

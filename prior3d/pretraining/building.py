@@ -13,6 +13,7 @@ from prior3d.backbone.weights import load_encoder, read_weights
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import is_known, missing_fields, provides_field
 from prior3d.contracts.prior import READABLE, Prior
+from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
@@ -64,7 +65,7 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     dataset = construct(cls, spec, key="data", options=data.options)
     with section("data"):
         table_of(dataset)  # so that a clash of names is refused before anything else
-    return dataset
+        return with_control(dataset, data.control)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:

@@ -75,6 +75,8 @@ class DataSection:
         cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
         on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
         augment: crops and colour changes; null for none.
+        control: of a study, for posed data: samples whose views are all the first (self), or whose images have the
+            depth and pose of other frames (permuted); null for none.
     """
 
     name: str
@@ -85,6 +87,7 @@ class DataSection:
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: "AugmentOptions | None" = field(default_factory=_standard_augmentation)
+    control: Literal["self", "permuted"] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
