@@ -218,7 +218,11 @@ def test_wrong_kind_and_wrong_contract(install):
         (None, "plugin file mine.py cannot be read: No such file or directory"),
         ("x = 1\nclass\n", "plugin file mine.py is not Python: line 2: invalid syntax"),
         ("x = '\0'\n", "plugin file mine.py is not Python: source code string cannot contain null bytes"),
-        ("x = 1\n", "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, Probe"),
+        (
+            "x = 1\n",
+            "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, SingleImages, Reader,"
+            " Probe, SparseEngine, SplatEngine, NeighbourEngine, Exporter, Runner",
+        ),
     ],
 )
 def test_a_named_file_must_hold_a_plugin(write, text, message):
