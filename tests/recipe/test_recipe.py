@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from prior3d.data.sample.augmentation import AugmentOptions
 from prior3d.errors import UserError
 from prior3d.pretraining.run import origins
-from prior3d.recipe import Recipe, build_recipe, load_recipe, locate
-from prior3d.recipe.sections import OptimSection, PriorSection, ProbeSection
+from prior3d.recipe import Recipe, build_recipe, load_recipe
+from prior3d.recipe.sections import AugmentOptions, OptimSection, PriorSection, ProbeSection
 from prior3d.recipe.source import shipped_recipes
 from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
@@ -280,8 +279,8 @@ def test_files_that_are_no_recipes(content, message):
         ("pixels: 3", "pixel: 3", "r.yaml:13: probes.toy_probe.pixel: unknown key, did you mean 'pixels'?"),
         ("{toy_probe: {pixels: 3}}", "[toy_probe]", "r.yaml:13: probes: expected probes by name, got a list"),
         ("plugins: [toys.py]", "plugins: toys.py", "r.yaml:14: plugins: expected a list, got the text 'toys.py'"),
-        ("toys.py", "toy.py", "r.yaml:14: plugins: plugin file toy.py cannot be read: No such file or directory"),
-        ("toys.py", "r.yaml", "r.yaml:14: plugins: plugin file r.yaml is not Python: line "),
+        ("toys.py", "toy.py", "r.yaml:14: plugins[0]: plugin file toy.py cannot be read: No such file or directory"),
+        ("toys.py", "r.yaml", "r.yaml:14: plugins[0]: plugin file r.yaml is not Python: line "),
         ("backbone:", "seed: -1\nbackbone:", "r.yaml:1: seed: expected a number of at least 0, got -1"),
         ("backbone:", "optim: {lr: 0}\nbackbone:", "r.yaml:1: optim.lr: expected a number above 0, got 0"),
         (
@@ -342,9 +341,12 @@ def test_priors_are_needed():
             "command line: priors.near.prior: unknown prior 'toy_pri', did you mean 'toy_prior'? ",
         ),
         (["priors.near.weight=1"], "command line: priors.near: unknown prior 'near' "),
-        (["plugins=[gone.py]"], "command line: plugins: plugin file gone.py cannot be read: No such file or directory"),
+        (
+            ["plugins=[gone.py]"],
+            "command line: plugins[0]: plugin file gone.py cannot be read: No such file or directory",
+        ),
         (["trainer.max_steps=x", "seed=1"], "command line: trainer.max_steps: expected an integer, got the text 'x'"),
-        (["seed=1", "data.root="], "command line: data.root: expected text, got null"),
+        (["seed=1", "data.root="], "command line: data.root: required, but not given"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line_are_told_as_such(overrides, message):
@@ -399,9 +401,10 @@ def test_a_broken_plugin_breaks_only_the_recipe_that_names_it():
 )
 def test_errors_raised_later_are_located_too(key, place):
     recipe = load_recipe("r.yaml", ["seed=3", "optim.lr=1"])
-    error = locate(UserError("is wrong", key), recipe)
-    assert str(error) == place + (f"{key}: " if key else "") + "is wrong"
-    assert str(locate(error, recipe)) == str(error)
+    line = place + (f"{key}: " if key else "") + "is wrong"
+    with pytest.raises(UserError) as caught, recipe.source.locating(), recipe.source.locating():
+        raise UserError("is wrong", key)
+    assert str(caught.value) == line
 
 
 OWN_DATA = "probes: {elsewhere: {probe: toy_probe, split: validation, seeds: 3, data: {name: toy_rooms, root: other}}}"
