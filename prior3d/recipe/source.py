@@ -125,17 +125,19 @@ def read_recipe(
     return content, replace(source, overridden=given, removed=frozenset(removed | taken))
 
 
-def override(content: dict[str, object], overrides: Sequence[str]) -> frozenset[str]:
-    """Put values of the command line into a recipe's content; return the dotted paths of their keys.
+def override(content: dict[str, object], overrides: Sequence[str], name: str = "defaults") -> Source:
+    """Put values of the command line into content that no file gave; return where its keys were given.
 
     Args:
         content: changed in place.
         overrides: `key.path=value` each, values read by the rules of recipe files.
+        name: how messages call what gave the content.
 
     Raises:
         UserError: an override that has no place, or the same key twice.
     """
-    return _override(content, overrides)[0]
+    given, removed = _override(content, overrides)
+    return Source(name, overridden=given, removed=frozenset(removed))
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -19,7 +19,7 @@ from prior3d.messages import did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
 from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
-from prior3d.registry.source_text import BASES, Texts, locate_module, read_text
+from prior3d.registry.source_text import BASES, Texts, read_text
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,12 @@ class Registry:
         plugins = self.list(kind)
         names = [plugin.name for plugin in plugins]
         taken = {p: f"the name is taken {names.count(p.name)} times" for p in plugins if names.count(p.name) > 1}
-        found = {plugin: self._problem(plugin) for plugin in plugins}
+        found = {plugin: self._texts.problem(*_parts(plugin)) for plugin in plugins}
         return {plugin: problem for plugin, problem in found.items() if problem} | taken
 
     def summary(self, plugin: Plugin) -> str:
         """Return the first line of a plugin's documentation, importing nothing; empty if it cannot be read."""
-        module, _, name = plugin.target.partition(":")
-        return "" if self._problem(plugin) else self._texts.summary(module.strip(), name.strip())
+        return "" if self._texts.problem(*_parts(plugin)) else self._texts.summary(*_parts(plugin))
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -178,18 +177,6 @@ class Registry:
             for role, name in self._texts.classes_of(text)
         ]
 
-    def _problem(self, plugin: Plugin) -> str | None:
-        """Return what is known to be wrong with a plugin by itself, without importing it."""
-        module, _, name = (part.strip() for part in plugin.target.partition(":"))
-        if not self._texts.has(module):
-            _, missing = locate_module(module)
-            if missing is not None:
-                return f"no module {missing}"
-        try:
-            return f"no {name} in {module}" if self._texts.lacks(module, name) else None
-        except UserError as error:
-            return error.message
-
     def _unknown(self, kind: Kind, name: str, names: Sequence[str]) -> str:
         hint = did_you_mean(name, names)
         doubt = f"; {'; '.join(self.unreadable)}" if self.unreadable else ""
@@ -204,6 +191,12 @@ def _from_entry_point(kind: Kind, point: EntryPoint) -> Plugin:
 @cache  # reading metadata takes a millisecond, and a distribution has many entry points
 def _distribution(distribution: Distribution) -> tuple[str, str]:
     return distribution.metadata["Name"], distribution.version
+
+
+def _parts(plugin: Plugin) -> tuple[str, str]:
+    """Return module and name of a plugin's class."""
+    module, _, name = plugin.target.partition(":")
+    return module.strip(), name.partition("[")[0].strip()
 
 
 def _load(plugin: Plugin, key: str | None) -> object:

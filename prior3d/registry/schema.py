@@ -269,7 +269,7 @@ def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object
 
 def _resolve_nested(annotation: object, seen: set[type]) -> None:
     """Resolve the annotations of all dataclasses in an annotation, since pydantic does not name the one it misses."""
-    if dataclasses.is_dataclass(annotation) and annotation not in seen:
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
         seen.add(annotation)
         for inner in get_type_hints(annotation, include_extras=True).values():
             _resolve_nested(inner, seen)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
@@ -22,6 +23,9 @@ class Role(NamedTuple):
 
 BASES = {base: Role(kind, prefix) for kind, contract in KINDS.items() for base, prefix in contract.bases.items()}
 """Names of classes that plugins derive from."""
+
+_CLASS = r'^class {}\b[^:]*:\n+[ \t]+r?"""(.*?)(?:"""|$)'
+"""A class of a name whose body begins with a docstring; its first line."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,29 @@ class Texts:
     def __init__(self, followed: Iterable[str]) -> None:
         self._followed = frozenset(followed)
         self._read: dict[str, Text | None] = {}
+        self._located: dict[str, tuple[Path | None, str | None]] = {}
 
     def put(self, module: str, text: Text) -> None:
         """Keep the text of a module that is read already."""
         self._read[module] = text
 
-    def has(self, module: str) -> bool:
-        """Whether the text of a module is read already."""
-        return module in self._read
-
     def classes_of(self, text: Text) -> list[tuple[Role, str]]:
         """Return role and name of every public plugin class of a module."""
         roles = {name: self._role(text, name, ()) for name in text.classes}
         return [(role, name) for name, role in roles.items() if role is not None and not name.startswith("_")]
+
+    def problem(self, module: str, name: str) -> str | None:
+        """Return why a class certainly cannot be imported: no such module, no such name in it, or it is not Python."""
+        if module not in self._read and (missing := self._locate(module)[1]):
+            return f"no module {missing}"
+        if self._glance(module, name) is not None:
+            return None
+        try:
+            text = self.module(module)
+        except UserError as error:
+            return error.message
+        lacks = text is not None and name.partition(".")[0] not in text.names and "*" not in text.names
+        return f"no {name} in {module}" if lacks else None
 
     def summary(self, module: str, name: str) -> str:
         """Return the first line of a class's documentation, or of its module's; empty if there is none.
@@ -131,25 +145,43 @@ class Texts:
         Raises:
             UserError: the module, or one that it takes the class from, is not Python.
         """
+        text = None
         for _ in range(8):  # classes are re-exported a time or two, and not in circles
+            glanced = self._glance(module, name)
+            if glanced is not None:
+                return glanced
             text = self.module(module)
             if text is None or name in text.classes or name not in text.imports:
                 break
             module, _, name = text.imports[name].rpartition(".")
         return "" if text is None else (_first_line(text.classes[name]) if name in text.classes else "") or text.doc
 
-    def lacks(self, module: str, name: str) -> bool:
-        """Whether a module is known not to define a name."""
-        text = self.module(module)
-        return text is not None and name.partition(".")[0] not in text.names and "*" not in text.names
-
     def module(self, name: str) -> Text | None:
         """Return the text of a module; None if there is none to read."""
         if name not in self._read:
-            file, _ = locate_module(name)
+            file, _ = self._locate(name)
             package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
             self._read[name] = None if file is None else read_text(file, "module", package)
         return self._read[name]
+
+    def _locate(self, module: str) -> tuple[Path | None, str | None]:
+        if module not in self._located:
+            self._located[module] = locate_module(module)
+        return self._located[module]
+
+    def _glance(self, module: str, name: str) -> str | None:
+        """Return the first line of a class's docstring where the class plainly stands in the module, else None.
+
+        Parsing the modules of all plugins would take longer than all else that `--list` does.
+        """
+        file = None if module in self._read else self._locate(module)[0]
+        if file is None:
+            return None
+        try:
+            head = re.search(_CLASS.format(re.escape(name)), file.read_text("utf-8"), re.MULTILINE)
+        except (OSError, UnicodeDecodeError):
+            return None
+        return head.group(1).strip() if head else None
 
     def _role(self, text: Text, name: str, seen: tuple[object, ...]) -> Role | None:
         """Return what a class of a module is, by the first of its bases that says so."""
