@@ -102,6 +102,8 @@ def read_plugged(
     own = own_options(cls)
     fixed = {other: value for other, value in given.items() if other in own.types}
     if name is not None:
+        if source is not None and source.removes(f"{key}.{naming}") and fixed.get(naming) is None:
+            fixed.pop(naming, None)
         fixed.setdefault(naming, name)
     name = own.only([naming]).validate({naming: fixed[naming]} if naming in fixed else {}, key)[naming]
     plugin = registry.get(kind, name, f"{key}.{naming}" if naming in given else key)

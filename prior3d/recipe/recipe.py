@@ -49,7 +49,7 @@ class Recipe:
         backbone: the model that trains.
         data: what is trained on.
         priors: label to prior; at least one.
-        optim: optimiser and learning rate.
+        optim: optimizer and learning rate.
         trainer: how long, on what, and what is written along the way.
         seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
         probes: label to what is measured before and after.

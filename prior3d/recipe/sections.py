@@ -72,10 +72,10 @@ class BackboneSection:
 class AugmentOptions:
     """Augmentation of a run's images: `data.augment`.
 
-    The defaults are the colour changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
-    view on its own. `augment: null` switches all of it off: the largest centred crop of the run's aspect.
+    The defaults are the color changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
+    view on its own. `augment: null` switches all of it off: the largest centered crop of the run's aspect.
 
-    Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (colour changes only, no crops).
+    Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (color changes only, no crops).
 
     Args:
         crop: least and greatest side of the crop, as a share of the largest crop that has the run's aspect.
@@ -84,7 +84,7 @@ class AugmentOptions:
         saturation: likewise, about each pixel's brightness.
         hue: greatest turn of the hue, as a share of the full circle.
         jitter: probability that brightness, contrast, saturation and hue change at all.
-        grayscale: probability that an image loses its colours.
+        grayscale: probability that an image loses its colors.
         blur: probability of a Gaussian blur.
         blur_sigma: least and greatest standard deviation of the blur, in pixels of an image 240 pixels high; it grows
             with the run's height, so that a recipe blurs alike at every size.
@@ -127,7 +127,7 @@ class DataSection:
         workers: processes that load data, per device; 0 loads in the main process.
         cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
         on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
-        augment: crops and colour changes; null for none.
+        augment: crops and color changes; null for none.
     """
 
     name: str
@@ -151,7 +151,7 @@ class PriorSection:
 
     Attributes:
         prior: the prior's name, where it is not the entry's own; `prior3d-train --list` names them.
-        weight: factor on its loss in the sum that is minimised.
+        weight: factor on its loss in the sum that is minimized.
         warmup: steps over which the weight rises linearly from 0.
     """
 
@@ -200,10 +200,10 @@ class ProbeSection:
 
 @dataclass(frozen=True)
 class OptimSection:
-    """`optim:`, optimiser and learning rate.
+    """`optim:`, optimizer and learning rate.
 
     Attributes:
-        name: the optimiser.
+        name: the optimizer.
         lr: the highest learning rate, after the warm-up.
         weight_decay: pull towards 0 of matrices and kernels, not of norms and biases.
         momentum: of sgd.
@@ -230,15 +230,15 @@ class TrainerSection:
     """`trainer:`, how long, on what, and what is written along the way.
 
     Attributes:
-        max_steps: optimiser steps of the run.
+        max_steps: optimizer steps of the run.
         precision: 32, or bf16 for the backbone (geometry and losses stay in 32 bits).
         devices: GPUs, or processes on a CPU, each with its own batches.
         accelerator: auto takes a GPU where there is one.
-        accumulate: batches whose gradients make one optimiser step.
-        checkpoint_every: optimiser steps between two checkpoints; the last step and an interruption always make one.
-        log_every: optimiser steps between two points of each curve.
-        gradients_every: optimiser steps between two looks at how the priors' gradients agree; 0 for never.
-        draw_every: optimiser steps between two sets of pictures; 0 for never.
+        accumulate: batches whose gradients make one optimizer step.
+        checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always make one.
+        log_every: optimizer steps between two points of each curve.
+        gradients_every: optimizer steps between two looks at how the priors' gradients agree; 0 for never.
+        draw_every: optimizer steps between two sets of pictures; 0 for never.
         probe_before: run the probes on the initial backbone too.
         probe_after: run the probes on the trained backbone.
     """

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,8 +119,11 @@ def read_recipe(
     (content, source), *more = [_read(name) for name in names]
     removed: set[str] = set()
     for above, file in more:
-        removed |= _lay_over(content, above)
-        source = replace(source, later=(*source.later, file))
+        replaced = _lay_over(content, above)
+        removed |= {key for key, value in replaced.items() if value is None}
+        below = (source, *source.later)
+        source, *later = (replace(one, lines=_not_within(one.lines, replaced)) for one in below)
+        source = replace(source, later=(*later, file))
     given, taken = _override(content, overrides)
     return content, replace(source, overridden=given, removed=frozenset(removed | taken))
 
@@ -184,25 +187,31 @@ def _document(title: str, read: Callable[[], str]) -> Document:
         raise UserError(f"{title} is not UTF-8 text") from error
 
 
-def _lay_over(content: dict[str, object], above: Mapping[str, object], within: str = "") -> set[str]:
-    """Lay a later file over the content, section by section; return the keys that it sets to null over a value.
+def _lay_over(content: dict[str, object], above: Mapping[str, object], within: str = "") -> dict[str, object]:
+    """Lay a later file over the content, section by section; return what it replaces, by dotted key.
 
     Lists are replaced as a whole. A null over an entry of `priors` or `probes` takes it away.
     """
-    removed = set()
+    replaced: dict[str, object] = {}
     for name, value in above.items():
         key = f"{within}{name}"
         below = content.get(name)
         if isinstance(below, dict) and isinstance(value, Mapping):
-            removed |= _lay_over(below, value, f"{key}.")
+            replaced |= _lay_over(below, value, f"{key}.")
             continue
-        if value is None and name in content:
-            removed.add(key)
-            if within.removesuffix(".") in _ENTRIES:
-                del content[name]
-                continue
-        content[name] = value
-    return removed
+        if name in content:
+            replaced[key] = value
+        if value is None and name in content and within.removesuffix(".") in _ENTRIES:
+            del content[name]
+        else:
+            content[name] = value
+    return replaced
+
+
+def _not_within(lines: Mapping[str, int], keys: Collection[str]) -> dict[str, int]:
+    """Return the lines of what is neither one of the keys nor below one."""
+    below = tuple(f"{key}{mark}" for key in keys for mark in ".[")
+    return {key: line for key, line in lines.items() if key not in keys and not key.startswith(below)}
 
 
 def _override(content: dict[str, object], overrides: Sequence[str]) -> tuple[frozenset[str], set[str]]:
