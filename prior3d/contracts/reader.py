@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from prior3d.contracts.dataset import View
+    from prior3d.contracts.view import View
 
 
 @dataclass(frozen=True)

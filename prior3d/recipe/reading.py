@@ -1,6 +1,7 @@
 """From the plain values of a recipe's sections to checked sections, with the options of the plugins they name."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -187,9 +188,13 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
         UserError: with the key of the file that is missing, not Python, or holds no plugin.
     """
     registry = Registry()
-    for index, file in enumerate(given):
+    # one that is given by hand stands in for one of its name that is gone
+    stand_ins = {Path(file).name for file in more}
+    for index, name in enumerate(given):
         with section(f"plugins[{index}]"):
-            registry.add(source.folder_of(f"plugins[{index}]") / expand(file))
+            file = source.folder_of(f"plugins[{index}]") / expand(name)
+            if os.path.exists(file) or file.name not in stand_ins:
+                registry.add(file)
     for file in more:
         with section("--plugin"):
             registry.add(file)

@@ -37,7 +37,7 @@ def sample(dataset: PosedDataset, draw: int, fields: frozenset[str] = FIELDS) ->
 
 
 def geometry(view: View) -> list[torch.Tensor]:
-    return [torch.from_numpy(array).float() for array in (view.depth, view.intrinsics, view.world_from_camera)]
+    return [torch.from_numpy(array).float() for array in (view["depth"], view["intrinsics"], view["world_from_camera"])]
 
 
 def matches(a: View, b: View) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,9 +61,9 @@ def test_self_pairs_are_one_frame_drawn_as_the_first_of_mined_pairs_are(cache, v
         assert {(view.scene, view.frame) for view in control} == {(true[0].scene, true[0].frame)}
         for view in control:
             for name in FIELDS:
-                np.testing.assert_array_equal(getattr(view, name), getattr(true[0], name))
-        control[0].image[:] = 0  # each view is the caller's own
-        assert control[1].image.any()
+                np.testing.assert_array_equal(view[name], true[0][name])
+        control[0]["image"][:] = 0  # each view is the caller's own
+        assert control[1]["image"].any()
 
 
 def test_self_pairs_are_augmented_apart_and_match_by_the_same_code(cache):
@@ -111,9 +111,9 @@ def test_permuted_geometry_is_that_of_another_frame_all_of_it_and_nothing_else(c
             assert view.scene == own.scene
             assert view.frame != own.frame
             for name in ("image", "semantic"):
-                np.testing.assert_array_equal(getattr(view, name), getattr(shown, name))
+                np.testing.assert_array_equal(view[name], shown[name])
             for name in ("depth", "intrinsics", "world_from_camera"):
-                np.testing.assert_array_equal(getattr(view, name), getattr(own, name))
+                np.testing.assert_array_equal(view[name], own[name])
             image_of.setdefault((own.scene, own.frame), set()).add(view.frame)
     assert all(len(frames) == 1 for frames in image_of.values())  # one fixed permutation
     assert len({(scene, *frames) for (scene, _), frames in image_of.items()}) == len(image_of)
@@ -133,7 +133,7 @@ def test_single_views_are_permuted_too(cache):
     for draw in range(len(true)):
         (view,), (own,) = sample(control, draw), sample(true, draw)
         assert view.frame != own.frame
-        np.testing.assert_array_equal(view.depth, own.depth)
+        np.testing.assert_array_equal(view["depth"], own["depth"])
         shown.append((view.scene, view.frame))
     assert len(set(shown)) == len(true)  # every image once an epoch
 
@@ -165,7 +165,7 @@ def test_controls_leave_tables_their_cache_and_single_frames_alone(cache, contro
         assert torch.equal(dataset.pairs(scene).first, true.pairs(scene).first)
         for name in FIELDS:
             views = [source.load(scene, 5, FIELDS) for source in (dataset, true)]
-            np.testing.assert_array_equal(*(getattr(view, name) for view in views))
+            np.testing.assert_array_equal(*(view[name] for view in views))
     assert any(line.startswith("control: ") for line in dataset.describe())
     assert not any(line.startswith("control: ") for line in true.describe())
 
@@ -184,6 +184,6 @@ def test_permutations_leave_no_frame_in_place_and_part_what_overlaps():
 
 
 def test_frames_of_different_sizes_cannot_be_exchanged():
-    image, other = View(image=np.zeros((4, 6, 3), np.uint8), frame=1), View(size=(8, 12), frame=2)
+    image, other = View({"image": np.zeros((4, 6, 3), np.uint8)}, frame=1), View(size=(8, 12), frame=2)
     with pytest.raises(UserError, match=r"one size within a scene, got \(4, 6\) in frame 1 and \(8, 12\) in frame 2"):
         with_geometry(image, other)

@@ -61,10 +61,12 @@ class Walls(PosedDataset):
         self.loads += 1
         pose = turned(10 * frame, (0.1 * frame, 0, 0))
         depth = wall_depth(pose, 2.0 + scene)
-        image = painted((48, 64), (60 * frame, 100 + scene, 7)) if "image" in fields else None
-        return View(image, depth, CAMERA, (48, 64), pose, scene=scene, frame=frame)
+        values = {"depth": depth, "intrinsics": CAMERA, "world_from_camera": pose}
+        if "image" in fields:
+            values["image"] = painted((48, 64), (60 * frame, 100 + scene, 7))
+        return View(values, scene, frame, (48, 64))
 
-    def cache_key(self, scene):
+    def scene_fingerprint(self, scene):
         return self.scenes[scene]
 
 

@@ -82,11 +82,20 @@ class ImageFolder(SingleImages):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; see `Dataset.load`."""
         name = self._paths[scene][frame]
-        view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
+        view = View({"image": read_color(self._roots[scene] / name)}, scene, frame)
         if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
-            view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
-            view.pseudo_kind = self._pseudo_kind
+            view["pseudo_depth"] = _read_pseudo(self._pseudo_roots[scene] / name)
+            view["pseudo_kind"] = self._pseudo_kind
         return view
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return an image and its pseudo-depth."""
+        pseudo = [_pseudo_file(self._pseudo_roots[scene] / self._paths[scene][frame])] if self._pseudo_roots else []
+        return [self.path(scene, frame), *pseudo]
+
+    def content_options(self) -> dict[str, object]:
+        """Return what the pseudo-depth is."""
+        return {"pseudo_kind": self._pseudo_kind}
 
     def verify(self) -> None:
         """Check that every image has its pseudo-depth."""
@@ -190,5 +199,10 @@ def _kind_in(root: Path) -> str | None:
 
 def _read_pseudo(image: Path) -> np.ndarray:
     """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown."""
+    file = _pseudo_file(image)
+    return read_array(file) if file.suffix == ".npy" else read_16bit(file).astype(np.float32)
+
+
+def _pseudo_file(image: Path) -> Path:
     array = image.with_suffix(".npy")
-    return read_array(array) if array.exists() else read_16bit(image.with_suffix(".png")).astype(np.float32)
+    return array if array.exists() else image.with_suffix(".png")

@@ -1,7 +1,5 @@
 """What the controls of a study change about a sample: frames that carry the geometry of others, and nothing else."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -55,13 +53,15 @@ def with_geometry(image: View, geometry: View) -> View:
     Raises:
         UserError: if the two frames differ in size.
     """
-    if image.image is not None and geometry.size not in (None, image.image.shape[:2]):
+    if "image" in image and geometry.size not in (None, image["image"].shape[:2]):
         raise UserError(
-            f"geometry: permuted needs frames of one size within a scene, got {image.image.shape[:2]} in frame"
+            f"geometry: permuted needs frames of one size within a scene, got {image['image'].shape[:2]} in frame"
             f" {image.frame} and {geometry.size} in frame {geometry.frame}",
             "data.pairs",
         )
-    return replace(image, size=geometry.size, **{name: getattr(geometry, name) for name in sorted(GEOMETRY)})
+    kept = {name: value for name, value in image.values.items() if name not in GEOMETRY}
+    taken = {name: value for name, value in geometry.values.items() if name in GEOMETRY}
+    return View(kept | taken, image.scene, image.frame, geometry.size)
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.errors import DamagedFile, UserError
+from prior3d.files import content_key
 from prior3d.jobs.store import Store
 from prior3d.randomness import generator
 
@@ -79,8 +80,13 @@ class PosedDataset(Dataset):
         """
 
     @abstractmethod
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes when the scene's content does; cheap, so names, sizes and times of files."""
+
+    def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
+        """Return a text that changes when a scene of these frames does; see `Dataset.fingerprint`."""
+        scenes = range(len(self.scenes)) if frames is None else sorted({scene for scene, _ in frames})
+        return content_key({self.scenes[scene]: self.scene_fingerprint(scene) for scene in scenes})
 
     def __len__(self) -> int:
         return int(self._frame_ends[-1]) if self.scenes else 0
@@ -99,7 +105,11 @@ class PosedDataset(Dataset):
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene, from the cache or found now."""
         if scene not in self._tables:
-            facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": self.pair_options.mining}
+            facts = {
+                "version": PAIRS_VERSION,
+                "scene": self.scene_fingerprint(scene),
+                "options": self.pair_options.mining,
+            }
             entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
             self._count_damaged(entry)
@@ -114,7 +124,7 @@ class PosedDataset(Dataset):
         """Return the surface of one scene, from the cache or fused now from its frames."""
         if scene not in self._surfaces:
             options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
-            facts = {"version": SURFACE_VERSION, "scene": self.cache_key(scene), "options": options}
+            facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
             entry = self.store.build("surfaces", facts, lambda folder: self._fuse(scene, folder))
             self._surfaces[scene] = Surface(entry)
             self._count_damaged(entry)
@@ -215,24 +225,24 @@ class PosedDataset(Dataset):
 
 
 def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTable:
-    sizes = {view.depth.shape for view in views}
+    sizes = {view["depth"].shape for view in views}
     if len(sizes) > 1:
         raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}", "data")
     if len(views) < 2:
         return PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
-    depth = torch.from_numpy(np.stack([view.depth for view in views]))
+    depth = torch.from_numpy(np.stack([view["depth"] for view in views]))
     intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
-    poses = torch.from_numpy(np.stack([view.world_from_camera for view in views]))
+    poses = torch.from_numpy(np.stack([view["world_from_camera"] for view in views]))
     return mine_pairs(depth, intrinsics, poses, options)
 
 
 def _posed_frame(view: View) -> PosedFrame:
-    return PosedFrame(view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera, view.image)
+    return PosedFrame(view["depth"], _depth_intrinsics(view).double().numpy(), view["world_from_camera"], view["image"])
 
 
 def _depth_intrinsics(view: View) -> Tensor:
     """Return the intrinsics [3, 3] float32 in pixels of the depth map, which may be smaller than the image."""
-    rows, columns = view.depth.shape
-    height, width = view.size or view.depth.shape
+    rows, columns = view["depth"].shape
+    height, width = view.size or (rows, columns)
     scale = np.diag([columns / width, rows / height, 1.0])
-    return torch.from_numpy(scale @ view.intrinsics).float()
+    return torch.from_numpy(scale @ view["intrinsics"]).float()

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, View
-from prior3d.contracts.fields import DERIVED_FIELDS, UNKNOWN_DEPTH
+from prior3d.contracts.fields import FIELDS, UNKNOWN_DEPTH
 from prior3d.data.decoding import read_16bit, read_color
 from prior3d.data.posed.cameras import Calibration
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
@@ -109,20 +109,20 @@ class PosedRGBD(PosedDataset):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one frame; see `PosedDataset.load`."""
         opened = self.scene(scene)
-        files, wanted = opened.frames[frame], {DERIVED_FIELDS.get(name, name) for name in fields}
+        files, wanted = opened.frames[frame], FIELDS.declared(fields)
         view = View(scene=scene, frame=frame)
         if "image" in wanted:
-            view.image = _of_size(read_color(files.color), opened.image_size, files.color)
+            view["image"] = _of_size(read_color(files.color), opened.image_size, files.color)
         if "depth" in wanted:
             codes = _of_size(read_16bit(files.depth), opened.depth_size, files.depth)
-            view.depth = opened.cameras.register(self._depth_m[codes])
+            view["depth"] = opened.cameras.register(self._depth_m[codes])
         if "intrinsics" in wanted:
-            view.intrinsics, view.size = opened.image_intrinsics.copy(), opened.image_size
+            view["intrinsics"], view.size = opened.image_intrinsics.copy(), opened.image_size
         if "world_from_camera" in wanted:
-            view.world_from_camera = opened.world_from_color[frame].copy()
+            view["world_from_camera"] = opened.world_from_color[frame].copy()
         return view
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes with the scene's files (names, sizes, times), poses, cameras or depth options."""
         opened = self.scene(scene)
         digest = hashlib.sha256(self._depth_m.tobytes() + opened.world_from_color.tobytes())
