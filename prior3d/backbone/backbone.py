@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from prior3d.backbone.decoder import Decoder
 from prior3d.backbone.encoder import Encoder
+from prior3d.backbone.memory import refuse_out_of_memory
 from prior3d.backbone.weights import digest
 from prior3d.contracts.prior import BackboneSpec
 from prior3d.errors import UserError
@@ -26,50 +26,60 @@ class Backbone(nn.Module):
     """Encoder and optional decoder, computing only what is read.
 
     Args:
-        name: timm model name.
+        encoder: a timm model by name, or an encoder that was made already, which then has the options after `channels`.
         size: height and width of the images, pixels.
-        pretrained: load the weights timm publishes for `name`.
         decoder_stride: stride of the decoder's output; None for no decoder (`dense` is then the encoder's last map).
         channels: channels of the decoder's output.
+        pretrained: load the weights timm publishes for the model.
         timm_options: further arguments of `timm.create_model`, such as {"pad_type": "same"}.
-        mean, std: what images are normalised with, per channel of 0..1; None for the model's own.
+        mean, std: what images are normalized with, per channel of 0..1; None for the model's own.
+
+    Attributes:
+        notes: what a user should know of where the weights are from, a line each.
 
     Raises:
-        UserError: the model is unknown, or cannot take images of this size.
+        UserError: the model is unknown, or cannot take images of this size; its key is one of the arguments above, or
+            `name`.
+
+    >>> backbone = Backbone("test_resnet", (64, 96), decoder_stride=4, channels=16)
+    >>> backbone(torch.rand(2, 3, 64, 96), {"dense"}).dense.shape
+    torch.Size([2, 16, 16, 24])
     """
 
     def __init__(
         self,
-        name: str,
+        encoder: str | Encoder,
         size: tuple[int, int],
         *,
-        pretrained: bool = False,
         decoder_stride: int | None = None,
         channels: int = 64,
+        pretrained: bool = False,
         timm_options: Mapping[str, object] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.size = tuple(size)
-        self.encoder = Encoder(name, pretrained=pretrained, timm_options=timm_options, mean=mean, std=std)
-        self.decoder = Decoder(self.encoder.channels, decoder_stride, channels) if decoder_stride else None
-        if self.decoder is not None and not self.decoder.laterals:
+        self.notes: list[str] = []
+        if isinstance(encoder, str):
+            encoder = Encoder(encoder, pretrained=pretrained, timm_options=timm_options, mean=mean, std=std)
+        self.encoder = encoder.fit(self.size)
+        strides = sorted(encoder.channels)
+        if decoder_stride and decoder_stride > strides[-1]:
             raise UserError(
-                f"the strides of {name} are {sorted(self.encoder.channels)}, none is {decoder_stride} or coarser",
-                "backbone.decoder_stride",
+                f"the strides of {encoder.name} are {strides}, none is {decoder_stride} or coarser", "decoder_stride"
             )
-        last = max(self.encoder.channels)
+        with refuse_out_of_memory(f"a decoder of {channels} channels; use fewer", "channels"):
+            self.decoder = Decoder(encoder.channels, decoder_stride, channels) if decoder_stride else None
         self.spec = BackboneSpec(
-            name=name,
+            name=encoder.name,
             size=self.size,
-            dense_channels=channels if self.decoder else self.encoder.channels[last],
-            dense_stride=decoder_stride or last,
-            encoder_channels=dict(self.encoder.channels),
-            pooled_channels=self.encoder.pooled_channels,
+            dense_channels=channels if self.decoder else encoder.channels[strides[-1]],
+            dense_stride=decoder_stride or strides[-1],
+            encoder_channels=dict(encoder.channels),
+            pooled_channels=encoder.pooled_channels,
             has_decoder=self.decoder is not None,
         )
-        self._check_size()
 
     def forward(self, images: Tensor, reads: Iterable[str]) -> Maps:
         """Encode images [N, 3, H, W] (float, 0..1) once, for readers of any of encoder, dense and pooled."""
@@ -89,25 +99,6 @@ class Backbone(nn.Module):
                 module.eval()
         return self
 
-    def encode_dense(self, images: Tensor) -> Tensor:
-        """Return the dense features [N, C, h, w] of images [N, 3, H, W] in 0..1: what probes read."""
-        return self(images, ("dense",)).dense
-
     def digest(self) -> str:
         """Return a SHA-256 of all weights, of the running statistics and of what images are normalised with."""
         return digest({**self.state_dict(), "mean": self.encoder.mean, "std": self.encoder.std})
-
-    def _check_size(self) -> None:
-        try:
-            with torch.no_grad():
-                was_training = self.training
-                self.eval()
-                self(torch.zeros(1, 3, *self.size), ("dense",))
-                self.train(was_training)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            hint = f"a multiple of {self.spec.dense_stride}" if self.encoder.isotropic else "another size"
-            height, width = self.size
-            raise UserError(
-                f"{self.encoder.name} cannot take images of {height} x {width} pixels; use {hint} ({error})",
-                "data.size",
-            ) from error
