@@ -34,7 +34,7 @@ def weights_source(name: str) -> dict[str, object]:
         raise UserError(f"timm publishes no weights of {name}; {advice}", "pretrained")
     if not config.hf_hub_id:
         return {"pretrained": True}
-    problem = _network_problem()
+    problem = network_problem()
     if problem is None:
         return {"pretrained": True}
     cached = _find_in_cache(config.hf_hub_id, config.hf_hub_filename)
@@ -53,7 +53,7 @@ def cannot_fetch(name: str, error: Exception) -> UserError:
     )
 
 
-def _network_problem() -> OSError | None:
+def network_problem() -> OSError | None:
     """Return why the hub cannot be reached; None where it answers, whatever it answers."""
     request = urllib.request.Request(ENDPOINT, method="HEAD")
     try:

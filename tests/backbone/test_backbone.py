@@ -1,8 +1,14 @@
+import socket
+import ssl
+from urllib.error import HTTPError, URLError
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
-from prior3d.backbone import Backbone, set_trainable
+from prior3d.backbone import Backbone, Encoder, fetching, refuse_single_values, set_trainable
+from prior3d.backbone.adaptation import parameter_groups
 from prior3d.backbone.batch_norm import reestimate_batch_norm
 from prior3d.errors import UserError
 
@@ -39,7 +45,7 @@ def test_dense_features_of_a_vit_are_its_normalised_patch_tokens():
     model = backbone.encoder.model
     with torch.no_grad():
         tokens = model.forward_features((images - backbone.encoder.mean) / backbone.encoder.std)
-        dense = backbone.encode_dense(images)
+        dense = backbone(images, {"dense"}).dense
     expected = tokens[:, model.num_prefix_tokens :].transpose(1, 2).reshape(2, -1, 6, 8)
     torch.testing.assert_close(dense, expected)
 
@@ -68,10 +74,21 @@ def test_timm_options_reach_timm():
 @pytest.mark.parametrize(
     ("arguments", "key", "words"),
     [
-        ({"name": "resnet81", "size": (64, 64)}, "backbone.name", "did you mean resnet18"),
-        ({"name": "vit_tiny_patch16_224", "size": (90, 128)}, "data.size", "90 x 128 pixels; use a multiple of 16"),
-        ({"name": "resnet10t", "size": (64, 64), "timm_options": {"no_such": 1}}, "backbone", "no_such"),
-        ({"name": "resnet10t", "size": (64, 64), "decoder_stride": 64}, "backbone.decoder_stride", "none is 64"),
+        ({"encoder": "resnet81", "size": (64, 64)}, "name", "did you mean resnet18"),
+        ({"encoder": "vit_tiny_patch16_224", "size": (90, 128)}, "size", "use a multiple of 16, such as 96 x 128 "),
+        ({"encoder": "test_resnet", "size": (64, 64), "timm_options": {"no_such": 1}}, "timm_options", "no_such"),
+        ({"encoder": "test_resnet", "size": (64, 64), "decoder_stride": 64}, "decoder_stride", "none is 64"),
+        ({"encoder": "test_convnext", "size": (7, 7), "decoder_stride": 4}, "size", "mostly padding; use 32 x 32 or"),
+        (
+            {"encoder": "vit_tiny_patch16_224", "size": (7, 7)},
+            "size",
+            "7 x 7 pixels; use a multiple of 16, such as 16 x",
+        ),
+        (
+            {"encoder": "mobilevitv2_050", "size": (96, 128)},
+            "size",
+            "; use 128 x 128 [(]its map of stride 32 has 4 x 4",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_one_clear_line(arguments, key, words):
@@ -91,6 +108,71 @@ def test_last_n_trains_the_last_blocks_and_the_decoder():
     encoder = {name.removeprefix("encoder.model.") for name in trainable(backbone) if name.startswith("encoder")}
     assert encoder and all(name.startswith(("blocks.10.", "blocks.11.", "norm.")) for name in encoder)
     assert any(name.startswith("decoder") for name in trainable(backbone))
+
+
+LAST = {
+    "resnet18": ("layer4.",),
+    "convnext_atto": ("stages.3.", "head.norm."),
+    "densenet121": ("features.transition3.", "features.denseblock4.", "features.norm5."),
+    "test_vit": ("blocks.5.", "norm.", "fc_norm."),
+    "eva02_tiny_patch14_224": ("blocks.11.", "norm.", "fc_norm."),
+    "mobilenetv3_small_050": ("blocks.4.", "blocks.5.", "conv_head."),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_last_of_n_is_a_block_or_a_stage_in_every_family(name):
+    backbone = Backbone(name, (56, 56) if "patch14" in name else (64, 64), decoder_stride=4)
+    said = set_trainable(backbone, "last_n", 1, {"dense", "pooled"})
+    trains = {path.removeprefix("encoder.model.") for path in trainable(backbone) if path.startswith("encoder")}
+    expected = {path for path, _ in backbone.encoder.model.named_parameters() if path.startswith(LAST[name])}
+    assert trains <= expected and {path for path in expected if "norm." not in path} <= trains
+    count = sum(one.numel() for one in backbone.encoder.parameters() if one.requires_grad)
+    unit = "blocks" if backbone.encoder.isotropic else "stages"
+    assert said.startswith(f"trains: {count / 1e6:.2f} of ") and f"{name} (the last 1 of its" in said and unit in said
+
+
+def test_more_blocks_than_there_are_is_refused_with_their_number():
+    backbone = Backbone("test_convnext", (64, 64))
+    set_trainable(backbone, "last_n", 4, {"dense"})
+    assert "stem.0.weight" in {path.removeprefix("encoder.model.") for path in trainable(backbone)}
+    with pytest.raises(UserError, match=r"^last_n: test_convnext has 4 stages, fewer than 5$"):
+        set_trainable(backbone, "last_n", 5, {"dense"})
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("reads", [{"dense"}, {"encoder"}, {"pooled"}, {"dense", "pooled"}])
+def test_what_the_graph_says_is_read_is_what_gets_a_gradient(name, reads):
+    backbone = Backbone(name, (64, 64), decoder_stride=4).eval()
+    set_trainable(backbone, "full", 1, reads)
+    found = trainable(backbone)
+    maps = backbone.requires_grad_(True)(torch.rand(1, 3, 64, 64), reads)
+    read = [*(maps.encoder.values() if "encoder" in reads else ()), maps.dense, maps.pooled]
+    sum(tensor.pow(2).sum() for tensor in read if tensor is not None).backward()
+    assert found == {path for path, parameter in backbone.named_parameters() if parameter.grad is not None}
+
+
+def test_groups_share_out_all_parameters():
+    encoder = Encoder("test_efficientnet").fit((64, 64))
+    groups = parameter_groups(encoder)
+    names = [name for group in groups for name in group]
+    assert sorted(names) == sorted(name for name, _ in encoder.model.named_parameters()) and len(groups) == 5
+    assert names[0] == "conv_stem.weight" and "conv_head.weight" in groups[-1]
+
+
+def test_a_step_of_one_value_per_channel_is_refused():
+    backbone = Backbone("test_resnet", (32, 32), decoder_stride=8)
+    set_trainable(backbone, "full", 1, {"dense"})
+    with pytest.raises(
+        UserError, match=r"^batch_size: one image of 32 x 32 pixels per step gives encoder.model.layer4.0"
+    ):
+        refuse_single_values(backbone, {"dense"})
+    assert backbone.training
+    set_trainable(backbone, "frozen", 1, {"dense"})
+    refuse_single_values(backbone, {"dense"})
+    larger = Backbone("test_resnet", (32, 64), decoder_stride=8)
+    refuse_single_values(larger, {"dense"})
+    larger.train()(torch.rand(1, 3, 32, 64), {"dense"})  # torch itself takes it
 
 
 def test_what_nobody_reads_is_frozen():
@@ -137,8 +219,54 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch):
         raise FileNotFoundError("no connection\nand a long story")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(UserError, match=r"^backbone.pretrained: cannot fetch timm's weights of resnet10t.*no connec"):
+    monkeypatch.setattr(fetching, "network_problem", lambda: None)
+    with pytest.raises(
+        UserError, match=r"^pretrained: cannot fetch timm's weights of resnet10t [(]no connection[)]; set"
+    ):
         Backbone("resnet10t", (64, 64), pretrained=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(fetching, "network_problem", lambda: OSError("https://hub cannot be reached: no such host"))
+    monkeypatch.setattr(fetching.huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
+    with pytest.raises(UserError) as caught:
+        Backbone("resnet10t", (64, 64), pretrained=True)
+    assert str(caught.value) == (
+        "pretrained: cannot fetch timm's weights of resnet10t (https://hub cannot be reached: no such host); set"
+        " pretrained: false to start from random weights, or name a file that you have with weights"
+    )
+
+
+def test_without_a_network_weights_come_from_the_cache(monkeypatch, tmp_path):
+    published = timm.create_model("test_resnet")
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(fetching, "network_problem", lambda: OSError("no such host"))
+    cached = {"model.safetensors": str(tmp_path / "model.safetensors")}
+    monkeypatch.setattr(fetching.huggingface_hub, "try_to_load_from_cache", lambda repository, file: cached.get(file))
+    backbone = Backbone("test_resnet", (64, 64), pretrained=True)
+    assert torch.equal(backbone.encoder.model.conv1[0].weight, published.conv1[0].weight)
+
+
+def test_an_answer_of_any_status_is_a_network_and_no_answer_is_none(monkeypatch):
+    def answer(error):
+        def respond(request, timeout):
+            raise error
+
+        monkeypatch.setattr(fetching.urllib.request, "urlopen", respond)
+        return fetching.network_problem()
+
+    assert answer(HTTPError("https://hub", 403, "forbidden", None, None)) is None
+    assert answer(URLError(ssl.SSLCertVerificationError("no certificates"))) is None
+    assert "Name or service not known" in str(answer(URLError(socket.gaierror(-2, "Name or service not known"))))
+    assert "refused" in str(answer(URLError(ConnectionRefusedError("refused"))))
+    assert "does not answer" in str(answer(TimeoutError()))
+
+
+def test_a_model_whose_weights_timm_does_not_publish_says_so():
+    with pytest.raises(
+        UserError, match=r"^pretrained: timm publishes no weights of test_mambaout; set pretrained: fal"
+    ):
+        Backbone("test_mambaout", (64, 64), pretrained=True)
 
 
 def test_pretrained_weights_are_asked_of_timm(monkeypatch):
@@ -151,5 +279,45 @@ def test_pretrained_weights_are_asked_of_timm(monkeypatch):
         return model
 
     monkeypatch.setattr(timm, "create_model", as_downloaded)
+    monkeypatch.setattr(fetching, "network_problem", lambda: None)
     backbone = Backbone("resnet10t", (64, 64), pretrained=True)
     assert True in asked and (backbone.encoder.model.conv1[0].weight == 0.5).all()
+
+
+def test_what_a_pass_gives_counts_and_not_what_timm_describes():
+    sam = Encoder("samvit_base_patch16", timm_options={"depth": 1, "global_attn_indexes": ()}).fit((64, 96))
+    assert sam.model.feature_info[-1]["num_chs"] == 768 and sam.channels == {16: 256}  # the neck's
+    tresnet = Encoder("tresnet_m").fit((64, 96))  # its first map is described as of stride 2
+    assert list(tresnet.channels) == [4, 8, 16, 32]
+
+
+def test_images_are_not_padded_where_a_model_takes_them_as_they_are():
+    levit = Backbone("levit_128s", (224, 224)).eval()  # a fixed number of tokens, and strides up to 64
+    with torch.no_grad():
+        maps = levit(torch.rand(1, 3, 224, 224), {"encoder"}).encoder
+    assert {stride: tuple(one.shape[-2:]) for stride, one in maps.items()} == {16: (14, 14), 32: (7, 7), 64: (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("levit_128s", (256, 256), "; use 224 x 224, or set timm_options: {img_size: [256, 256]} ("),
+        ("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
+        ("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height (96)"),
+        ("legacy_xception", (96, 128), "; no size near it was found that it takes: use another model (its map of stri"),
+    ],
+)
+def test_advice_on_sizes_helps(name, size, words):
+    with pytest.raises(UserError) as caught:
+        Encoder(name).fit(size)
+    assert words in str(caught.value)
+    if "img_size" in words:
+        Encoder(name, timm_options={"img_size": list(size)}).fit(size)
+    if "; use 2" in words:
+        side = int(words[6:9])
+        Encoder(name).fit((side, side))
+
+
+def test_out_of_memory_is_one_line():
+    with pytest.raises(UserError, match=r"^timm_options: out of memory: timm cannot make test_vit with {'embed_dim': 6"):
+        Encoder("test_vit", timm_options={"embed_dim": 64 * 10**12})  # petabytes: refused before any page is touched
