@@ -16,6 +16,7 @@ from prior3d.recipe.sections import (
     BackboneSection,
     DataSection,
     OptimSection,
+    PrepareSection,
     PriorSection,
     ProbeDataSection,
     ProbeSection,
@@ -33,6 +34,7 @@ _Section = TypeVar(
     ProbeDataSection,
     ProbeSection,
     OptimSection,
+    PrepareSection,
     TrainerSection,
 )
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -111,6 +113,11 @@ def _keys(section: type) -> tuple[str, ...]:
 def _options(kind: Kind, name: str, key: str, registry: Registry, reserved: Sequence[str] = ()) -> Options:
     plugin = registry.get(kind, name, key)
     return options_of(plugin, str(registry.find(kind, name)), reserved, key)
+
+
+def read_prepare(given: object, registry: Registry) -> PrepareSection:
+    """Make the section `prepare:`, which may be absent or empty."""
+    return read_plugged(PrepareSection, given, "prepare", "runners", "runner", registry) if given else PrepareSection()
 
 
 def read_priors(given: object, registry: Registry) -> dict[str, PriorSection]:

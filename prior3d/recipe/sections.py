@@ -203,6 +203,19 @@ class TrainerSection:
     probe_after: bool = True
 
 
+@dataclass(frozen=True)
+class PrepareSection:
+    """`prepare:`, where rooms, pairs, surfaces and what priors prepare are made; every further key is the runner's.
+
+    Attributes:
+        runner: local makes them in this process; `prior3d-train --list` names others.
+    """
+
+    runner: str = "local"
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The runner's own options, checked and complete, as YAML writes them."""
+
+
 ONLY_WITH = {
     "backbone.last_n": ("train", "last_n"),
     "optim.momentum": ("name", "sgd"),

@@ -141,7 +141,7 @@ def test_single_views_are_permuted_too(cache):
 def test_one_frame_cannot_be_permuted(tmp_path):
     with pytest.raises(UserError, match="at least 2 frames") as caught:
         rooms(tmp_path, PERMUTED, views=1, frames=1)
-    assert caught.value.key == "data.pairs"
+    assert caught.value.key == "pairs"
 
 
 def test_surfaces_are_cut_out_for_the_geometry_a_view_has(cache):
