@@ -88,7 +88,7 @@ class Runner(ABC):
         Ctrl-C), everything that was started has ended.
 
         Args:
-            jobs: independent of each other; none of them was done when the run began.
+            jobs: independent of each other; others may be at some of them, or have done them.
             work: does one job. Passing over those that others are at (`wait=False`), to come back to them last, lets
                 several runners share the jobs; it may be called for one job in several places at once.
 
