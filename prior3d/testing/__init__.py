@@ -15,10 +15,12 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.runner import check_runner
 
 __all__ = [
     "SIZE",
     "check_prior",
+    "check_runner",
     "evaluate",
     "example_backbone",
     "example_batch",
