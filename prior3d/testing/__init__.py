@@ -16,11 +16,13 @@ from prior3d.testing.examples import (
     example_teacher,
 )
 from prior3d.testing.reader import check_reader
+from prior3d.testing.runner import check_runner
 
 __all__ = [
     "SIZE",
     "check_prior",
     "check_reader",
+    "check_runner",
     "evaluate",
     "example_backbone",
     "example_batch",

@@ -31,7 +31,7 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
     cls = _recognised(folder) if format == AUTO else _registry().get("readers", format, "format")
     with section(options_key) if options_key else nullcontext():
         checked = validate_options(cls, plain(options), "")
-    with section(options_key, shared=("root",)) if options_key else nullcontext():
+    with section(options_key, elsewhere={"root": "root"}) if options_key else nullcontext():
         return cls(folder, **checked)
 
 

@@ -218,7 +218,7 @@ class RecordedScenes(PosedDataset):
 
     def _opened(self, scene: int) -> OpenScene:
         name, choice = self.scenes[scene], self.choice
-        with section(self._reader_key, shared=("root",)) if self._reader_key else nullcontext():
+        with section(self._reader_key, elsewhere={"root": "root"}) if self._reader_key else nullcontext():
             recording = self._readers[scene].open(name)
             chosen = range(0, len(recording.frames), choice.frame_step)[: choice.max_frames]
             frames = {index: recording.frames[index] for index in chosen}
