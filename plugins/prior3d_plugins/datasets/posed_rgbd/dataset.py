@@ -110,14 +110,14 @@ class PosedRGBD(PosedDataset):
         """Decode one frame; see `PosedDataset.load`."""
         opened = self.scene(scene)
         files, wanted = opened.frames[frame], FIELDS.declared(fields)
-        view = View(scene=scene, frame=frame)
+        view = View(scene=scene, frame=frame, size=opened.image_size)
         if "image" in wanted:
             view["image"] = _of_size(read_color(files.color), opened.image_size, files.color)
         if "depth" in wanted:
             codes = _of_size(read_16bit(files.depth), opened.depth_size, files.depth)
             view["depth"] = opened.cameras.register(self._depth_m[codes])
         if "intrinsics" in wanted:
-            view["intrinsics"], view.size = opened.image_intrinsics.copy(), opened.image_size
+            view["intrinsics"] = opened.image_intrinsics.copy()
         if "world_from_camera" in wanted:
             view["world_from_camera"] = opened.world_from_color[frame].copy()
         return view
