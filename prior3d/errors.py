@@ -29,6 +29,8 @@ class UserError(Exception):
 
     def put_within(self, key: str) -> None:
         """Make the key, relative so far to the section at `key`, relative to what holds that section."""
+        if not key:
+            return
         if not self.key:
             self.key = key
         elif not self.key.startswith("--"):
@@ -43,7 +45,7 @@ def section(key: str) -> Iterator[None]:
     `section("probes.depth")` as `probes.depth.data.root`.
 
     Args:
-        key: the section, relative to what holds it; a label, or dotted.
+        key: the section, relative to what holds it; a label, or dotted; empty for the section in hand itself.
 
     Raises:
         UserError: the one raised inside, of whatever subclass.

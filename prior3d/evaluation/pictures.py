@@ -43,7 +43,7 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         if given:
             raise UserError(f"--pictures measures nothing: leave out {flag}", "--pictures")
     subject = find_subject(arguments.model, arguments.overrides)
-    try:
+    with subject.source.locating():
         _refuse_unread(subject)
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
@@ -56,8 +56,6 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         files = write_pictures(frozen, [Path(image) for image in images], out, _LONG_SIDE, progress=Bars(console))
         for file in files:
             console.print(f"{file}")
-    except UserError as error:
-        raise subject.source.locate(error) from error
     return 0
 
 

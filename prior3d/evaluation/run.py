@@ -37,7 +37,7 @@ def run(arguments: Arguments) -> int:
         UserError: models, data or probes do not work; nothing is left behind.
     """
     subject = find_subject(arguments.model, arguments.overrides)
-    try:
+    with subject.source.locating():
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
         against = other_subject(arguments.against, "--against") if arguments.against else None
@@ -46,8 +46,6 @@ def run(arguments: Arguments) -> int:
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
         columns = build_columns(subject, request, against, arguments.control)
         _measure_and_report(subject, request, columns, against, out, device)
-    except UserError as error:
-        raise subject.source.locate(error) from error
     return 0
 
 

@@ -13,68 +13,17 @@ from prior3d.contracts.view import View
 from prior3d.data.sample.photometric import NEEDS_DRAWS, ColorChange, apply_change, draw_change
 from prior3d.data.sample.placement import Placement, centered, crop
 from prior3d.errors import UserError
+from prior3d.recipe.sections import AugmentOptions
 
 _DRAWS = 4 + NEEDS_DRAWS
 
 
-@dataclass(frozen=True)
-class AugmentOptions:
-    """Augmentation of a run's images: `data.augment`.
-
-    The defaults are the colour changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
-    view on its own. `augment: null` switches all of it off: the largest centred crop of the run's aspect.
-
-    Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (colour changes only, no crops).
-
-    Args:
-        crop: least and greatest side of the crop, as a share of the largest crop that has the run's aspect.
-        brightness: factors are drawn from 1 - brightness to 1 + brightness.
-        contrast: likewise, about the image's mean brightness.
-        saturation: likewise, about each pixel's brightness.
-        hue: greatest turn of the hue, as a share of the full circle.
-        jitter: probability that brightness, contrast, saturation and hue change at all.
-        grayscale: probability that an image loses its colours.
-        blur: probability of a Gaussian blur.
-        blur_sigma: least and greatest standard deviation of the blur, in pixels of an image 240 pixels high; it grows
-            with the run's height, so that a recipe blurs alike at every size.
-        flip: probability of mirroring left and right; only for data without poses.
-    """
-
-    crop: tuple[float, float] = (0.6, 1.0)
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    flip: float = 0.0
-
-    def __post_init__(self) -> None:
-        low, high = self.crop
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"expected crop: [least, greatest] with 0 < least <= greatest <= 1, got {list(self.crop)}")
-        if not 0 <= self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"expected blur_sigma: [least, greatest] from 0 up, got {list(self.blur_sigma)}")
-        for name in ("brightness", "contrast", "saturation", "jitter", "grayscale", "blur", "flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"expected hue from 0 to 0.5, got {self.hue}")
-
-    def verify(self, fields: frozenset[str], table: FieldTable = FIELDS) -> None:
-        """Raise UserError where these options cannot be applied to what a run reads.
-
-        Args:
-            fields: fields the run's priors need.
-            table: all fields there are.
-        """
-        posed = sorted(name for name in fields if name in table and not table[name].mirrors)
-        if self.flip > 0 and posed:
-            raise UserError(
-                f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "data.augment.flip"
-            )
+def _refuse_mirrors(options: AugmentOptions, fields: frozenset[str], table: FieldTable) -> None:
+    posed = sorted(name for name in fields if name in table and not table[name].mirrors)
+    if options.flip > 0 and posed:
+        raise UserError(
+            f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "data.augment.flip"
+        )
 
 
 def assemble(
@@ -106,7 +55,7 @@ def assemble(
         ValueError: if a view lacks what a field is made of, or holds something of another shape.
     """
     if options is not None:
-        options.verify(fields, table)
+        _refuse_mirrors(options, fields, table)
     draws = iter(torch.rand((len(views) + 2) * _DRAWS + 1, generator=generator, dtype=torch.float64).tolist())
     looks = [_look(view, size, options, draws) for view in views]
     sample = {
