@@ -14,6 +14,7 @@ from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import is_known, missing_fields, provides_field
 from prior3d.contracts.prior import READABLE, Prior
 from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.augmentation import refuse_mirrors
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
 from prior3d.pretraining.objective import JointObjective, Term
@@ -49,6 +50,8 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
     for label, prior in objective.priors.items():
         _check_needs(label, prior, dataset, recipe)
         _check_offline_stage(label, prior, dataset, recipe)
+    with section("data"):
+        refuse_mirrors(recipe.data.augment, fields_to_decode(objective, dataset), table_of(dataset))
     reads = objective.reads
     set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
     _check_statistics(backbone, recipe.backbone)
