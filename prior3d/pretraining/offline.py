@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.contracts.dataset import View, table_of
-from prior3d.contracts.prior import Batch, Features, Prior, Scene
+from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior, Scene
 from prior3d.contracts.runner import Progress
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.sample.augmentation import assemble
@@ -125,7 +125,7 @@ class Preparation:
 
     @torch.no_grad()
     def _teach(self, images: Tensor) -> Features:
-        reads = self.prior.reads & {"encoder", "dense", "pooled"}
+        reads = self.prior.reads & FEATURE_KINDS
         return encode(self._teacher, {"image": images}, ["image"], reads).features["image"]
 
     def _read(self, scene: int, frames: Sequence[int]) -> Batch:

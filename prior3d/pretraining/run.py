@@ -60,6 +60,8 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
     folder = RunFolder.open(resume) if resume else None
     if folder is not None and folder.initial.exists():
         folder.load_initial(parts.backbone)  # what is prepared, and was, is from these weights
+    for note in parts.backbone.notes:
+        console.print(note)
     prepare(parts, recipe, console)
     if folder is None and first_rank:
         folder = _create_folder(recipe, registry, out)

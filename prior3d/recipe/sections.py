@@ -13,6 +13,13 @@ from prior3d.registry.kinds import Kind
 _MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
 Count = Annotated[int, Ge(1), Le(_MOST)]
 Steps = Annotated[int, Ge(0), Le(_MOST)]
+# Far above what anybody needs, and low enough that a typing error cannot take all memory.
+Side = Annotated[int, Ge(1), Le(8192)]
+Width = Annotated[int, Ge(1), Le(4096)]
+Stride = Annotated[int, Ge(1), Le(1024)]
+Batch = Annotated[int, Ge(1), Le(65536)]
+Views = Annotated[int, Ge(1), Le(1024)]
+Processes = Annotated[int, Ge(0), Le(1024)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -40,7 +47,8 @@ class BackboneSection:
     Attributes:
         name: a model of timm.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
-        weights: start from this file instead, a checkpoint or safetensors.
+        weights: start from this file instead, a checkpoint or safetensors, or from the trained encoder of this run
+            folder, and its decoder where that is of the same shape.
         decoder_stride: image pixels per cell of the decoder's map; null for none (a ViT's patch tokens are used).
         channels: channels of the decoder's map.
         train: which part of the encoder trains; a decoder always does.
@@ -54,8 +62,8 @@ class BackboneSection:
     name: str
     pretrained: bool = False
     weights: Path | None = None
-    decoder_stride: Count | None = None
-    channels: Count = 64
+    decoder_stride: Stride | None = None
+    channels: Width = 64
     train: Literal["full", "last_n", "frozen"] = "full"
     last_n: Count = 1
     ema: Share | None = None
@@ -128,16 +136,19 @@ class DataSection:
         cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
         on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
         augment: crops and color changes; null for none.
+        control: of a study, for posed data: samples whose views are all the first (self), or whose images have the
+            depth and pose of other frames (permuted); null for none.
     """
 
     name: str
-    size: tuple[Count, Count]
-    batch_size: Count
-    views: Count = 2
-    workers: Annotated[int, Ge(0)] = 2
+    size: tuple[Side, Side]
+    batch_size: Batch
+    views: Views = 2
+    workers: Processes = 2
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)
+    control: Literal["self", "permuted"] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
@@ -172,7 +183,7 @@ class ProbeDataSection:
     """
 
     name: str
-    size: tuple[Count, Count] | None = None
+    size: tuple[Side, Side] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 

@@ -11,7 +11,7 @@ from prior3d.data.posed.fusion import Cloud, PosedFrame, away_from_edges, fuse
 from prior3d.data.posed.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
 from prior3d.data.sample.augmentation import AugmentOptions, assemble
 from prior3d.data.sample.loading import DrawnSamples, collate
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.runner import Progress, silent
-from prior3d.data.posed.controls import GEOMETRY, permute_frames, with_geometry
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
@@ -44,7 +43,7 @@ class PosedDataset(Dataset):
 
     Args:
         spec: what every dataset is told.
-        pairs: which two views of a scene make a pair, and whether samples are those of a control.
+        pairs: which two views of a scene make a pair.
         surface: how a scene's surface is fused from its frames.
     """
 
@@ -62,7 +61,6 @@ class PosedDataset(Dataset):
         self.store = Store(spec.cache)
         self._tables: dict[int, PairTable] = {}
         self._surfaces: dict[int, Surface] = {}
-        self._image_of: dict[int, dict[int, int]] = {}
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     @abstractmethod
@@ -130,25 +128,18 @@ class PosedDataset(Dataset):
             self._count_damaged(entry)
         return self._surfaces[scene]
 
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode one frame, or overlapping views of one scene; see the class and `Dataset.sample`."""
-        if self.spec.views == 1:
-            scene, frames = self._single_frame(draw)
-        else:
-            scene, frames = self._sampler.draw(generator)
-        if self.pair_options.views == "self":
-            frames = frames[:1] * len(frames)
-        if self.pair_options.geometry == "permuted":
-            return [self._load_permuted(scene, frame, fields) for frame in frames]
+        scene, frames = self.chosen_frames(index, generator)
         return [self.load(scene, frame, fields) for frame in frames]
+
+    def chosen_frames(self, index: int, generator: torch.Generator) -> tuple[int, list[int]]:
+        """Return the scene and the frames of a sample, see `sample`; nothing is decoded."""
+        return self._single_frame(index) if self.spec.views == 1 else self._sampler.draw(generator)
 
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
         lines = [f"{len(self.scenes)} scenes, {len(self)} frames"]
-        if self.pair_options.views == "self" and self.spec.views > 1:
-            lines.append("control: all views of a sample are its first, augmented apart (pairs.views: self)")
-        if self.pair_options.geometry == "permuted":
-            lines.append("control: images have the geometry of other frames (pairs.geometry: permuted)")
         if self.spec.views > 1:
             lines += describe_pairs([self.pairs(scene) for scene in range(len(self.scenes))])
             thinned = sum(self.frame_count(scene) > self.pair_options.max_frames for scene in range(len(self.scenes)))
@@ -173,20 +164,11 @@ class PosedDataset(Dataset):
         scene = int(np.searchsorted(self._frame_ends, index, side="right"))
         return scene, [index - int(self._frame_ends[scene]) + self.frame_count(scene)]
 
-    def _load_permuted(self, scene: int, frame: int, fields: frozenset[str]) -> View:
-        """Load the geometry of one frame with the image of another."""
-        if scene not in self._image_of:
-            pairs, frames = torch.zeros(0, 2, dtype=torch.int64), torch.arange(self.frame_count(scene))
-            if self.spec.views > 1:
-                pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
-                frames = pairs.unique()  # a frame without a pair is not shown otherwise either
-            self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
-        image_of = self._image_of[scene]
-        image = self.load(scene, image_of[frame], fields - GEOMETRY)
-        return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
-
     def _why_no_pairs(self) -> str:
         options = self.pair_options
+        if self.damaged:
+            where = f"of the {self.spec.split} split"
+            return f"no two views {where} overlap: {len(self.damaged)} files are damaged, the first: {self.damaged[0]}"
         if self.spec.views > 2 and any(len(table) for table in self._tables.values()):
             return f"no view of the {self.spec.split} split overlaps with {self.spec.views - 1} others: use fewer views"
         return (
