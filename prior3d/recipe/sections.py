@@ -10,9 +10,15 @@ from annotated_types import Ge, Gt, Le, Lt
 from prior3d.errors import UserError
 from prior3d.registry.kinds import Kind
 
-_MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
-Count = Annotated[int, Ge(1), Le(_MOST)]
-Steps = Annotated[int, Ge(0), Le(_MOST)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Steps = Annotated[int, Ge(0), Le(10**9)]
+# Far above what anybody needs, and low enough that a typing error cannot take all memory.
+Side = Annotated[int, Ge(1), Le(8192)]
+Width = Annotated[int, Ge(1), Le(4096)]
+Stride = Annotated[int, Ge(1), Le(1024)]
+Batch = Annotated[int, Ge(1), Le(65536)]
+Views = Annotated[int, Ge(1), Le(1024)]
+Processes = Annotated[int, Ge(0), Le(1024)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -54,8 +60,8 @@ class BackboneSection:
     name: str
     pretrained: bool = False
     weights: Path | None = None
-    decoder_stride: Count | None = None
-    channels: Count = 64
+    decoder_stride: Stride | None = None
+    channels: Width = 64
     train: Literal["full", "last_n", "frozen"] = "full"
     last_n: Count = 1
     ema: Share | None = None
@@ -131,10 +137,10 @@ class DataSection:
     """
 
     name: str
-    size: tuple[Count, Count]
-    batch_size: Count
-    views: Count = 2
-    workers: Annotated[int, Ge(0)] = 2
+    size: tuple[Side, Side]
+    batch_size: Batch
+    views: Views = 2
+    workers: Processes = 2
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)
@@ -172,7 +178,7 @@ class ProbeDataSection:
     """
 
     name: str
-    size: tuple[Count, Count] | None = None
+    size: tuple[Side, Side] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
