@@ -48,4 +48,4 @@ def write_and_interrupt(checker: int, place: Path, number: int, folder: Path, pr
     write(place, number, folder, progress)
     if number == 3:
         os.kill(checker, signal.SIGINT)
-        time.sleep(30)
+        time.sleep(5)

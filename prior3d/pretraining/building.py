@@ -14,6 +14,7 @@ from prior3d.contracts.fields import is_known, missing_fields, provides_field
 from prior3d.contracts.prior import FEATURE_KINDS, READABLE, Prior
 from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.augmentation import refuse_mirrors
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
 from prior3d.pretraining.objective import JointObjective, Term
@@ -49,6 +50,8 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
     for label, prior in objective.priors.items():
         _check_needs(label, prior, dataset, recipe)
         _check_offline_stage(label, prior, dataset, recipe)
+    with section("data"):
+        refuse_mirrors(recipe.data.augment, fields_to_decode(objective, dataset), table_of(dataset))
     reads = objective.reads & FEATURE_KINDS
     with section("backbone"):
         backbone.notes.append(set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads))

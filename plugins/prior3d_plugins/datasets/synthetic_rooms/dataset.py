@@ -123,13 +123,13 @@ class SyntheticRooms(PosedDataset):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Read one view; see `PosedDataset.load`."""
         arrays = self._arrays(scene)
-        view = View(scene=scene, frame=frame)
+        view = View(scene=scene, frame=frame, size=self.spec.size)
         if "normals" in fields:
             view["normals"] = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
         for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
             view[name] = np.array(arrays[name][frame])
         if "intrinsics" in fields:
-            view["intrinsics"], view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+            view["intrinsics"] = pinhole(self.spec.size, self.field_of_view)
         return view
 
     def __getstate__(self) -> dict[str, object]:
@@ -183,4 +183,4 @@ def _in_camera(normals: np.ndarray, world_from_camera: np.ndarray) -> np.ndarray
 
 def _check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"expected {low} to {high}, got {value}", f"data.{option}")
+        raise UserError(f"expected {low} to {high}, got {value}", option)
