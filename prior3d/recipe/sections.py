@@ -267,6 +267,19 @@ class TrainerSection:
     probe_after: bool = True
 
 
+@dataclass(frozen=True)
+class PrepareSection:
+    """`prepare:`, where rooms, pairs, surfaces and what priors prepare are made; every further key is the runner's.
+
+    Attributes:
+        runner: local makes them in this process; `prior3d-train --list` names others.
+    """
+
+    runner: str = "local"
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The runner's own options, checked and complete, as YAML writes them."""
+
+
 ONLY_WITH = {
     "backbone.last_n": ("train", "last_n"),
     "optim.momentum": ("name", "sgd"),
@@ -281,5 +294,6 @@ PLUGGED: dict[Kind, tuple[type, str]] = {
     "datasets": (DataSection, "name"),
     "priors": (PriorSection, "prior"),
     "probes": (ProbeSection, "probe"),
+    "runners": (PrepareSection, "runner"),
 }
 """Kinds of plugin that a section of a recipe uses: that section, and its key that names the plugin."""

@@ -23,6 +23,7 @@ from prior3d.registry.schema_errors import explain
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _UNUSABLE = (PydanticUserError, PydanticUndefinedAnnotation, TypeError)
+_LONGEST_NAME = 255
 _REQUIRED = inspect.Parameter.empty
 _VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
@@ -78,6 +79,7 @@ class Options:
             for name in given:
                 if name not in self.types:
                     raise UserError(unknown_key(name, [*self.types, *beside]), join((name,)))
+            _refuse_long_integers(given)
             made = self._make(dict(given), key, source)
             return {name: _absolute(made[name], (name,), key, source) for name in self.types}
 
@@ -320,6 +322,8 @@ def expand(text: str) -> Path:
     expanded = _VARIABLE.sub(value, text)
     if "\0" in expanded:
         raise UserError("a path cannot hold a null character")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in expanded.split("/")):
+        raise UserError(f"a name in this path has more than {_LONGEST_NAME} bytes, which no file can have")
     try:
         return Path(expanded).expanduser() if text.startswith("~") else Path(expanded)
     except RuntimeError as error:
@@ -344,6 +348,14 @@ def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Give
         new = {name: _absolute(item, (*path, name), key, source) for name, item in old.items()}
         return value if new == old else dataclasses.replace(value, **new)
     return value
+
+
+def _refuse_long_integers(value: object, path: tuple[str | int, ...] = ()) -> None:
+    """Refuse integers that 64 bits do not hold: what computes with them would fail in words of its own."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"expected an integer of 64 bits, got {value}", join(path))
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value if type(value) is list else ()):
+        _refuse_long_integers(inner, (*path, key))
 
 
 def _without(given: dict[str, object], path: tuple[str | int, ...]) -> dict[str, object] | None:

@@ -19,12 +19,16 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.reader import check_reader
+from prior3d.testing.runner import check_runner
 from prior3d.testing.view import check_view
 
 __all__ = [
     "SIZE",
     "check_dataset",
     "check_prior",
+    "check_reader",
+    "check_runner",
     "check_view",
     "evaluate",
     "example_backbone",

@@ -123,7 +123,7 @@ def test_splits_may_be_folders(tmp_path):
 
 
 def with_pseudo(tmp_path, kind="disparity"):
-    fill(tmp_path / "images", NAMES)
+    fill(tmp_path / "images", NAMES, size=(6, 8))
     for number, name in enumerate(NAMES):
         path = (tmp_path / "pseudo" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +225,46 @@ def test_damage_is_reported_when_met(tmp_path):
             damaged[damage.path.relative_to(tmp_path).as_posix()] = damage.why
     assert set(damaged) == {"images/a/x.png", "pseudo/a/z.png"}
     assert damaged["pseudo/a/z.png"] == "missing"
+
+
+@pytest.mark.parametrize("ending", ["npy", "png"])
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (np.full((120, 90), 7), "90 x 120 pixels cannot show the field of view of an image of 120 x 90"),
+        (np.zeros((90, 120)), "no pixel has a known value"),
+        (np.full((90, 120), np.nan), "no pixel has a known value"),
+    ],
+)
+def test_pseudo_depth_that_cannot_be_of_its_image_is_damage(tmp_path, ending, values, why):
+    fill(tmp_path / "images", ["a.png"], size=(90, 120))
+    (tmp_path / "maps").mkdir()
+    if ending == "npy":
+        np.save(tmp_path / "maps" / "a.npy", values.astype(np.float32))
+    else:
+        Image.fromarray(np.nan_to_num(values).astype(np.uint16)).save(tmp_path / "maps" / "a.png")
+    options = {"root": tmp_path / "images", "pseudo_depth": tmp_path / "maps", "pseudo_kind": "depth"}
+    with pytest.raises(DamagedFile, match=why) as caught:
+        ImageFolder(spec(), **options).load(0, 0, frozenset({"pseudo_depth"}))
+    assert caught.value.path == tmp_path / "maps" / f"a.{ending}"
+
+
+def test_pseudo_depth_at_the_size_of_a_network_is_of_its_image(tmp_path):
+    fill(tmp_path / "images", ["a.png"], size=(427, 640))
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", np.ones((350, 518), np.float32))  # multiples of 14
+    options = {"root": tmp_path / "images", "pseudo_depth": tmp_path / "maps", "pseudo_kind": "depth"}
+    assert ImageFolder(spec(), **options).load(0, 0, frozenset({"pseudo_depth"}))["pseudo_depth"].shape == (350, 518)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera stood on its side: to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = ImageFolder(spec(), root=tmp_path).load(0, 0, IMAGE)["image"]
+    assert image.shape == (60, 40, 3) and image[:25].min() > 150 and image[35:].max() < 50
 
 
 def test_real_photographs_load(shared_data):

@@ -15,8 +15,8 @@ from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedSce
 from prior3d_plugins.priors.gaussian_distillation.pictures import draw_distillation
 from prior3d_plugins.priors.gaussian_distillation.targets import Distance, Targets, compare, render_targets
 
-Count = Annotated[int, Ge(1)]
-Steps = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1), Le(10**6)]
+Steps = Annotated[int, Ge(0), Le(10**9)]
 
 _DRAWN = 3
 
