@@ -179,7 +179,7 @@ def test_a_recipe_gives_its_options(tmp_path):
         fill(tmp_path, domain)
     options = {"root": str(tmp_path), "train_domains": ["photo"]}
     assert construct(ClassificationFolder, spec("test"), key="data", options=options).scenes == ["art"]
-    with pytest.raises(UserError, match=r"^label: "):
+    with pytest.raises(UserError, match=r"^data\.label: "):
         construct(ClassificationFolder, spec(), key="data", options=options | {"label": "file"})
 
 

@@ -180,7 +180,7 @@ def test_damage_is_met_file_by_file_but_not_for_all_masks(tmp_path):
 def test_a_recipe_gives_its_options(tmp_path):
     options = {"root": str(fill(tmp_path)), "classes": 3, "ignore": [7, 9], "test_match": "x*"}
     assert construct(SegmentationFolder, spec(), key="data", options=options).class_names[2] == "class 2"
-    with pytest.raises(UserError, match=r"^classes: "):
+    with pytest.raises(UserError, match=r"^data\.classes: "):
         construct(SegmentationFolder, spec(), key="data", options=options | {"classes": 1})
 
 
