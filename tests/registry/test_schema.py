@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crop:
+    """Where it is cut.
+
+    Attributes:
+        jitter: pixels by which it moves.
+    """
+
     share: tuple[float, float] = (0.6, 1.0)
     jitter: int = 3
     folder: Path | None = None
@@ -343,6 +349,8 @@ def test_json_schema_says_types_bounds_and_defaults():
     assert entries["size"]["default"] == [1, 2]
     assert entries["path"]["default"] == "~/data"
     assert {"$ref": "#/$defs/k.Crop"} in entries["crop"]["anyOf"]
+    crop = OPTIONS.json_schema("k")["$defs"]["Crop"]["properties"]
+    assert crop["jitter"]["description"] == "pixels by which it moves."
     assert options_of(type("P", (Probe,), {"__init__": Pair.__init__})).json_schema("k")["required"] == ["first"]
     json.dumps(schema)
 
