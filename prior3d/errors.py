@@ -1,8 +1,10 @@
 """Errors that a user can cause: each is one line that says what is wrong, where, and what to do."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 
 class UserError(Exception):
@@ -27,18 +29,21 @@ class UserError(Exception):
         """Pickle by arguments: errors cross the border of a loader's worker process."""
         return type(self), (self.message, self.key)
 
-    def put_within(self, key: str) -> None:
+    def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
         """Make the key, relative so far to the section at `key`, relative to what holds that section."""
-        if not key:
+        option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
+        if not key or (self.key or "").startswith("--"):
             return
         if not self.key:
             self.key = key
-        elif not self.key.startswith("--"):
+        elif option in elsewhere:
+            self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
+        else:
             self.key = f"{key}{self.key}" if self.key.startswith("[") else f"{key}.{self.key}"
 
 
 @contextmanager
-def section(key: str) -> Iterator[None]:
+def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Give errors that are raised inside the block the key of the section that they are about.
 
     Sections nest: what a probe's dataset raises about `root` leaves `section("data")` within
@@ -46,6 +51,8 @@ def section(key: str) -> Iterator[None]:
 
     Args:
         key: the section, relative to what holds it; a label, or dotted; empty for the section in hand itself.
+        elsewhere: options of the section that stand in another place, and where: `{"data": "data"}` for a probe that
+            is measured on the data of the run.
 
     Raises:
         UserError: the one raised inside, of whatever subclass.
@@ -54,16 +61,20 @@ def section(key: str) -> Iterator[None]:
     ...     raise UserError("no folder /scans", "root")
     Traceback (most recent call last):
     prior3d.errors.UserError: probes.depth.data.root: no folder /scans
+    >>> with section("probes.depth", elsewhere={"data": "data"}):
+    ...     raise UserError("no folder /scans", "data.root")
+    Traceback (most recent call last):
+    prior3d.errors.UserError: data.root: no folder /scans
     """
     try:
         yield
     except UserError as error:
-        error.put_within(key)
+        error.put_within(key, elsewhere)
         raise
 
 
 class DamagedFile(Exception):
-    """A file of a dataset cannot be decoded; `data.on_damage` says whether that ends the run or is counted.
+    """A file of a dataset cannot be decoded; `on_damage` of `data:` says whether that ends the run or is counted.
 
     Args:
         path: the file.
@@ -78,3 +89,17 @@ class DamagedFile(Exception):
     def __reduce__(self) -> tuple:
         """Pickle by arguments: damage crosses the border of a loader's worker process."""
         return type(self), (self.path, self.why)
+
+    def refusal(self, count: int | None = None) -> UserError:
+        """Return the line that ends a run because of this file; its key is relative to `data:`.
+
+        Args:
+            count: of damaged files, where all are known.
+
+        >>> str(DamagedFile("a.png", "truncated").refusal())
+        'on_damage: damaged file a.png: truncated; repair it, or set on_damage: skip'
+        """
+        in_all = "" if count is None else f" ({count} in all)"
+        return UserError(
+            f"damaged file {self.path}: {self.why}{in_all}; repair it, or set on_damage: skip", "on_damage"
+        )

@@ -8,7 +8,7 @@ storing loop over the table, so a dataset brings fields of its own, named `<plug
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from prior3d.errors import UserError
 
@@ -32,6 +32,11 @@ Moves = Literal["resample", "nearest", "vectors", "intrinsics", "boxes", "none"]
 - none: stays as it is.
 """
 
+Numbers = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"]
+"""Types of the numbers of a field, by NumPy's names, which are PyTorch's, too."""
+
+Batches = Literal["stack", "pack"]
+
 
 @dataclass(frozen=True)
 class Field:
@@ -47,7 +52,7 @@ class Field:
     Attributes:
         name: a plugin's own is `<plugin>/<field>`.
         shape: [B, ...], [B, V, ...], or [N, ...] where it is packed; maps end in H, W, or C, H, W.
-        dtype: of the batch, by NumPy's name; a `resample` field of bytes becomes float32 0..1 on the device.
+        dtype: of the batch; a `resample` field of bytes becomes float32 0..1 on the device.
         meaning: one line, with units.
         moves: see `Moves`.
         batches: `stack`, or `pack` where views have different numbers of rows: rows are concatenated, and
@@ -61,25 +66,35 @@ class Field:
 
     name: str
     shape: str
-    dtype: str
+    dtype: Numbers
     meaning: str
     moves: Moves = "none"
-    batches: Literal["stack", "pack"] = "stack"
-    kept_as: str | None = None
+    batches: Batches = "stack"
+    kept_as: Numbers | None = None
     probes_only: bool = False
     made_from: str | None = None
     rows_of: str | None = None
     mirrors: bool = True
 
     def __post_init__(self) -> None:
+        for what, value, kind in (
+            ("the dtype", self.dtype, Numbers),
+            ("the moves", self.moves, Moves),
+            ("the batches", self.batches, Batches),
+            ("kept_as", self.kept_as or self.dtype, Numbers),
+        ):
+            if value not in get_args(kind):
+                raise ValueError(
+                    f"expected {what} of {self.name} to be one of {', '.join(get_args(kind))}, got {value}"
+                )
         axes, packed = self.axes, self.batches == "pack"
-        if axes[0] != ("N" if packed else "B"):
+        if axes[0] != ("N" if packed else "B") and self.moves != "boxes":
             raise ValueError(
                 f"expected [B, ...], or [N, ...] where packed, as the shape of {self.name}, got {self.shape}"
             )
         if self.moves in ("resample", "nearest", "vectors") and not (self.is_map and (self.of_views or self.made_from)):
             raise ValueError(f"expected [B, V, H, W] or [B, V, C, H, W] for {self.moves}, got {self.name} {self.shape}")
-        if self.moves == "boxes" and (axes[1:] != ("4",) or self.rows_of is not None):
+        if self.moves == "boxes" and (axes != ("N", "4") or self.rows_of is not None):
             raise ValueError(f"expected packed [N, 4] for boxes, got {self.name} {self.shape}")
         if self.moves == "intrinsics" and axes != ("B", "V", "3", "3"):
             raise ValueError(f"expected [B, V, 3, 3] for intrinsics, got {self.name} {self.shape}")

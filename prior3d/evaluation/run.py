@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from prior3d.contracts.dataset import Dataset
-from prior3d.data.preparing import prepare_datasets
+from prior3d.data.preparing import DatasetUse, prepare_datasets
 from prior3d.errors import UserError
 from prior3d.evaluation import output
 from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
@@ -87,21 +86,23 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
         console.print(f"left out: {label}: {why}")
     datasets = _datasets(request.tasks)
     prepare_datasets(datasets, request.data.on_damage, Bars(console), console.print)
-    for _, dataset in datasets:
+    for use in datasets:
+        dataset = use.dataset
         if not sum(dataset.frame_count(scene) for scene in range(len(dataset.scenes))):
-            raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on", "data")
+            raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on", use.key)
     models = {id(model): model for column in columns.values() for model in column.models}
-    for size in {dataset.spec.size for _, dataset in datasets}:
+    for size in {use.dataset.spec.size for use in datasets}:
         for model in models.values():
             check_size(model.backbone, size)
 
 
-def _datasets(tasks: Sequence[ProbeTask]) -> list[tuple[str, Dataset]]:
+def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     """Return the data of the probes, each once, with names to tell them apart."""
     found = {}
     for task in tasks:
         for dataset in task.parts.values():
-            found.setdefault(id(dataset), (f"{type(dataset).__name__}, {dataset.spec.split}", dataset))
+            name = f"{type(dataset).__name__}, {dataset.spec.split}"
+            found.setdefault(id(dataset), DatasetUse(name, dataset, key=task.data_key))
     return list(found.values())
 
 

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import timm
 from torch import Tensor
 
-from prior3d.backbone import Backbone, set_trainable
+from prior3d.backbone import Backbone, Encoder, create_model, refuse_single_values, set_trainable
 from prior3d.backbone.batch_norm import refuse_folded
-from prior3d.backbone.weights import load_encoder, read_weights
+from prior3d.backbone.weights import load_decoder_of_run, load_encoder, read_weights
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import is_known, missing_fields, provides_field
-from prior3d.contracts.prior import READABLE, Prior
+from prior3d.contracts.prior import FEATURE_KINDS, READABLE, Prior
+from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.augmentation import refuse_mirrors
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
 from prior3d.pretraining.objective import JointObjective, Term
@@ -49,8 +50,14 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
     for label, prior in objective.priors.items():
         _check_needs(label, prior, dataset, recipe)
         _check_offline_stage(label, prior, dataset, recipe)
-    reads = objective.reads
-    set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
+    with section("data"):
+        refuse_mirrors(recipe.data.augment, fields_to_decode(objective, dataset), table_of(dataset))
+    reads = objective.reads & FEATURE_KINDS
+    with section("backbone"):
+        backbone.notes.append(set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads))
+    if recipe.data.batch_size * recipe.data.views == 1 and objective.encodes == ["image"]:
+        with section("data"):
+            refuse_single_values(backbone, reads)
     _check_statistics(backbone, recipe.backbone)
     probes = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset)
     return Parts(dataset, backbone, objective, probes)
@@ -64,7 +71,7 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     dataset = construct(cls, spec, key="data", options=data.options)
     with section("data"):
         table_of(dataset)  # so that a clash of names is refused before anything else
-    return dataset
+        return with_control(dataset, data.control)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:
@@ -81,27 +88,39 @@ def make_backbone(options: BackboneSection, size: tuple[int, int], seed: int) ->
         seed: of weights that are random.
     """
     reseed("backbone", seed)
-    backbone = Backbone(
-        options.name,
-        size,
-        pretrained=options.pretrained,
-        decoder_stride=options.decoder_stride,
-        channels=options.channels,
-        timm_options=options.timm_options,
-        mean=options.mean,
-        std=options.std,
-    )
-    if options.weights is not None:
-        load_encoder(backbone.encoder.model, read_weights(options.weights), str(options.weights))
+    with section("backbone"):
+        encoder = Encoder(
+            options.name,
+            pretrained=options.pretrained,
+            timm_options=options.timm_options,
+            mean=options.mean,
+            std=options.std,
+        )
+    with section("data"):
+        encoder.fit(size)
+    with section("backbone"):
+        backbone = Backbone(encoder, size, decoder_stride=options.decoder_stride, channels=options.channels)
+        if options.weights is not None:
+            _load_weights(backbone, options.weights)
     return backbone
+
+
+def _load_weights(backbone: Backbone, path: Path) -> None:
+    note = load_encoder(backbone.encoder.model, read_weights(path), str(path))
+    backbone.notes += [note] if note else []
+    if path.expanduser().is_dir() and backbone.decoder is not None:
+        backbone.notes.append(load_decoder_of_run(backbone.decoder, path))
 
 
 def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
     """Return the weights that a backbone starts from, with the classifier they came with; None for random ones."""
-    if options.weights is not None:
-        return read_weights(options.weights)
-    if options.pretrained:
-        return timm.create_model(options.name, pretrained=True, **options.timm_options).state_dict()
+    with section("backbone"):
+        if options.weights is not None:
+            return read_weights(options.weights)
+        if options.pretrained:
+            return create_model(
+                options.name, pretrained=True, options=options.timm_options, classifier=True
+            ).state_dict()
     return None
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from prior3d import __version__
 from prior3d.backbone import Backbone
+from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
 from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
 from prior3d.errors import UserError
 from prior3d.files import write_atomically, write_json
@@ -48,12 +49,12 @@ class RunFolder:
     @property
     def backbone(self) -> Path:
         """The trained encoder, as timm reads it; its presence means that training is complete."""
-        return self.path / "backbone.safetensors"
+        return self.path / ENCODER_FILE
 
     @property
     def decoder(self) -> Path:
         """The trained decoder, where there is one."""
-        return self.path / "decoder.safetensors"
+        return self.path / DECODER_FILE
 
     @property
     def prepared(self) -> Path:

@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.fields import SURFACE_FIELDS
-from prior3d.data.preparing import prepare_datasets
+from prior3d.contracts.runner import Runner
+from prior3d.data.preparing import DatasetUse, prepare_datasets
 from prior3d.errors import UserError
+from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.cores import share_cores
@@ -57,10 +57,13 @@ def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume:
     first_rank = not rank_zero_only.rank
     console = Console(quiet=not first_rank, highlight=False, soft_wrap=True)
     parts = build(recipe, registry)
+    runner = make_runner(recipe.prepare.runner, recipe.prepare.options, registry)
     folder = RunFolder.open(resume) if resume else None
     if folder is not None and folder.initial.exists():
         folder.load_initial(parts.backbone)  # what is prepared, and was, is from these weights
-    prepare(parts, recipe, console)
+    for note in parts.backbone.notes:
+        console.print(note)
+    prepare(parts, recipe, console, runner)
     if folder is None and first_rank:
         folder = _create_folder(recipe, registry, out)
     try:
@@ -86,7 +89,8 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> int:
     """
     _quieten()
     share_cores(recipe.trainer.accelerator)
-    prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True))
+    runner = make_runner(recipe.prepare.runner, recipe.prepare.options, registry)
+    prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True), runner)
     return 0
 
 
@@ -108,21 +112,28 @@ def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", registry: 
     return status
 
 
-def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
-    """Verify the data and compute what is computed once; say what there is, and what is damaged."""
+def prepare(parts: Parts, recipe: "Recipe", console: Console, runner: Runner | None = None) -> None:
+    """Verify the data and compute what is computed once; say what there is, and what is damaged.
+
+    Args:
+        parts: what the recipe names.
+        recipe: what to do.
+        console: shows progress.
+        runner: does the work per scene; `local` by default.
+    """
     progress = Bars(console)
-    surface = parts.dataset if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset) else None
-    prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, surface)
-    prepare_priors(parts, recipe, progress, console)
+    prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, runner)
+    prepare_priors(parts, recipe, progress, console, runner)
 
 
-def _datasets(parts: Parts) -> list[tuple[str, Dataset]]:
+def _datasets(parts: Parts) -> list[DatasetUse]:
     """Return the training data and that of the probes, each once, with names to tell them apart."""
-    found = {id(parts.dataset): ("train", parts.dataset)}
+    fields = fields_to_decode(parts.objective, parts.dataset)
+    found = {id(parts.dataset): DatasetUse("train", parts.dataset, fields)}
     for task in parts.probes:
         for dataset in task.parts.values():
             what = dataset.spec.split if type(dataset) is type(parts.dataset) else f"{task.label}, {dataset.spec.split}"
-            found.setdefault(id(dataset), (what, dataset))
+            found.setdefault(id(dataset), DatasetUse(what, dataset, key=task.data_key))
     return list(found.values())
 
 

@@ -122,15 +122,8 @@ class PretrainingTask(lightning.LightningModule):
     def encode(self, batch: dict[str, Tensor], seed: Callable[[str], None]) -> Pass:
         """Run the backbone once, and the teachers that are read."""
         seed("backbone")
-        reads = self.objective.reads
-        return encode(
-            self.backbone,
-            batch,
-            self.objective.encodes,
-            reads,
-            reference=self.reference if "reference" in reads else None,
-            ema=self.ema if "ema" in reads else None,
-        )
+        teachers = self.objective.teachers(reference=self.reference, ema=self.ema)
+        return encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
 
     def seeder(self, batch_idx: int) -> Callable[[str], None]:
         """Return the function that reseeds the global generators for one use within this step."""

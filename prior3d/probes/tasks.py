@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prior3d.contracts.dataset import Dataset, DataSpec, Split
+from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import missing_fields
 from prior3d.contracts.probe import Probe
 from prior3d.errors import UserError
@@ -131,7 +131,7 @@ def _parts(
             )
     held_out = dataset(label, section, section.split)
     name = section.data.name if section.data else "data.name"
-    missing = missing_fields(probe.needs, held_out.provides)
+    missing = missing_fields(probe.needs, held_out.provides, table_of(held_out))
     if missing:
         what = f"the data ({type(held_out).__name__})" if section.data is None else name
         raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide", key)
@@ -199,7 +199,7 @@ def _dataset(
     try:
         made = construct(cls, spec, key=key, options=options)
     except UserError as error:
-        if error.key == "data.views":  # which nobody set
+        if error.key == f"{key}.views":  # which nobody set
             raise DoesNotFit(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
         if own is None:
             raise

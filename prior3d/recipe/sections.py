@@ -10,8 +10,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from prior3d.errors import UserError
 from prior3d.registry.kinds import Kind
 
-Count = Annotated[int, Ge(1), Le(10**9)]
-Steps = Annotated[int, Ge(0), Le(10**9)]
+_MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
+Count = Annotated[int, Ge(1), Le(_MOST)]
+Steps = Annotated[int, Ge(0), Le(_MOST)]
 # Far above what anybody needs, and low enough that a typing error cannot take all memory.
 Side = Annotated[int, Ge(1), Le(8192)]
 Width = Annotated[int, Ge(1), Le(4096)]
@@ -46,7 +47,8 @@ class BackboneSection:
     Attributes:
         name: a model of timm.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
-        weights: start from this file instead, a checkpoint or safetensors.
+        weights: start from this file instead, a checkpoint or safetensors, or from the trained encoder of this run
+            folder, and its decoder where that is of the same shape.
         decoder_stride: image pixels per cell of the decoder's map; null for none (a ViT's patch tokens are used).
         channels: channels of the decoder's map.
         train: which part of the encoder trains; a decoder always does.
@@ -134,6 +136,8 @@ class DataSection:
         cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
         on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
         augment: crops and color changes; null for none.
+        control: of a study, for posed data: samples whose views are all the first (self), or whose images have the
+            depth and pose of other frames (permuted); null for none.
     """
 
     name: str
@@ -144,6 +148,7 @@ class DataSection:
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)
+    control: Literal["self", "permuted"] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
@@ -262,6 +267,19 @@ class TrainerSection:
     probe_after: bool = True
 
 
+@dataclass(frozen=True)
+class PrepareSection:
+    """`prepare:`, where rooms, pairs, surfaces and what priors prepare are made; every further key is the runner's.
+
+    Attributes:
+        runner: local makes them in this process; `prior3d-train --list` names others.
+    """
+
+    runner: str = "local"
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The runner's own options, checked and complete, as YAML writes them."""
+
+
 ONLY_WITH = {
     "backbone.last_n": ("train", "last_n"),
     "optim.momentum": ("name", "sgd"),
@@ -276,5 +294,6 @@ PLUGGED: dict[Kind, tuple[type, str]] = {
     "datasets": (DataSection, "name"),
     "priors": (PriorSection, "prior"),
     "probes": (ProbeSection, "probe"),
+    "runners": (PrepareSection, "runner"),
 }
 """Kinds of plugin that a section of a recipe uses: that section, and its key that names the plugin."""

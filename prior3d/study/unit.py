@@ -1,12 +1,10 @@
 """One unit: train as its recipe says, measure the backbone, return plain values that JSON can hold."""
 
 import json
-import os
 import platform
-import random
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from torch import nn
 
 from prior3d import __version__
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.contracts.scores import Scores
+from prior3d.data.preparing import prepare as prepare_data
+from prior3d.errors import section
 from prior3d.pretraining.building import Parts, build, build_backbone, build_dataset, checkpoint_of, fields_to_decode
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.probing import probe_device
@@ -144,7 +142,8 @@ class Bench:
         if key not in self._data:
             parts = group[0].parts
             for dataset in parts.values():
-                _prepare_in_any_order(dataset)
+                with section(group[0].data_key):
+                    prepare_data(dataset)
             folder = self.scratch / f"probe-data-{len(self._data)}"
             folder.mkdir(parents=True, exist_ok=True)
             self._data[key] = ProbeData(parts, most=group[0].most, workers=workers, folder=folder)
@@ -157,26 +156,15 @@ class Bench:
             return
         parts = build(recipe, registry)
         dataset = build_dataset(recipe, registry, "train")
-        dataset.verify()
-        _prepare_in_any_order(dataset, surface=bool(SURFACE_FIELDS & fields_to_decode(parts.objective, dataset)))
+        with section("data"):
+            dataset.verify()
+            prepare_data(dataset, fields_to_decode(parts.objective, dataset))
         self._prepared.add(key)
 
 
 def device_name(device: str) -> str:
     """Return what the device is, as the report says it."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
-
-
-def _prepare_in_any_order(dataset: Dataset, surface: bool = False) -> None:
-    # Processes that walk the scenes in one order wait for each other at every scene.
-    order = random.Random(os.getpid())
-
-    def shuffled(items: Iterable, what: str, total: int) -> list:
-        return order.sample(list(items), total)
-
-    dataset.prepare(shuffled)
-    if surface:
-        dataset.prepare_surface(shuffled)
 
 
 def _data_key(recipe: Recipe, task: ProbeTask) -> str:

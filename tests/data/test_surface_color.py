@@ -7,7 +7,7 @@ from PIL import Image
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration
 from prior3d.data.posed.surface import SurfaceOptions
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 SIZE = (48, 64)

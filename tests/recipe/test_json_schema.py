@@ -42,7 +42,7 @@ def schema(tmp_path_factory):
 
 def test_every_section_is_there_and_no_other(schema):
     assert set(schema["properties"]) == {
-        "seed", "backbone", "data", "priors", "optim", "trainer", "probes", "plugins"
+        "seed", "backbone", "data", "priors", "optim", "trainer", "prepare", "probes", "plugins"
     }  # fmt: skip
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["backbone", "data", "priors", "trainer"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prior3d.contracts.runner import Progress, silent
 from prior3d.geometry import baseline, pairwise_overlap, view_angle
 
 ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
@@ -27,10 +28,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which two views of a scene make a pair, and the controls of a study, which change samples of pairs only.
-
-    Neither control touches what is read frame by frame (probes, mining, surfaces, the offline stage of a prior), and
-    both show a run as many images, of the same frames.
+    """Which two views of a scene make a pair.
 
     Attributes:
         min_overlap: least share of the known pixels of both views that see a common surface, above 0 to 1.
@@ -40,13 +38,8 @@ class PairOptions:
         samples: points per view from which the overlap is estimated.
         max_angle: degrees between the optical axes of a pair at most.
         max_frames: frames per scene that are compared; a longer scene is thinned evenly.
-        views: "mined": the further views of a sample overlap with its first. "self": they ARE its first, which is the
-            one that would be drawn with "mined"; only their augmentation differs. What a prior then gains comes from
-            augmentation, not from seeing things from two sides.
-        geometry: "own": every image has its depth, intrinsics and pose. "permuted": those of another frame of its
-            scene, by one fixed permutation per scene and seed that leaves no frame in its place. The geometry of a
-            sample is that of a mined pair, so a prior finds as many matches as ever, between pixels that do not show
-            the same. With poses alone permuted depth and pose would contradict each other, and nothing would match.
+        views: "self" is the former name of `data.control: self`.
+        geometry: "permuted" is the former name of `data.control: permuted`.
     """
 
     min_overlap: float = 0.3
@@ -74,6 +67,11 @@ class PairOptions:
             raise ValueError(
                 "expected views: self or geometry: permuted, got both: an image matches itself by any geometry"
             )
+
+    @property
+    def control(self) -> Literal["self", "permuted"] | None:
+        """The control that the former names ask for, see `prior3d.data.posed.controls`."""
+        return "self" if self.views == "self" else "permuted" if self.geometry == "permuted" else None
 
     @property
     def mining(self) -> dict[str, float]:
@@ -118,7 +116,11 @@ class PairTable:
 
 
 def mine_pairs(
-    depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, options: PairOptions | None = None
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    options: PairOptions | None = None,
+    progress: Progress = silent,
 ) -> PairTable:
     """Find the pairs of a scene's views that overlap enough, at the resolution of the depth maps.
 
@@ -128,6 +130,7 @@ def mine_pairs(
         intrinsics: [F, 3, 3] pixels of the depth maps, centres at +0.5.
         world_from_camera: [F, 4, 4] metres.
         options: `PairOptions()` by default.
+        progress: shows how far it is.
     """
     options = options or PairOptions()
     first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=depth.device)
@@ -136,10 +139,14 @@ def mine_pairs(
 
     limits = options.max_distance, options.relative_distance
     if options.samples > 2 * _COARSE_SAMPLES:  # most pairs of a long scene are nowhere near: a few points tell
-        coarse = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES)
+        coarse = pairwise_overlap(
+            depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES, progress=progress
+        )
         near = coarse >= options.min_overlap - _COARSE_MARGIN
         first, second = first[near], second[near]
-    overlap = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, options.samples)
+    overlap = pairwise_overlap(
+        depth, intrinsics, world_from_camera, first, second, *limits, options.samples, progress=progress
+    )
     kept = overlap >= options.min_overlap
     first, second, overlap = first[kept], second[kept], overlap[kept]
     poses = world_from_camera[first], world_from_camera[second]
