@@ -171,6 +171,10 @@ def test_defaults_are_filled_in_and_paths_are_absolute(monkeypatch, tmp_path):
         ({"view": 1}, "view: expected a section of keys, got 1"),
         ({"paths": [1]}, "paths[0]: expected text, got 1"),
         ({"paths": 1}, "paths: expected text or a list, got 1"),
+        ({"path": "a/" + "x" * 256}, "path: a name in this path has more than 255 bytes, which no file can have"),
+        ({"path": "a\0b"}, "path: a path cannot hold a null character"),
+        ({"integer": 2**63}, "integer: expected an integer of 64 bits, got 9223372036854775808"),
+        ({"crop": {"jitter": -(10**30)}}, f"crop.jitter: expected an integer of 64 bits, got -{10**30}"),
         ({"integr": 1}, "integr: unknown key, did you mean 'integer'?"),
     ],
 )
