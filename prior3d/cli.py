@@ -63,8 +63,7 @@ def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: 
     try:
         arguments = parser.parse_intermixed_args(argv)
         if arguments.help is not None:
-            print(_page(Registry(arguments.plugin), arguments.help))
-            return 0
+            return _print(_page(Registry(arguments.plugin), arguments.help))
         return run(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -177,11 +176,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        print(_listing(Registry(arguments.plugin)))
-        return 0
+        return _print(_listing(Registry(arguments.plugin)))
     if arguments.schema:
-        print(_json_schema(Registry(arguments.plugin)))
-        return 0
+        return _print(_json_schema(Registry(arguments.plugin)))
     recipe = _recipe(arguments)
     if arguments.check:
         print(f"{recipe.source.name} is fine")
@@ -233,6 +230,15 @@ def _load(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) -> "R
 def _files(arguments: argparse.Namespace) -> list[str]:
     """Return those of the arguments that are no KEY=VALUE."""
     return [text for text in arguments.recipe if "=" not in text or os.path.isfile(text)]
+
+
+def _print(text: str) -> int:
+    """Print what a command was asked to show; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+    return 0
 
 
 def _page(registry: Registry, name: str) -> str:

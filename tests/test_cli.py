@@ -332,6 +332,15 @@ def test_errors_of_a_run_are_located(capsys, monkeypatch):
     assert refused(capsys, "r.yaml", "data.root=x") == "command line: data.root: no such folder"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = "import sys; from prior3d.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", program, "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_interrupted(monkeypatch):
     def run(*_, **__):
         raise KeyboardInterrupt

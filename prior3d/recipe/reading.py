@@ -126,7 +126,7 @@ def _keys(section: type) -> tuple[str, ...]:
 
 def read_prepare(given: object, registry: Registry, source: Source | None = None) -> PrepareSection:
     """Make the section `prepare:`, which may be absent or empty."""
-    if not given:
+    if given == {}:
         return PrepareSection()
     return read_plugged(PrepareSection, given, "prepare", "runners", "runner", registry, source=source)
 

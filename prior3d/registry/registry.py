@@ -19,7 +19,7 @@ from prior3d.messages import did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
 from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
-from prior3d.registry.source_text import BASES, Texts, read_text
+from prior3d.registry.source_text import BASES, Texts, Unreadable, read_text
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class Registry:
             UserError: the file is missing, not Python, or holds no plugin.
         """
         file = Path(file).resolve()
-        plugins = self._of_file(file, module_of(file))
+        try:
+            plugins = self._of_file(file, module_of(file))
+        except Unreadable as error:
+            raise UserError(str(error)) from error
         if not plugins:
             bases = ", ".join(BASES)
             raise UserError(f"plugin file {shown(file)} holds no class that derives from one of {bases}")
@@ -162,7 +165,7 @@ class Registry:
         for module, file in dropped_files(declared).items():
             try:
                 plugins[file.resolve()] = self._of_file(file, module)
-            except UserError as error:
+            except Unreadable as error:
                 problems.append(str(error))
         return plugins, tuple(problems)
 

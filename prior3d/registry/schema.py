@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -111,9 +111,14 @@ class Options:
             UserError: where the constructor cannot be a schema.
         """
         try:
-            return self._adapter.json_schema(ref_template=f"#/$defs/{definitions}.{{model}}")
+            schema = self._adapter.json_schema(ref_template=f"#/$defs/{definitions}.{{model}}")
         except _UNUSABLE as error:
             raise UserError(f"{self.owner} {_unusable(error)}") from error
+        for inner in (inner for annotation in self.types.values() for inner in dataclasses_in(annotation)):
+            described = schema.get("$defs", {}).get(inner.__name__, {}).get("properties", {})
+            for name, text in _docs(inner).items():
+                described.get(name, {}).setdefault("description", text)
+        return schema
 
     @cached_property
     def _adapter(self) -> TypeAdapter:
@@ -267,6 +272,16 @@ def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object
             f"{owner}: the type of its option {option.name} cannot be resolved ({error}): "
             "import what it names at the top of the file, not under TYPE_CHECKING"
         ) from error
+
+
+def dataclasses_in(annotation: object) -> Iterator[type]:
+    """Yield the dataclasses that an annotation names, those within them included."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        yield annotation
+        for inner in get_type_hints(annotation, include_extras=True).values():
+            yield from dataclasses_in(inner)
+    for part in get_args(annotation):
+        yield from dataclasses_in(part)
 
 
 def _resolve_nested(annotation: object, seen: set[type]) -> None:
