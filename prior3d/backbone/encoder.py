@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.backbone.fetching import cannot_fetch, weights_source
+from prior3d.backbone.fetching import cannot_fetch, publishes_weights, weights_source
 from prior3d.backbone.layout import Unfit, find_layout, pool
 from prior3d.backbone.memory import refuse_out_of_memory
 from prior3d.backbone.sizes import advise
@@ -172,6 +172,9 @@ def create_model(
         with refuse_out_of_memory(f"timm cannot make {name} with {dict(options or {})}", "timm_options"):
             model = _create_for_any_size(name, arguments)
     except _CREATION_ERRORS as error:
+        if pretrained and not publishes_weights(name):
+            advice = "set pretrained: false, or name a file that you have with weights"
+            raise UserError(f"timm publishes no weights of {name}; {advice}", "pretrained") from error
         why = str(error) or type(error).__name__
         raise UserError(f"timm cannot make {name}: {why}", "timm_options" if options else "name") from error
     except OSError as error:  # what fetching raises without a network, whichever library does it

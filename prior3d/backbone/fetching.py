@@ -26,21 +26,22 @@ def weights_source(name: str) -> dict[str, object]:
         name: timm model name, with or without a tag.
 
     Raises:
-        UserError: there are none, or they are neither in the cache nor can they be fetched.
+        UserError: they are neither in the cache nor can they be fetched.
     """
     config = get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        advice = "set pretrained: false, or name a file that you have with weights"
-        raise UserError(f"timm publishes no weights of {name}; {advice}", "pretrained")
-    if not config.hf_hub_id:
-        return {"pretrained": True}
-    problem = network_problem()
+    problem = network_problem() if config is not None and config.hf_hub_id else None
     if problem is None:
         return {"pretrained": True}
     cached = _find_in_cache(config.hf_hub_id, config.hf_hub_filename)
     if cached is None:
         raise cannot_fetch(name, problem) from problem
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(cached)}}
+
+
+def publishes_weights(name: str) -> bool:
+    """Whether timm publishes weights of a model."""
+    config = get_pretrained_cfg(name)
+    return config is not None and bool(config.has_weights)
 
 
 def cannot_fetch(name: str, error: Exception) -> UserError:
