@@ -61,7 +61,7 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     data = recipe.data
     cls = registry.get("datasets", data.name, "data.name")
     spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    return construct(cls, spec, key="data", options=data.options)
+    return construct(cls, spec, key="data", options=data.options, registry=registry)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:
@@ -121,7 +121,7 @@ def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone)
         cls = registry.get("priors", section.prior, f"priors.{label}")
         # By the label: adding a prior changes no other's initial head.
         reseed("prior", recipe.seed, label)
-        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=section.options)
+        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=section.options, registry=registry)
         _check_reads(label, prior, recipe)
         priors[label] = prior
         terms[label] = Term(section.weight, section.warmup)

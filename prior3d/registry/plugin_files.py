@@ -38,7 +38,12 @@ def snake_case(name: str) -> str:
 
 
 def classes_in(file: Path) -> list[tuple[str, str]]:
-    """Return (kind, class name) of every public plugin class of a file, without running it.
+    """Return (kind, class name) of every public plugin class of a file; see `named_classes_in`."""
+    return [(kind, cls) for kind, _, cls in named_classes_in(file)]
+
+
+def named_classes_in(file: Path) -> list[tuple[str, str, str]]:
+    """Return (kind, name in recipes, class name) of every public plugin class of a file, without running it.
 
     Args:
         file: a Python file; a class counts if a base is named in `BASES`, directly or through a class above it.
@@ -55,17 +60,17 @@ def classes_in(file: Path) -> list[tuple[str, str]]:
         raise UserError(f"plugin file {shown(file)} is not Python: {line}{error.msg}") from error
     except ValueError as error:  # null bytes, in some versions of Python
         raise UserError(f"plugin file {shown(file)} is not Python: {error}") from error
-    kinds = dict(BASES)
+    bases = {base: (kind, prefix) for kind, contract in KINDS.items() for base, prefix in contract.bases.items()}
     found = []
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom):
-            kinds |= {name.asname: kinds[name.name] for name in statement.names if name.asname and name.name in kinds}
+            bases |= {name.asname: bases[name.name] for name in statement.names if name.asname and name.name in bases}
         elif isinstance(statement, ast.ClassDef):
-            kind = next((kinds[base] for base in map(_last_name, statement.bases) if base in kinds), None)
-            if kind is not None:
-                kinds[statement.name] = kind
-                found.append((kind, statement.name))
-    return [(kind, name) for kind, name in found if not name.startswith("_")]
+            of = next((bases[base] for base in map(_last_name, statement.bases) if base in bases), None)
+            if of is not None:
+                bases[statement.name] = of
+                found.append((of[0], of[1] + snake_case(statement.name), statement.name))
+    return [plugin for plugin in found if not plugin[2].startswith("_")]
 
 
 def _last_name(base: ast.expr) -> str:

@@ -9,7 +9,9 @@ import hashlib
 import importlib
 import importlib.util
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.machinery import PathFinder
@@ -20,7 +22,7 @@ from prior3d.errors import UserError
 from prior3d.messages import shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
-from prior3d.registry.plugin_files import classes_in, dropped_files, module_of, snake_case
+from prior3d.registry.plugin_files import dropped_files, module_of, named_classes_in
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,35 @@ class Registry:
         return f"unknown {kind[:-1]} '{name}'{hint} (there are: {', '.join(dict.fromkeys(names)) or 'none'}{doubt})"
 
 
+_IN_FORCE: ContextVar[Registry | None] = ContextVar("registry", default=None)
+
+
+@contextmanager
+def in_force(registry: Registry | None) -> Iterator[None]:
+    """Make a registry the one that `current` returns within the block; None leaves it as it is."""
+    token = _IN_FORCE.set(registry or _IN_FORCE.get())
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def current() -> Registry:
+    """Return the registry in force: the recipe's while its plugins are constructed, else that of what is installed.
+
+    A prior or probe finds with it, in its constructor, the engines of the recipe's plugin files.
+
+    >>> current().find("priors", "view_invariance").name
+    'view_invariance'
+    """
+    return _IN_FORCE.get() or _installed()
+
+
+@cache
+def _installed() -> Registry:
+    return Registry()
+
+
 def _from_entry_point(kind: Kind, point: EntryPoint) -> Plugin:
     origin, version = _distribution(point.dist)
     return Plugin(kind, point.name, f"{origin} {version}", version, point.value)
@@ -165,10 +196,10 @@ def _from_named_file(file: Path) -> list[Plugin]:
 
 
 def _from_file(file: Path, module: str) -> list[Plugin]:
-    classes = classes_in(file)
+    classes = named_classes_in(file)
     version = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
     origin = f"file {shown(file)}"
-    return [Plugin(kind, snake_case(name), origin, version, f"{module}:{name}") for kind, name in classes]
+    return [Plugin(kind, name, origin, version, f"{module}:{cls}") for kind, name, cls in classes]
 
 
 def _load(plugin: Plugin, key: str | None) -> object:

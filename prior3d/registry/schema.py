@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
+from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -163,7 +164,9 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
     return options_of(plugin, key=key).validate(given, key)
 
 
-def construct(cls: type, *told: object, key: str, options: Mapping[str, object]) -> Any:
+def construct(
+    cls: type, *told: object, key: str, options: Mapping[str, object], registry: Registry | None = None
+) -> Any:
     """Call a plugin's constructor; what it refuses is the recipe's error.
 
     Args:
@@ -171,12 +174,14 @@ def construct(cls: type, *told: object, key: str, options: Mapping[str, object])
         told: what every plugin of its kind is told.
         key: dotted path of its section.
         options: of the section.
+        registry: in force while the constructor runs, for what it chooses by name, such as engines.
 
     Raises:
         UserError: with a key, whatever the constructor called it.
     """
     try:
-        return cls(*told, **validate_options(cls, options, key))
+        with in_force(registry):
+            return cls(*told, **validate_options(cls, options, key))
     except UserError as error:
         raise UserError(error.message, error.key or key) from error
     except ValueError as error:
