@@ -47,7 +47,7 @@ def rasterize(
         intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
         world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
         size: (height, width) in pixels.
-        engine: `torch` (everywhere), `gsplat` (CUDA, float32), any other that is installed, or `auto`: the best that can
+        engine: `torch` (everywhere), `gsplat` (CUDA, float32), another that is installed, or `auto`: the best that can
             run here, logged once.
         background: value behind everything  # [C]
 

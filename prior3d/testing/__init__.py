@@ -7,6 +7,7 @@ def test_my_prior():
 """
 
 from prior3d.testing.contract import check_prior, evaluate
+from prior3d.testing.engine import check_engine
 from prior3d.testing.examples import (
     SIZE,
     example_backbone,
@@ -18,6 +19,7 @@ from prior3d.testing.examples import (
 
 __all__ = [
     "SIZE",
+    "check_engine",
     "check_prior",
     "evaluate",
     "example_backbone",
