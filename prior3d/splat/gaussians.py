@@ -117,7 +117,7 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
     """Pixels' points in the world, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
-    # not geometry.unproject: it divides by the determinant, for skewed axes, and lifted scenes would change in last bits
+    # not geometry.unproject: it divides by the determinant, for skewed axes, and lifted scenes would change
     height, width = depth.shape[1:]
     y = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] + 0.5
     x = torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5
