@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.runner import Progress, silent
-from prior3d.geometry.cameras import exact, known_depth, project, unproject_pixels
+from prior3d.geometry.cameras import known_depth, project, unproject_pixels
+from prior3d.geometry.precision import exact
 
 WINDOW_STEPS = 7
 """A sample is compared with 7 x 7 depth pixels, spread over the disc in which a point within the limit can lie: the

@@ -68,7 +68,7 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     data = recipe.data
     cls = registry.get("datasets", data.name, "data.name")
     spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    dataset = construct(cls, spec, key="data", options=data.options)
+    dataset = construct(cls, spec, key="data", options=data.options, registry=registry)
     with section("data"):
         table_of(dataset)  # so that a clash of names is refused before anything else
         return with_control(dataset, data.control)
@@ -146,7 +146,7 @@ def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone)
         cls = registry.get("priors", given.prior, f"priors.{label}")
         # By the label: adding a prior changes no other's initial head.
         reseed("prior", recipe.seed, label)
-        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=given.options)
+        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=given.options, registry=registry)
         _check_reads(label, prior, recipe)
         priors[label] = prior
         terms[label] = Term(given.weight, given.warmup)

@@ -113,7 +113,7 @@ def build_tasks(
 
 def _probe(label: str, section: ProbeSection, registry: "Registry") -> Probe:
     cls = registry.get("probes", section.probe, f"probes.{label}")
-    return construct(cls, key=f"probes.{label}", options=section.options)
+    return construct(cls, key=f"probes.{label}", options=section.options, registry=registry)
 
 
 def _parts(
@@ -197,7 +197,7 @@ def _dataset(
     cls = registry.get("datasets", name, f"{key}.name")
     spec = DataSpec(size=size, views=views, split=split, cache=Path(data.cache), seed=seed)
     try:
-        made = construct(cls, spec, key=key, options=options)
+        made = construct(cls, spec, key=key, options=options, registry=registry)
     except UserError as error:
         if error.key == f"{key}.views":  # which nobody set
             raise DoesNotFit(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error

@@ -7,7 +7,9 @@ plugin that is broken, or that shares its name with another, is an error only fo
 import hashlib
 import importlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -184,6 +186,35 @@ class Registry:
         hint = did_you_mean(name, names)
         doubt = f"; {'; '.join(self.unreadable)}" if self.unreadable else ""
         return f"unknown {kind[:-1]} '{name}'{hint} (there are: {', '.join(dict.fromkeys(names)) or 'none'}{doubt})"
+
+
+_IN_FORCE: ContextVar[Registry | None] = ContextVar("registry", default=None)
+
+
+@contextmanager
+def in_force(registry: Registry | None) -> Iterator[None]:
+    """Make a registry the one that `current` returns within the block; None leaves it as it is."""
+    token = _IN_FORCE.set(registry or _IN_FORCE.get())
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def current() -> Registry:
+    """Return the registry in force: the recipe's while its plugins are constructed, else that of what is installed.
+
+    A prior or probe finds with it, in its constructor, the engines of the recipe's plugin files.
+
+    >>> current().find("priors", "view_invariance").name
+    'view_invariance'
+    """
+    return _IN_FORCE.get() or _installed()
+
+
+@cache
+def _installed() -> Registry:
+    return Registry()
 
 
 def _from_entry_point(kind: Kind, point: EntryPoint) -> Plugin:

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
+from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -190,7 +191,9 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
         return options_of(plugin).validate(given)
 
 
-def construct(cls: type, *positional: object, key: str, options: Mapping[str, object]) -> Any:
+def construct(
+    cls: type, *positional: object, key: str, options: Mapping[str, object], registry: Registry | None = None
+) -> Any:
     """Call a plugin's constructor; what it refuses is the recipe's error.
 
     Args:
@@ -198,6 +201,7 @@ def construct(cls: type, *positional: object, key: str, options: Mapping[str, ob
         positional: what every plugin of its kind gets by position.
         key: dotted path of its section.
         options: of the section.
+        registry: in force while the constructor runs, for what it chooses by name, such as engines.
 
     Raises:
         UserError: with a key within the section, or the section's.
@@ -205,7 +209,8 @@ def construct(cls: type, *positional: object, key: str, options: Mapping[str, ob
     with section(key):
         values = options_of(cls).validate(options)
         try:
-            return cls(*positional, **values)
+            with in_force(registry):
+                return cls(*positional, **values)
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -11,6 +11,7 @@ def test_my_dataset(tmp_path):
 
 from prior3d.testing.contract import check_prior, evaluate
 from prior3d.testing.dataset import check_dataset
+from prior3d.testing.engine import check_engine
 from prior3d.testing.examples import (
     SIZE,
     example_backbone,
@@ -26,6 +27,7 @@ from prior3d.testing.view import check_view
 __all__ = [
     "SIZE",
     "check_dataset",
+    "check_engine",
     "check_prior",
     "check_reader",
     "check_runner",

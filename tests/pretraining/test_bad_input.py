@@ -53,7 +53,7 @@ def expect(result, *words):
         ("data.pairs.min_overlap=0.999", "overlap"),
         ("priors={triplane: {stride: 7}}", "priors.triplane: stride 7: the maps of convnext_atto have stride 4, 8"),
         ("priors={gaussian_distillation: {teacher: ema}}", "backbone.ema"),
-        ("priors={pixel_voxel: {engine: minkowski}}", "priors.pixel_voxel: "),
+        ("priors={pixel_voxel: {engine: minkowski}}", "engine: unknown sparse engine 'minkowski'"),
     ],
 )
 def test_wrong_values(attempt, override, words):

@@ -12,16 +12,8 @@ from torch.nn import functional as F
 from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
 from prior3d.errors import UserError
 from prior3d.geometry import known_depth
-from prior3d.volume import (
-    CubeSpace,
-    DenseHead,
-    FrustumSpace,
-    TriplaneDecoder,
-    in_file_space,
-    random_pixels,
-    read_pixels,
-    scale_and_shift_invariant_loss,
-)
+from prior3d.losses import in_file_space, scale_and_shift_invariant_loss
+from prior3d.volume import CubeSpace, DenseHead, FrustumSpace, TriplaneDecoder, random_pixels, read_pixels
 from prior3d_plugins.priors.triplane.decoders import DenseDecoder, Seen, VolumeDecoder
 from prior3d_plugins.priors.triplane.pictures import draw_reconstruction
 from prior3d_plugins.priors.triplane.terms import Distance, depth_correlation, distillation, peak_signal_to_noise
