@@ -1,8 +1,10 @@
 """Errors that a user can cause: each is one line that says what is wrong, where, and what to do."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 
 class UserError(Exception):
@@ -27,16 +29,28 @@ class UserError(Exception):
         """Pickle by arguments: errors cross the border of a loader's worker process."""
         return type(self), (self.message, self.key)
 
-    def put_within(self, key: str) -> None:
+    def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
         """Make the key, relative so far to the section at `key`, relative to what holds that section."""
-        if not self.key:
+        option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
+        of_command = key.startswith("--") and not option.startswith("--")  # an argument holds no sections
+        if not self.key or of_command:
             self.key = key
+        elif option in elsewhere:
+            self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
         elif not self.key.startswith("--"):
             self.key = f"{key}{self.key}" if self.key.startswith("[") else f"{key}.{self.key}"
 
 
+class DoesNotFit(UserError):
+    """Two things do not fit together, such as a probe and data, and neither of them is at fault.
+
+    A probe that nobody asked for by name is left out because of it, with a line; anything else that a user can cause
+    is a plain `UserError` and ends the run.
+    """
+
+
 @contextmanager
-def section(key: str) -> Iterator[None]:
+def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Give errors that are raised inside the block the key of the section that they are about.
 
     Sections nest: what a probe's dataset raises about `root` leaves `section("data")` within
@@ -44,6 +58,8 @@ def section(key: str) -> Iterator[None]:
 
     Args:
         key: the section, relative to what holds it; a label, or dotted.
+        elsewhere: options of the section that stand in another place, and where: `{"data": "data"}` for a probe that
+            is measured on the data of the run.
 
     Raises:
         UserError: the one raised inside, of whatever subclass.
@@ -52,11 +68,15 @@ def section(key: str) -> Iterator[None]:
     ...     raise UserError("no folder /scans", "root")
     Traceback (most recent call last):
     prior3d.errors.UserError: probes.depth.data.root: no folder /scans
+    >>> with section("probes.depth", elsewhere={"data": "data"}):
+    ...     raise UserError("no folder /scans", "data.root")
+    Traceback (most recent call last):
+    prior3d.errors.UserError: data.root: no folder /scans
     """
     try:
         yield
     except UserError as error:
-        error.put_within(key)
+        error.put_within(key, elsewhere)
         raise
 
 

@@ -9,16 +9,15 @@ import torch
 from prior3d.backbone import Backbone
 from prior3d.backbone.weights import read_weights, save_weights
 from prior3d.errors import UserError
-from prior3d.evaluation.arguments import other_subject
 from prior3d.evaluation.columns import build_columns, notes_on_models
+from prior3d.evaluation.models import find_other, find_subject
 from prior3d.evaluation.request import build_request
-from prior3d.evaluation.subjects import find_subject
 
 
 def columns(model, *overrides, against=None, control=None):
     subject = find_subject(str(model), overrides)
     request = build_request(subject, ["glow"] if subject.run else [])
-    other = None if against is None else other_subject(str(against), "--against")
+    other = None if against is None else find_other(str(against), "--against")
     return build_columns(subject, request, other, None if control is None else str(control))
 
 
