@@ -7,7 +7,7 @@ the priors themselves live in `prior3d_plugins` or in packages and files of your
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prior3d.contracts.dataset import Dataset, View
+    from prior3d.contracts.dataset import Dataset
     from prior3d.contracts.prior import BackboneSpec, Features, Prior
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ _HOME = {
     "Features": "prior3d.contracts.prior",
     "Prior": "prior3d.contracts.prior",
     "Dataset": "prior3d.contracts.dataset",
-    "View": "prior3d.contracts.dataset",
+    "View": "prior3d.contracts.view",
 }
 
 

@@ -4,6 +4,8 @@ Torch is imported only to train, prepare or evaluate.
 """
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +61,11 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: Sequence[str] | None) -> int:
     try:
-        return run(parser.parse_intermixed_args(argv))
+        arguments = parser.parse_intermixed_args(argv)
+        if arguments.help is not None:
+            print(_page(Registry(arguments.plugin), arguments.help))
+            return 0
+        return run(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return _BAD_INPUT
@@ -68,20 +74,37 @@ def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells wrong arguments as every other error, in one line."""
+    """Report argument errors in the same one-line form as every other error."""
+
+    def __init__(self, **settings: str) -> None:
+        super().__init__(**settings, add_help=False)
+        text = "show this, or what the plugin or section NAME takes (view_invariance, probes/depth, trainer)"
+        self.add_argument("-h", "--help", nargs="?", const="", action=_Help, metavar="NAME", help=text)
+        self.add_argument("--version", action="version", version=f"prior3d {__version__}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help names what there is")
 
 
+class _Help(argparse.Action):
+    """Print the help of the command at once; keep the name of what else help is wanted on."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: str, _: object) -> None:
+        if not name:
+            parser.print_help()
+            parser.exit()
+        namespace.help = name
+
+
 def _parser(name: str, description: str, example: str) -> _Parser:
-    """Return a parser of the arguments that all commands take."""
+    """Return a parser of the arguments that all commands on recipes take."""
     parser = _Parser(prog=name, description=description, epilog=f"example: {name} {example}")
-    add = parser.add_argument
-    add("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a recipe that ships with prior3d")
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="values over the recipe's, such as optim.lr=1e-3")
-    add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a prior, dataset or probe")
-    add("--version", action="version", version=f"prior3d {__version__}")
+    text = (
+        "YAML files, laid over each other in order, names of recipes that ship with prior3d, or - for standard input;"
+        " and values over theirs, such as optim.lr=1e-3 (probes.depth=null takes an entry away)"
+    )
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE | KEY=VALUE", help=text)
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with plugins")
     return parser
 
 
@@ -91,7 +114,7 @@ def _train_parser() -> _Parser:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, by its folder; takes no recipe")
-    add("--list", action="store_true", help="name the priors, datasets and probes there are, and where they are from")
+    add("--list", action="store_true", help="name all plugins there are, where they are from, and what they do")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
     return parser
@@ -124,7 +147,6 @@ def _evaluate_parser() -> _Parser:
     add("--pictures", nargs="+", default=[], metavar="IMAGE", help="only draw features on these images or folders")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to measure; auto takes a GPU if any")
     add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a dataset or probe")
-    add("--version", action="version", version=f"prior3d {__version__}")
     return parser
 
 
@@ -166,54 +188,69 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     from prior3d.pretraining import run
 
-    try:
+    with recipe.source.locating():
         return run(recipe, Registry(recipe.plugins), out=arguments.out, resume=arguments.resume)
-    except UserError as error:
-        raise recipe.source.locate(error) from error
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    if arguments.recipe is None:
-        raise UserError(_WHICH)
-    from prior3d.recipe import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.plugin)
+    recipe = _load(arguments)
     from prior3d.pretraining import prepare_only
 
-    try:
+    with recipe.source.locating():
         return prepare_only(recipe, Registry(recipe.plugins))
-    except UserError as error:
-        raise recipe.source.locate(error) from error
 
 
 def _recipe(arguments: argparse.Namespace) -> "Recipe":
     """Load the recipe that the arguments name; a run that is resumed brings its own."""
-    name = arguments.recipe
-    if arguments.resume is not None:
-        if name is not None:
-            raise UserError(f"a run that is resumed keeps its own recipe: leave out {name}", "--resume")
-        if arguments.out is not None:
-            raise UserError(f"a run that is resumed stays in its folder: leave out --out {arguments.out}", "--resume")
-        name = arguments.resume / "recipe.yaml"
-        if not name.is_file():
-            raise UserError(f"{arguments.resume} is no run folder: it holds no {name.name}", "--resume")
-    if name is None:
+    run = arguments.resume
+    if run is None:
+        return _load(arguments)
+    if given := _files(arguments):
+        raise UserError(f"a run that is resumed keeps its own recipe: leave out {given[0]}", "--resume")
+    if arguments.out is not None:
+        raise UserError(f"a run that is resumed stays in its folder: leave out --out {arguments.out}", "--resume")
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it holds no recipe.yaml", "--resume")
+    return _load(arguments, [run / "recipe.yaml"])
+
+
+def _load(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) -> "Recipe":
+    files = files or _files(arguments)
+    if not files:
         raise UserError(_WHICH)
+    overrides = [text for text in arguments.recipe if text not in files]
     from prior3d.recipe import load_recipe
 
-    return load_recipe(name, arguments.overrides, arguments.plugin)
+    recipe = load_recipe(files, overrides, arguments.plugin)
+    if "-" in files and recipe.trainer.devices > 1:
+        with recipe.source.locating():
+            raise UserError(
+                "every process reads the recipe, and standard input only one: name a file", "trainer.devices"
+            )
+    return recipe
+
+
+def _files(arguments: argparse.Namespace) -> list[str]:
+    """Return those of the arguments that are no KEY=VALUE."""
+    return [text for text in arguments.recipe if "=" not in text or os.path.isfile(text)]
+
+
+def _page(registry: Registry, name: str) -> str:
+    from prior3d.recipe.help import describe
+
+    return describe(registry, name, shutil.get_terminal_size((120, 0)).columns)
 
 
 def _listing(registry: Registry) -> str:
-    """Return a table of all plugins by kind, with their origins; what cannot work is marked."""
+    """Return a table of all plugins by kind: name, origin, and what it does, or why it cannot work."""
     lines = []
     for kind in KINDS:
         plugins, problems = registry.list(kind), registry.problems(kind)
-        width = max((len(plugin.name) for plugin in plugins), default=0)
+        name, origin = (max((len(getattr(p, what)) for p in plugins), default=0) for what in ("name", "origin"))
         lines.append(f"{kind}:" if plugins else f"{kind}: none")
         for plugin in plugins:
-            mark = f"  ! {problems[plugin]}" if plugin in problems else ""
-            lines.append(f"  {plugin.name:<{width}}  {plugin.origin}{mark}")
+            about = f"! {problems[plugin]}" if plugin in problems else registry.summary(plugin)
+            lines.append(f"  {plugin.name:<{name}}  {plugin.origin:<{origin}}  {about}".rstrip())
     return "\n".join([*lines, *(f"! {problem}" for problem in registry.unreadable)])
 
 

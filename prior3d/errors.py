@@ -32,12 +32,13 @@ class UserError(Exception):
     def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
         """Make the key, relative so far to the section at `key`, relative to what holds that section."""
         option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
-        of_command = key.startswith("--") and not option.startswith("--")  # an argument holds no sections
-        if not self.key or of_command:
+        if not key or (self.key or "").startswith("--"):
+            return
+        if not self.key or key.startswith("--"):  # an argument of the command line holds no sections
             self.key = key
         elif option in elsewhere:
             self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
-        elif not self.key.startswith("--"):
+        else:
             self.key = f"{key}{self.key}" if self.key.startswith("[") else f"{key}.{self.key}"
 
 
@@ -57,7 +58,7 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
     `section("probes.depth")` as `probes.depth.data.root`.
 
     Args:
-        key: the section, relative to what holds it; a label, or dotted.
+        key: the section, relative to what holds it; a label, or dotted; empty for the section in hand itself.
         elsewhere: options of the section that stand in another place, and where: `{"data": "data"}` for a probe that
             is measured on the data of the run.
 

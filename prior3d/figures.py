@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from prior3d.contracts.dataset import View
+    from prior3d.contracts.view import View
 
 _INCHES = 2.6
 """Side of one panel."""
@@ -24,12 +24,12 @@ _INCHES = 2.6
 
 def draw_views(views: "Sequence[View]") -> Figure:
     """Draw the views of a sample, colour above depth."""
-    figure, axes = panels(2 if any(view.depth is not None for view in views) else 1, len(views))
+    figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
-        axes[0][column].imshow(view.image)
+        axes[0][column].imshow(view["image"])
         axes[0][column].set_title(f"scene {view.scene} frame {view.frame}", fontsize=8)
-        if view.depth is not None:
-            show_depth(axes[1][column], view.depth)
+        if "depth" in view:
+            show_depth(axes[1][column], view["depth"])
     return figure
 
 

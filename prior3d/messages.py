@@ -14,12 +14,17 @@ def join(path: Sequence[str | int]) -> str:
     return text
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the known name that is nearest to a wrong one, or nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
 def unknown_key(name: str, known: Iterable[str]) -> str:
     """Return the message about a key that a section does not have."""
     known = [other for other in dict.fromkeys(known) if other != name]
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"unknown key, did you mean '{near[0]}'?"
+    if hint := did_you_mean(name, known):
+        return f"unknown key{hint}"
     return f"unknown key; there are {', '.join(known)}" if known else "unknown key"
 
 

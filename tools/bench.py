@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from prior3d.contracts.fields import IMAGE_FIELDS, SURFACE_FIELDS
+from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.contracts.runner import silent
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
@@ -83,10 +83,10 @@ def prepare_priors(parts: Parts) -> None:
 
 def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
     """Return one batch on the device."""
-    loader = make_loader(training_samples(recipe, parts), DrawStream(0, 1, recipe.data.batch_size), 0)
-    batch = next(iter(loader))
+    samples = training_samples(recipe, parts)
+    batch = next(iter(make_loader(samples, DrawStream(0, 1, recipe.data.batch_size), 0)))
     raise_errors(batch)
-    return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, IMAGE_FIELDS)
+    return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, samples.table)
 
 
 def measure(

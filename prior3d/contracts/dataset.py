@@ -1,6 +1,7 @@
 """The contract of a dataset: which fields it provides, its scenes, and how one sample is decoded."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -8,8 +9,10 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 
+from prior3d.contracts.fields import FIELDS, Field, FieldTable
 from prior3d.contracts.runner import Progress, silent
-from prior3d.errors import DamagedFile
+from prior3d.contracts.view import View
+from prior3d.errors import DamagedFile, UserError
 
 Split = Literal["train", "validation", "test"]
 
@@ -33,38 +36,6 @@ class DataSpec:
     seed: int = 0
 
 
-@dataclass
-class View:
-    """One decoded image and what goes with it, at the file's own resolution, before any augmentation.
-
-    Attributes:
-        image: [h, w, 3] uint8 RGB.
-        depth: [h', w'] float32 metres along the optical axis, 0 = unknown. REGISTERED to the image: the same field of
-            view, though perhaps another resolution.
-        intrinsics: [3, 3] float64, pixels of `image`, centres at +0.5.
-        size: height and width of `image`, set with the intrinsics also where the image itself is not decoded.
-        world_from_camera: [4, 4] float64, metres, OpenCV axes.
-        semantic: [h', w'] uint8 class ids, 255 = ignore.
-        normals: [h', w', 3] float32, unit length, camera axes (OpenCV), towards the camera; 0 = unknown.
-        label: class id of the whole image.
-        pseudo_depth: [h', w'] float32, 0 = unknown; pseudo_kind says 0 depth or 1 disparity.
-        scene, frame: where it comes from: index into `Dataset.scenes`, index within the scene.
-    """
-
-    image: np.ndarray | None = None
-    depth: np.ndarray | None = None
-    intrinsics: np.ndarray | None = None
-    size: tuple[int, int] | None = None
-    world_from_camera: np.ndarray | None = None
-    semantic: np.ndarray | None = None
-    normals: np.ndarray | None = None
-    label: int | None = None
-    pseudo_depth: np.ndarray | None = None
-    pseudo_kind: int | None = None
-    scene: int = 0
-    frame: int = 0
-
-
 class SceneSurface(Protocol):
     """The points of a scene, of which a box can be cut out.
 
@@ -85,20 +56,22 @@ class Dataset(ABC):
     """A source of samples; subclasses take `spec` and typed keyword options, which are the schema of `data:`.
 
     A damaged file raises `DamagedFile` from `sample` or `load`; whether that ends the run is not for the dataset to
-    decide. Errors of the user's making (no such folder, no intrinsics) raise `UserError` with the key `data.<option>`
-    from the constructor or `verify`, before anything is computed.
+    decide. Errors of the user's making (no such folder, no intrinsics) raise `UserError` with the name of the option
+    (`root`) from the constructor or `verify`, before anything is computed; messages name other options likewise.
 
     Attributes:
         provides: fields this dataset can decode (see `prior3d.contracts.fields`); may depend on options.
+        fields: fields of its own, named `<plugin>/<field>`; what it provides of them stands in `provides`, too.
         splits: the splits it has; "train" always, others where evaluation data is kept apart.
         scenes: names of the scenes of this split, in the order of the `scene` field.
-        class_names: names of the classes of `semantic` or `label`, by id; empty where the data has none.
+        class_names: names of the classes of `semantic`, `label` or `box_labels`, by id; empty where there are none.
         max_surface_points: points of the surface that a view gets at most.
         damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
     """
 
-    contract: ClassVar[int] = 2
+    contract: ClassVar[int] = 3
     provides: frozenset[str] = frozenset({"image"})
+    fields: tuple[Field, ...] = ()
     splits: tuple[Split, ...] = ("train",)
     class_names: tuple[str, ...] = ()
     max_surface_points: int = 200_000
@@ -113,14 +86,26 @@ class Dataset(ABC):
         """Return the number of samples that make one epoch."""
 
     @abstractmethod
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode the V views of one sample.
 
         Args:
-            draw: number of this sample in the run, counted from 0 over all ranks; decides what is drawn, together with
-                `spec.seed`, and nothing else does: workers and resumed runs see the same samples.
-            fields: what to decode; the rest stays None. `scene` and `frame` are always set.
-            generator: seeded from (seed, draw), for any further choice.
+            index: number of this sample in the run, counted from 0 over all ranks, beyond `len` in later epochs;
+                decides what is sampled, together with `spec.seed`, and nothing else does: workers and resumed runs see
+                the same samples.
+            fields: what to decode, of `provides`; the rest stays absent. `scene` and `frame` are always set.
+            generator: seeded from (seed, index), for any further choice.
+        """
+
+    @abstractmethod
+    def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
+        """Return a text that changes when what some frames hold changes: caches and scores are kept by it.
+
+        It is cheap: names, sizes and times of files, and options that change what is decoded of them.
+        `prior3d.files.fingerprint` makes one of files.
+
+        Args:
+            frames: scene and frame of each; None for all of this split.
         """
 
     def frame_count(self, scene: int) -> int:
@@ -133,7 +118,8 @@ class Dataset(ABC):
         Args:
             scene: index into `scenes`.
             frame: from 0 to `frame_count(scene) - 1`.
-            fields: what to decode; the rest stays None, but `scene` and `frame`, and `size` with the intrinsics.
+            fields: what to decode; the rest stays absent. `scene` and `frame` are always set, `size` with the
+                intrinsics and wherever no image is decoded.
         """
         raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
 
@@ -147,9 +133,9 @@ class Dataset(ABC):
         """Compute the scenes' surfaces, as `prepare` does; called only for runs that read a field of it."""
 
     def surface(self, scene: int) -> "SceneSurface":
-        """Return the surface of a scene: whoever provides the field `surface` implements this.
+        """Return the surface of a scene; a dataset that provides the field `surface` implements this.
 
-        Whoever provides `surface_color`, too, returns one with colours.
+        One that provides `surface_color`, too, returns a surface with colors.
 
         The sample's own part is cut out by `prior3d.data.posed.surface.add_surface`, for the views as augmented.
         """
@@ -158,3 +144,20 @@ class Dataset(ABC):
     def describe(self) -> list[str]:
         """Return lines for the log: how many scenes, frames, pairs; warnings about the data."""
         return [f"{len(self.scenes)} scenes, {len(self)} samples"]
+
+
+def table_of(dataset: Dataset) -> FieldTable:
+    """Return all fields there are for a dataset: prior3d's, and those that it brings.
+
+    Raises:
+        UserError: a field of its own has the name of another, or it provides one that nothing describes.
+    """
+    name = type(dataset).__name__
+    table = FIELDS.with_fields(dataset.fields, name) if dataset.fields else FIELDS
+    for field in sorted(dataset.provides):
+        if field not in table:
+            raise UserError(
+                f"{name} provides {field}, and nothing says what that is: add Field({field!r}, ...) to its `fields`",
+                "name",
+            )
+    return table

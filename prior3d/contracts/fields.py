@@ -1,66 +1,340 @@
-"""The one table of every field a batch may hold: shape, dtype, unit, meaning.
+"""The one table of every field a batch may hold: what it is, and how it is moved, batched and kept.
 
 A batch is a plain dict of tensors. B is the batch size, V the number of views of a sample (1 for single images), H x W
-the one image size of a run. Plugins may add fields of their own, named `<plugin>/<field>`.
+the one image size of a run, N a number of rows that varies. Assembling, augmenting, collating, moving to the device and
+storing loop over the table, so a dataset brings fields of its own, named `<plugin>/<field>`, by declaring them in
+`Dataset.fields`.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prior3d.errors import UserError
 
 IGNORE_CLASS = 255
 """Class id of pixels that no probe may count."""
 
+IGNORE_BOX = -1
+"""Class id of boxes that no probe may count, such as crowds."""
+
 UNKNOWN_DEPTH = 0.0
 """Depth value that means: not measured."""
+
+Moves = Literal["resample", "nearest", "vectors", "intrinsics", "boxes", "none"]
+"""What the affine map from a view's image to the output does to a field.
+
+- resample: values of pixels, resized with antialiasing.
+- nearest: the value at each output pixel's center, nothing mixed.
+- vectors: as nearest, and the first component changes its sign where the image is mirrored.
+- intrinsics: a pinhole matrix.
+- boxes: left, top, right, bottom in pixels, clipped to the output; what has no area left is dropped.
+- none: stays as it is.
+"""
+
+Numbers = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"]
+"""Types of the numbers of a field, by NumPy's names, which are PyTorch's, too."""
+
+Batches = Literal["stack", "pack"]
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one entry of a batch holds."""
+    """What one entry of a batch holds, and what is done to it on the way there.
+
+    A view holds the same without the axes B and V, as a NumPy array at the file's own resolution with channels last:
+    a field [B, V, 3, H, W] is [h, w, 3] there. A field without the axis V has one value for all views of a sample.
+
+    >>> flow = Field("acme/flow", "[B, V, 2, H, W]", "float32", "shares of the image's size", moves="vectors")
+    >>> flow.axes, flow.is_map, flow.of_views
+    (('B', 'V', '2', 'H', 'W'), True, True)
+
+    Attributes:
+        name: a plugin's own is `<plugin>/<field>`.
+        shape: [B, ...], [B, V, ...], or [N, ...] where it is packed; maps end in H, W, or C, H, W.
+        dtype: of the batch; a `resample` field of bytes becomes float32 0..1 on the device.
+        meaning: one line, with units.
+        moves: see `Moves`.
+        batches: `stack`, or `pack` where views have different numbers of rows: rows are concatenated, and
+            `<name>_view` [N] int64 says which view, b * V + v, each belongs to.
+        kept_as: dtype in the files of probes, where that of the batch wastes memory.
+        probes_only: whether it is a label, with which probes measure and which no prior may read.
+        made_from: the field that it is made from or comes with: a dataset declares only that one.
+        rows_of: the packed field whose rows it describes: it is cut in step, and shares its `<name>_view`.
+        mirrors: whether it stays true where left and right are swapped.
+    """
 
     name: str
     shape: str
-    dtype: str
+    dtype: Numbers
     meaning: str
+    moves: Moves = "none"
+    batches: Batches = "stack"
+    kept_as: Numbers | None = None
+    probes_only: bool = False
+    made_from: str | None = None
+    rows_of: str | None = None
+    mirrors: bool = True
+
+    def __post_init__(self) -> None:
+        for what, value, kind in (
+            ("the dtype", self.dtype, Numbers),
+            ("the moves", self.moves, Moves),
+            ("the batches", self.batches, Batches),
+            ("kept_as", self.kept_as or self.dtype, Numbers),
+        ):
+            if value not in get_args(kind):
+                raise ValueError(
+                    f"expected {what} of {self.name} to be one of {', '.join(get_args(kind))}, got {value}"
+                )
+        axes, packed = self.axes, self.batches == "pack"
+        if axes[0] != ("N" if packed else "B") and self.moves != "boxes":
+            raise ValueError(
+                f"expected [B, ...], or [N, ...] where packed, as the shape of {self.name}, got {self.shape}"
+            )
+        if self.moves in ("resample", "nearest", "vectors") and not (self.is_map and (self.of_views or self.made_from)):
+            raise ValueError(f"expected [B, V, H, W] or [B, V, C, H, W] for {self.moves}, got {self.name} {self.shape}")
+        if self.moves == "boxes" and (axes != ("N", "4") or self.rows_of is not None):
+            raise ValueError(f"expected packed [N, 4] for boxes, got {self.name} {self.shape}")
+        if self.moves == "intrinsics" and axes != ("B", "V", "3", "3"):
+            raise ValueError(f"expected [B, V, 3, 3] for intrinsics, got {self.name} {self.shape}")
+        if packed and self.moves not in ("boxes", "none"):
+            raise ValueError(f"expected a packed field to move as boxes or none, got {self.name} {self.moves}")
+        if self.rows_of is not None and not packed:
+            raise ValueError(f"expected rows of {self.rows_of} to be packed, got {self.name} {self.shape}")
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names or lengths of the axes, as `shape` has them."""
+        return tuple(axis.strip() for axis in self.shape.strip("[] ").split(","))
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it has a value for each pixel of a view."""
+        return self.axes[0] == "B" and self.axes[-2:] == ("H", "W") and len(self.axes) in (4, 5)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it holds RGB images."""
+        return self.moves == "resample" and self.axes[-3] == "3"
+
+    @property
+    def of_views(self) -> bool:
+        """Whether each view has a value, or rows, of its own."""
+        return self.batches == "pack" or "V" in self.axes
+
+    @property
+    def view_index(self) -> str:
+        """Name of the field that says which view each row of this packed field belongs to."""
+        return f"{self.rows_of or self.name}_view"
+
+    @property
+    def is_view_index(self) -> bool:
+        """Whether it is such a field itself."""
+        return self.rows_of is not None and self.name == self.view_index
+
+
+class FieldTable(Mapping[str, Field]):
+    """Fields by name, in the order in which samples are made.
+
+    Each packed field brings its `<name>_view`.
+
+    Args:
+        fields: the fields.
+        owners: name to who brings the field, for messages.
+    """
+
+    def __init__(self, fields: Iterable[Field], owners: Mapping[str, str] | None = None) -> None:
+        self._fields: dict[str, Field] = {}
+        self._owners = dict(owners or {})
+        for field in fields:
+            self._fields[field.name] = field
+            if field.batches == "pack" and field.rows_of is None:
+                self._fields[field.view_index] = _view_index(field)
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    @property
+    def probes_only(self) -> frozenset[str]:
+        """Names of labels: what probes measure with, and no prior may read."""
+        return frozenset(name for name, field in self.items() if field.probes_only)
+
+    def rows_of(self, name: str) -> frozenset[str]:
+        """Return the names of a packed field and of all that share its rows."""
+        return frozenset({name} | {other for other, field in self.items() if field.rows_of == name})
+
+    def declared(self, fields: frozenset[str]) -> frozenset[str]:
+        """Return what a dataset has to decode for some fields: itself, what it is made from, the rows it describes."""
+        found = {(self[name].made_from or name) if name in self else name for name in fields}
+        found |= {self[name].rows_of for name in found if name in self and self[name].rows_of is not None}
+        return frozenset(found) - ALWAYS
+
+    def with_fields(self, fields: Iterable[Field], owner: str) -> "FieldTable":
+        """Return the table with the fields of a plugin.
+
+        Args:
+            fields: named `<plugin>/<field>`.
+            owner: name of the plugin, for messages.
+
+        Raises:
+            UserError: a name is no plugin's, or another plugin has a field of this name that is not the same.
+        """
+        found = [field for field in self.values() if not field.is_view_index]
+        owners, known = dict(self._owners), dict(self._fields)
+        for field in fields:
+            added = [field, _view_index(field)] if field.batches == "pack" and field.rows_of is None else [field]
+            for one in added:
+                _check_name(one, owner, known, owners)
+                known[one.name], owners[one.name] = one, owner
+            found.append(field)
+        for field in known.values():
+            for other in (field.made_from, field.rows_of):
+                if other is not None and other not in known:
+                    raise UserError(f"{owner}: the field {field.name} is made from {other}, which is no field", "name")
+        return FieldTable(found, owners)
+
+
+def _view_index(field: Field) -> Field:
+    meaning = f"b * V + v: the view that a row of {field.name} belongs to"
+    return Field(
+        field.view_index,
+        "[N]",
+        "int64",
+        meaning,
+        batches="pack",
+        probes_only=field.probes_only,
+        made_from=field.name,
+        rows_of=field.name,
+    )
+
+
+def _check_name(field: Field, owner: str, known: Mapping[str, Field], owners: Mapping[str, str]) -> None:
+    name = field.name
+    if name in known and name not in owners:
+        raise UserError(
+            f"{owner} brings a field {name}, which is one of prior3d's own: call it <plugin>/{name}", "name"
+        )
+    plugin, _, rest = name.partition("/")
+    if not plugin or not rest:
+        raise UserError(f"{owner} brings a field {name!r}: a plugin's own are called <plugin>/<field>", "name")
+    if name in known and known[name] != field:
+        raise UserError(f"{owner} and {owners[name]} both bring a field {name}, and the two differ", "name")
 
 
 _TABLE = (
-    Field("image", "[B, V, 3, H, W]", "uint8, float32 0..1 on the device", "augmented RGB views"),
-    Field("image_clean", "[B, V, 3, H, W]", "uint8, float32 0..1 on the device", "as image, no photometric changes"),
-    Field("depth", "[B, V, H, W]", "float32", "metres along the optical axis, 0 = unknown"),
-    Field("pseudo_depth", "[B, V, H, W]", "float32", "depth or disparity of unknown scale and shift, 0 = unknown"),
-    Field("pseudo_kind", "[B]", "int64", "0 = pseudo_depth is depth, 1 = it is disparity"),
-    Field("intrinsics", "[B, V, 3, 3]", "float32", "pinhole matrix in pixels, pixel centres at +0.5"),
-    Field("world_from_camera", "[B, V, 4, 4]", "float32", "pose, metres; OpenCV axes: x right, y down, z forward"),
-    Field("semantic", "[B, V, H, W]", "int64", "class ids, 255 = ignore; probes only, no prior may read it"),
-    Field("normals", "[B, V, 3, H, W]", "float32", "unit, camera axes, towards the camera, 0 = unknown; probes only"),
-    Field("label", "[B]", "int64", "class id of a whole image; probes only"),
-    Field("surface", "[N, 3]", "float32", "reconstruction in each view's frustum box, packed; metres, world"),
-    Field("surface_view", "[N]", "int64", "b * V + v: the view whose frustum box a surface point lies in"),
-    Field("surface_color", "[N, 3]", "float32 0..1", "RGB of each surface point: mean of the raw pixels that saw it"),
+    Field("image", "[B, V, 3, H, W]", "uint8", "augmented RGB views; float32 0..1 on the device", "resample"),
+    Field("image_clean", "[B, V, 3, H, W]", "uint8", "as image, no photometric changes", "resample", made_from="image"),
+    Field("depth", "[B, V, H, W]", "float32", "meters along the optical axis, 0 = unknown", "nearest"),
+    Field(
+        "pseudo_depth",
+        "[B, V, H, W]",
+        "float32",
+        "depth or disparity of unknown scale and shift, 0 = unknown",
+        "nearest",
+    ),
+    Field("pseudo_kind", "[B]", "int64", "0 = pseudo_depth is depth, 1 = it is disparity", made_from="pseudo_depth"),
+    Field(
+        "intrinsics",
+        "[B, V, 3, 3]",
+        "float32",
+        "pinhole matrix in pixels, pixel centers at +0.5",
+        "intrinsics",
+        mirrors=False,
+    ),
+    Field(
+        "world_from_camera",
+        "[B, V, 4, 4]",
+        "float32",
+        "pose, meters; OpenCV axes: x right, y down, z forward",
+        mirrors=False,
+    ),
+    Field("semantic", "[B, V, H, W]", "int64", "class ids, 255 = ignore", "nearest", kept_as="uint8", probes_only=True),
+    Field(
+        "instances",
+        "[B, V, H, W]",
+        "int64",
+        "ids of objects within a view, 0 = none",
+        "nearest",
+        kept_as="int32",
+        probes_only=True,
+    ),
+    Field(
+        "normals",
+        "[B, V, 3, H, W]",
+        "float32",
+        "unit, camera axes, towards the camera, 0 = unknown",
+        "vectors",
+        kept_as="float16",
+        probes_only=True,
+    ),
+    Field("label", "[B]", "int64", "class id of a whole image", probes_only=True),
+    Field(
+        "boxes",
+        "[N, 4]",
+        "float32",
+        "left, top, right, bottom of objects, pixels, edges of the image at 0 and W or H",
+        "boxes",
+        batches="pack",
+        probes_only=True,
+    ),
+    Field(
+        "box_labels",
+        "[N]",
+        "int64",
+        "class id of each box, -1 = ignore what lies in it, such as a crowd",
+        batches="pack",
+        probes_only=True,
+        rows_of="boxes",
+    ),
+    Field(
+        "box_instances",
+        "[N]",
+        "int64",
+        "id of each box's object in instances, 0 = none",
+        batches="pack",
+        probes_only=True,
+        rows_of="boxes",
+    ),
+    Field(
+        "surface",
+        "[N, 3]",
+        "float32",
+        "reconstruction in each view's frustum box; meters, world",
+        batches="pack",
+        mirrors=False,
+    ),
+    Field(
+        "surface_color",
+        "[N, 3]",
+        "float32",
+        "RGB 0..1 of each surface point: mean of the raw pixels that saw it",
+        batches="pack",
+        rows_of="surface",
+        mirrors=False,
+    ),
     Field("scene", "[B]", "int64", "index into the run's scene manifest"),
     Field("frame", "[B, V]", "int64", "index of the frame within its scene"),
-    Field("image_crops", "[B, 2, 3, H, W]", "uint8, float32 0..1 on the device", "two augmented crops of ONE image"),
-    Field("crop_from_image", "[B, 2, 3, 3]", "float32", "homography: pixels of that image to pixels of each crop"),
+    Field("image_crops", "[B, 2, 3, H, W]", "uint8", "two augmented crops of ONE image", "resample", made_from="image"),
+    Field(
+        "crop_from_image",
+        "[B, 2, 3, 3]",
+        "float32",
+        "homography: pixels of that image to pixels of each crop",
+        made_from="image",
+    ),
 )
 
-FIELDS: dict[str, Field] = {field.name: field for field in _TABLE}
+FIELDS = FieldTable(_TABLE)
+"""prior3d's own fields; `prior3d.contracts.dataset.table_of` adds those of a dataset."""
 
-PROBES_ONLY = frozenset({"semantic", "normals", "label"})
-"""Labels: what probes measure with, and no prior may read."""
-
-IMAGE_FIELDS = frozenset({"image", "image_clean", "image_crops"})
-"""Fields that hold colour images: bytes until they are on the device."""
-
-DERIVED_FIELDS: dict[str, str] = {
-    "image_clean": "image",
-    "image_crops": "image",
-    "crop_from_image": "image",
-    "pseudo_kind": "pseudo_depth",
-    "surface_view": "surface",
-}
-"""Fields that come with (or are made from) another one: a dataset declares only the latter."""
-
-SURFACE_FIELDS = frozenset({"surface", "surface_view", "surface_color"})
+SURFACE_FIELDS = FIELDS.rows_of("surface")
 """Fields cut out of a scene's fused surface, which is prepared for runs that read any of them."""
 
 ALWAYS = frozenset({"scene", "frame"})
@@ -72,15 +346,24 @@ def is_known(name: str) -> bool:
     return name in FIELDS or "/" in name
 
 
-def missing_fields(needs: tuple[str, ...], provides: frozenset[str]) -> list[str]:
+def provides_field(name: str, provides: frozenset[str], table: Mapping[str, Field] = FIELDS) -> bool:
+    """Whether a dataset that provides `provides` gives a field, by itself or by what it is made from."""
+    return name in provides or (name in table and table[name].made_from in provides)
+
+
+def missing_fields(needs: tuple[str, ...], provides: frozenset[str], table: Mapping[str, Field] = FIELDS) -> list[str]:
     """Return those of `needs` that a dataset providing `provides` cannot give.
+
+    >>> missing_fields(("image_clean", "depth|pseudo_depth"), frozenset({"image"}))
+    ['depth|pseudo_depth']
 
     Args:
         needs: field names; "depth|pseudo_depth" means that either will do.
         provides: field names a dataset declares.
+        table: all fields there are, those of the dataset included.
     """
 
     def available(name: str) -> bool:
-        return name in provides or name in ALWAYS or DERIVED_FIELDS.get(name) in provides
+        return name in ALWAYS or provides_field(name, provides, table)
 
     return [need for need in needs if not any(available(name) for name in need.split("|"))]

@@ -2,20 +2,29 @@
 
 import contextlib
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from prior3d.errors import DamagedFile
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
-_GREY_16_BIT = ("I;16", "I;16B", "I")  # "I" is what Pillow before 11 calls a 16-bit PNG
+_GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is what Pillow before 11 calls a 16-bit PNG
+_TOP_16_BIT = 65535
 _IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+_CONTRADICTS = (
+    "its EXIF orientation turns it, and the calibration is of {} x {} pixels as stored: remove the orientation from the"
+    " file, or turn pixels and calibration"
+)
 
 
 @contextlib.contextmanager
@@ -33,18 +42,90 @@ def damage(path: Path) -> Iterator[None]:
         raise DamagedFile(path, _reason(error)) from error
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header of an image file says.
+
+    Attributes:
+        size: height and width of the stored pixels.
+        turned: whether its EXIF orientation says that the stored pixels are to be turned or mirrored.
+        upright_size: height and width after that.
+        mode: Pillow's name for the kind of pixels.
+    """
+
+    size: tuple[int, int]
+    turned: bool
+    upright_size: tuple[int, int]
+    mode: str
+
+    @property
+    def problem_as_depth(self) -> str | None:
+        """Why this is no 16-bit depth map, None if it is one."""
+        return None if self.mode in _GREY_16_BIT else f"expected a 16-bit grey image, got mode {self.mode}"
+
+    @property
+    def problem_as_calibrated(self) -> str | None:
+        """Why the stored pixels cannot be those that a camera's calibration describes, None if they can."""
+        return _CONTRADICTS.format(*reversed(self.size)) if self.turned else None
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Return what an image file's header says, without decoding the pixels."""
+    with damage(path), Image.open(path) as picture:
+        return _header(picture)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of what `read_color` returns, in pixels, without decoding it."""
+    return read_header(path).upright_size
+
+
 def read_color(path: Path) -> np.ndarray:
-    """Return the image as [h, w, 3] uint8 RGB, as stored (an EXIF orientation is not applied)."""
+    """Return a photograph as [h, w, 3] uint8 RGB, turned upright as its EXIF orientation says.
+
+    Grey images have three equal channels, 16 bits are scaled to 8, the colours of palettes are looked up, and opacity
+    is ignored.
+
+    Args:
+        path: of an image file; posed images have `read_calibrated_color`.
+
+    Raises:
+        DamagedFile: the file cannot be decoded, or holds numbers that are no colours (floating-point images).
+    """
     with damage(path), Image.open(_intact(path)) as picture:
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        upright = ImageOps.exif_transpose(picture) if _header(picture).turned else picture
+        return _rgb(upright)
+
+
+def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Return an image as [h, w, 3] uint8 RGB, in the pixels that a camera's calibration describes.
+
+    An EXIF orientation is followed only where the calibration is evidently of the turned image. Otherwise the file is
+    refused: the calibration and the depth map next to it may be of the stored pixels or of the turned ones.
+
+    Args:
+        path: of an image file.
+        size: height and width, pixels, of the calibration.
+
+    Raises:
+        DamagedFile: the file cannot be decoded, has another size, or its orientation contradicts the calibration.
+    """
+    with damage(path), Image.open(_intact(path)) as picture:
+        header = _header(picture)
+        if header.turned and (header.size == size or header.upright_size != size):
+            raise ValueError(_CONTRADICTS.format(*reversed(size)))
+        if header.upright_size != size:
+            got, expected = ("x".join(map(str, reversed(shape))) for shape in (header.upright_size, size))
+            raise ValueError(f"{got} pixels, where the scene's images have {expected}")
+        return _rgb(ImageOps.exif_transpose(picture) if header.turned else picture)
 
 
 def read_16bit(path: Path) -> np.ndarray:
     """Return a 16-bit grey image as [h, w] uint16."""
     with damage(path), Image.open(_intact(path)) as picture:
-        if picture.mode not in _GREY_16_BIT:
-            raise ValueError(f"expected a 16-bit grey image, got mode {picture.mode}")
-        return np.asarray(picture).astype(np.uint16)
+        if problem := _header(picture).problem_as_depth:
+            raise ValueError(problem)
+        return _uint16(picture)
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -65,14 +146,57 @@ def read_array(path: Path) -> np.ndarray:
         return np.where(np.isfinite(values), values, np.float32(0))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width from the file's header, in pixels, without decoding it."""
-    with damage(path), Image.open(path) as picture:
-        return picture.height, picture.width
+def same_field_of_view(size: tuple[int, int], other: tuple[int, int], share: float = 0.01) -> bool:
+    """Whether images of two sizes (height, width) can show the same field of view: their aspects hardly differ.
+
+    Args:
+        size: height and width, pixels.
+        other: those of the other image.
+        share: by which the aspects may differ, on top of what rounding to whole pixels makes of one aspect.
+
+    >>> same_field_of_view((968, 1296), (480, 640))  # colour and depth of ScanNet: 0.4 % apart
+    True
+    >>> same_field_of_view((96, 128), (128, 96))
+    False
+    """
+    rounding = max(0.5 / height + 0.5 / width for height, width in (size, other))
+    ratio = (size[1] * other[0]) / (size[0] * other[1])
+    return abs(math.log(ratio)) <= share + rounding
+
+
+def _header(picture: Image.Image) -> ImageHeader:
+    size = picture.height, picture.width
+    orientation = _orientation(picture)
+    return ImageHeader(size, orientation != 1, size[::-1] if orientation in (5, 6, 7, 8) else size, picture.mode)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none or one that nobody defined."""
+    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+        return 1  # Pillow turns a TIFF itself; to look for what stands behind a PNG's pixels it would decode them
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """Return the pixels of an opened image as [h, w, 3] uint8."""
+    if picture.mode == "F":
+        raise ValueError("expected an image of 8 or 16 bits, got floating-point numbers (mode F)")
+    if picture.mode in _GREY_16_BIT:  # which Pillow cuts off at 255 instead of scaling
+        grey = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _uint16(picture: Image.Image) -> np.ndarray:
+    values = np.asarray(picture)
+    if values.dtype != np.uint16 and values.size and not (values.min() >= 0 and values.max() <= _TOP_16_BIT):
+        raise ValueError(f"expected 16 bits, got values from {values.min()} to {values.max()}")
+    return values.astype(np.uint16)
 
 
 def _reason(error: Exception) -> str:
-    """Return in a few words why a file cannot be decoded; its name is said beside it."""
+    """Return in a few words why a file cannot be decoded; the message names the file."""
     if isinstance(error, UnidentifiedImageError):
         return "no image, or without its beginning"
     return str(error) or type(error).__name__

@@ -87,7 +87,7 @@ def _run(name: str, folder: RunFolder, overrides: Sequence[str]) -> Subject:
             raise UserError(f"the run in {name} is not complete: it holds no {file.name}; {go_on}")
     content, source = read_recipe(folder.recipe, overrides)
     _refuse(source.overridden, ("backbone",), "a run is measured with its own model: leave this out")
-    _refuse(source.overridden, _UNREAD, "nothing is trained here: leave this out")
+    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
     trained_on, _ = read_recipe(folder.recipe)
     _leave_options_behind(content, trained_on, source.overridden)
     return Subject(name, content, source, run=folder)
@@ -144,9 +144,9 @@ def two_names(first: Subject, second: Subject) -> tuple[str, str]:
 
 
 def _override(content: dict[str, object], overrides: Sequence[str]) -> Source:
-    given = override(content, overrides)
-    _refuse(given, _UNREAD, "nothing is trained here: leave this out")
-    return Source("defaults", Path.cwd(), {}, given)
+    source = override(content, overrides)
+    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
+    return source
 
 
 def _refuse(overridden: frozenset[str], keys: Sequence[str], why: str) -> None:

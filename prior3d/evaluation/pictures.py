@@ -29,7 +29,7 @@ from prior3d.evaluation.models import (
     load_trained,
     two_names,
 )
-from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder, located
+from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder
 from prior3d.files import write_atomically
 from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.progress import Bars
@@ -81,7 +81,7 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         if given:
             raise UserError(f"--pictures measures nothing: leave out {flag}", "--pictures")
     subject = find_subject(arguments.model, arguments.overrides)
-    with located(subject):
+    with subject.source.locating():
         _refuse_unread(subject)
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")

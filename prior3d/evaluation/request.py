@@ -108,14 +108,17 @@ def _choose(
     if not isinstance(given, Mapping):
         return given, frozenset()  # for the reader to refuse
     named = set(labels) - {ALL_PROBES}
+    taken_away = {key.removeprefix("probes.") for key in source.removed}
     if ALL_PROBES in labels:
-        labels = list(dict.fromkeys([*(plugin.name for plugin in registry.list("probes")), *named, *given]))
+        every = dict.fromkeys([*(plugin.name for plugin in registry.list("probes")), *named, *given])
+        labels = [label for label in every if label not in taken_away]
     elif not labels:
         in_recipe = [label for label in given if f"probes.{label}" in source.lines]
         set_here = {key.split(".")[1] for key in source.overridden if key.startswith("probes.")}
         named = (set(given) - set(in_recipe)) | set_here
         given = given if in_recipe else {**defaults, **given}
-        labels = list(dict.fromkeys([*(in_recipe or defaults), *given]))
+        every = dict.fromkeys([*(in_recipe or defaults), *given])
+        labels = [label for label in every if label not in taken_away]
     for key in sorted(source.overridden):
         section, _, rest = key.partition(".")
         label = rest.partition(".")[0]

@@ -3,8 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -157,7 +156,7 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
         UserError: models, data or probes do not work; nothing is left behind.
     """
     subject = find_subject(arguments.model, arguments.overrides)
-    with located(subject):
+    with subject.source.locating():
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
         against = find_other(arguments.against, "--against") if arguments.against else None
@@ -166,15 +165,6 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
         columns = build_columns(subject, request, against, arguments.control)
         return _measure_and_report(subject, request, columns, against, out, device, console)
-
-
-@contextmanager
-def located(subject: Subject) -> Iterator[None]:
-    """Give errors the place where their key was given: a file and line, or the command line."""
-    try:
-        yield
-    except UserError as error:
-        raise subject.source.locate(error) from error
 
 
 def choose_device(device: str) -> str:

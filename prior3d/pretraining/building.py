@@ -10,12 +10,13 @@ from torch import Tensor
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.backbone.batch_norm import refuse_folded
 from prior3d.backbone.weights import load_encoder, read_weights
-from prior3d.contracts.dataset import Dataset, DataSpec, Split
-from prior3d.contracts.fields import DERIVED_FIELDS, PROBES_ONLY, is_known, missing_fields
+from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
+from prior3d.contracts.fields import is_known, missing_fields, provides_field
 from prior3d.contracts.prior import READABLE, Prior
+from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.sample.loading import DrawnSamples
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.pretraining.objective import JointObjective, Term
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.randomness import reseed
@@ -61,7 +62,10 @@ def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Datas
     data = recipe.data
     cls = registry.get("datasets", data.name, "data.name")
     spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    return construct(cls, spec, key="data", options=data.options)
+    dataset = construct(cls, spec, key="data", options=data.options)
+    with section("data"):
+        table_of(dataset)  # so that a clash of names is refused before anything else
+        return with_control(dataset, data.control)
 
 
 def build_backbone(recipe: "Recipe") -> Backbone:
@@ -103,9 +107,12 @@ def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
 
 
 def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:
-    """Resolve what priors need into what the loader decodes; of alternatives, the first the dataset has."""
-    chosen = {first_available(need, dataset) for need in objective.fields}
-    return frozenset(name for name in chosen if "/" not in name)
+    """Resolve what priors need into what the loader decodes; of alternatives, the first the dataset has.
+
+    Fields `<plugin>/<field>` that no dataset provides are made by a prior itself, in `prepare_batch`.
+    """
+    chosen, table = {first_available(need, dataset) for need in objective.fields}, table_of(dataset)
+    return frozenset(name for name in chosen if "/" not in name or provides_field(name, dataset.provides, table))
 
 
 def training_samples(recipe: "Recipe", parts: Parts) -> DrawnSamples:
@@ -117,14 +124,14 @@ def training_samples(recipe: "Recipe", parts: Parts) -> DrawnSamples:
 
 def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone) -> JointObjective:
     priors, terms = {}, {}
-    for label, section in recipe.priors.items():
-        cls = registry.get("priors", section.prior, f"priors.{label}")
+    for label, given in recipe.priors.items():
+        cls = registry.get("priors", given.prior, f"priors.{label}")
         # By the label: adding a prior changes no other's initial head.
         reseed("prior", recipe.seed, label)
-        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=section.options)
+        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=given.options)
         _check_reads(label, prior, recipe)
         priors[label] = prior
-        terms[label] = Term(section.weight, section.warmup)
+        terms[label] = Term(given.weight, given.warmup)
     return JointObjective(priors, terms)
 
 
@@ -143,14 +150,16 @@ def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:
     for name in (*prior.needs, *prior.encodes):
         if not all(is_known(part) for part in name.split("|")):
             raise UserError(f"needs the field {name!r}, which no batch has", f"priors.{label}")
-    for name in sorted(PROBES_ONLY & {part for need in prior.needs for part in need.split("|")}):
-        raise UserError(f"needs {name} labels, which are for probes only", f"priors.{label}")
 
 
 def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
     key, name = f"priors.{label}", recipe.priors[label].prior
+    table = table_of(dataset)
     reads = (*prior.needs, *prior.prepares, *(field for field in prior.encodes if "/" not in field))
-    missing = dict.fromkeys(missing_fields(reads, dataset.provides))
+    named = {part for need in (*reads, *prior.encodes) for part in need.split("|")}
+    for field in sorted(table.probes_only & named):
+        raise UserError(f"needs {field} labels, which are for probes only", key)
+    missing = dict.fromkeys(missing_fields(reads, dataset.provides, table))
     if missing:
         raise UserError(f"{name} needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
     if prior.views > recipe.data.views:
@@ -167,7 +176,5 @@ def _check_offline_stage(label: str, prior: Prior, dataset: Dataset, recipe: "Re
 
 def first_available(need: str, dataset: Dataset) -> str:
     """Return the first of the alternatives `a|b` that a dataset has."""
-    for name in need.split("|"):
-        if name in dataset.provides or DERIVED_FIELDS.get(name) in dataset.provides:
-            return name
-    return need
+    table = table_of(dataset)
+    return next((name for name in need.split("|") if provides_field(name, dataset.provides, table)), need)

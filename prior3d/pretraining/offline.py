@@ -14,8 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import View
-from prior3d.contracts.fields import IMAGE_FIELDS
+from prior3d.contracts.dataset import View, table_of
 from prior3d.contracts.prior import Batch, Features, Prior, Scene
 from prior3d.contracts.runner import Progress
 from prior3d.data.posed.dataset import PosedDataset
@@ -81,6 +80,7 @@ class Preparation:
         self.dataset = dataset
         self.skip_damaged = skip_damaged
         self.fields = frozenset(first_available(field, dataset) for field in prior.prepares)
+        self.table = table_of(dataset)
         self.built = 0
         self.damaged: list[DamagedFile] = []
         self._make_teacher = teacher
@@ -110,7 +110,7 @@ class Preparation:
         return [folders[scene] for scene in range(count)]
 
     def _prepare(self, scene: int, folder: Path) -> None:
-        reseed("prepare", self.dataset.cache_key(scene))  # the same in whatever process and order
+        reseed("prepare", self.dataset.scene_fingerprint(scene))  # the same in whatever process and order
         name, frames = self.dataset.scenes[scene], self.dataset.frame_count(scene)
         views = Scene(scene, name, frames, lambda numbers: self._read(scene, numbers))
         try:
@@ -132,14 +132,14 @@ class Preparation:
         views = list(self._decode(scene, frames))
         if not views:
             raise UserError(f"no frame of scene {self.dataset.scenes[scene]} can be read")
-        sample = assemble(views, self.dataset.spec.size, None, self.fields, generator("prepare"))
+        sample = assemble(views, self.dataset.spec.size, None, self.fields, generator("prepare"), self.table)
         device = next(self._teacher.parameters()).device
-        return to_float({name: value[None].to(device) for name, value in sample.items()}, IMAGE_FIELDS)
+        return to_float({name: value[None].to(device) for name, value in sample.items()}, self.table)
 
     def _decode(self, scene: int, frames: Sequence[int]) -> Iterator[View]:
         for frame in frames:
             try:
-                yield self.dataset.load(scene, frame, self.fields)
+                yield self.dataset.load(scene, frame, self.table.declared(self.fields))
             except DamagedFile as damage:
                 if not self.skip_damaged:
                     advice = "repair it, or set data.on_damage: skip"
@@ -163,7 +163,7 @@ def _keep_in_cache(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> 
     store = Store(Path(recipe.data.cache))
 
     def keep(scene: int, build: Callable[[Path], None], wait: bool) -> Path:
-        whole = {**facts, "scene": parts.dataset.cache_key(scene)}
+        whole = {**facts, "scene": parts.dataset.scene_fingerprint(scene)}
         return store.build(f"prepared/{section.prior}", whole, build, wait)
 
     return keep

@@ -7,8 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contracts.fields import IMAGE_FIELDS
-from prior3d.data.sample.loading import PACKED
+from prior3d.contracts.fields import FIELDS, FieldTable
 from prior3d.figures import draw_features, render
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class Pictures(lightning.Callback):
 def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]:
     """Return the figures of a run at its present weights, by name."""
     seed = task.seeder(0)
-    batch = head(batch, _SAMPLES)
+    table = task.samples.table
+    batch = head(batch, _SAMPLES, table)
     trained = (task.backbone, task.objective)
     for module in trained:
         module.eval()
@@ -71,16 +71,16 @@ def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
         for module in trained:
             module.train()
     for field, feature in features.items():
-        if feature.dense is not None and field in IMAGE_FIELDS:
+        if feature.dense is not None and field in table and table[field].is_picture:
             images, dense = batch[field][:2].flatten(0, 1), feature.dense[:2].flatten(0, 1)
             figures[f"features/{field}"] = draw_features(images, dense)
     return figures
 
 
-def head(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+def head(batch: dict[str, Tensor], count: int, table: FieldTable = FIELDS) -> dict[str, Tensor]:
     """Return the first samples of a batch; packed fields are cut to the views that are left."""
     views = batch["frame"].shape[1] if "frame" in batch else 1
-    view_of = PACKED | {name: name for name in PACKED.values()}
+    view_of = {name: table[name].view_index for name in batch if name in table and table[name].batches == "pack"}
     return {
         name: value[batch[view_of[name]] < count * views] if name in view_of else value[:count]
         for name, value in batch.items()

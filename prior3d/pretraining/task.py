@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.fields import IMAGE_FIELDS
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_float
 from prior3d.pretraining.collapse import feature_health
 from prior3d.pretraining.divergence import Divergence
@@ -109,7 +108,7 @@ class PretrainingTask(lightning.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Turn bytes into 0..1 where they are cheap to turn."""
-        return to_float(batch, IMAGE_FIELDS)
+        return to_float(batch, self.samples.table)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the joint loss of one (micro-)batch."""

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prior3d.contracts.dataset import Dataset
-from prior3d.data.images.single_images import SingleImages
-from prior3d.data.posed.dataset import PosedDataset
 from prior3d.files import content_key, fingerprint
 from prior3d.probes.probe_data import chosen_frames
 from prior3d.probes.results import Keys
@@ -56,17 +54,15 @@ def _key(task: ProbeTask, section: ProbeSection, data: DataSection, registry: Re
             "seeds": task.seeds if task.probe.seeded else 1,
             "most": task.most,
             "data": [dataset.name, dataset.target, dataset.version, dict(source.options)],
-            "parts": {part: _contents(dataset, task.most) for part, dataset in task.parts.items()},
+            "parts": {part: _contents(dataset, task) for part, dataset in task.parts.items()},
             "files": fingerprint(task.probe.files()),
             "torch": torch.__version__,
         }
     )
 
 
-def _contents(dataset: Dataset, most: int | None) -> list[object]:
-    scenes = range(len(dataset.scenes))
-    contents = [dataset.cache_key(scene) for scene in scenes] if isinstance(dataset, PosedDataset) else []
-    if isinstance(dataset, SingleImages):  # which are many: only those that are read are looked at
-        contents = [fingerprint(file for frame in chosen_frames(dataset, most) for file in dataset.files(*frame))]
-    frames = [dataset.frame_count(scene) for scene in scenes]
-    return [dataset.spec.split, list(dataset.spec.size), list(dataset.scenes), frames, contents]
+def _contents(dataset: Dataset, task: ProbeTask) -> list[object]:
+    """Return what the part of a dataset that a task reads is, and a text that changes with what it holds."""
+    frames = chosen_frames(dataset, task.most) if task.probe.views == 1 else None  # pairs are of any frames
+    counts = [dataset.frame_count(scene) for scene in range(len(dataset.scenes))]
+    return [dataset.spec.split, list(dataset.spec.size), list(dataset.scenes), counts, dataset.fingerprint(frames)]

@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.dataset import Dataset, table_of
 from prior3d.contracts.probe import FeatureKind, Part
 from prior3d.contracts.runner import Progress, silent
 from prior3d.data.sample.augmentation import assemble
+from prior3d.data.sample.loading import batched, to_float
 from prior3d.errors import DamagedFile, UserError
 from prior3d.probes.models import FrozenModel
 from prior3d.randomness import generator
 
 _BATCH = 32
-_COMPACT = {"semantic": torch.uint8, "normals": torch.float16}
-"""How fields are kept, where the batch's own type wastes memory."""
 
 
 class ProbeData:
@@ -57,7 +56,8 @@ class ProbeData:
         self._temporary = tempfile.TemporaryDirectory(prefix="prior3d-probe-") if folder is None else None
         self.folder = Path(self._temporary.name) if folder is None else folder
         self.frames = {part: chosen_frames(dataset, most) for part, dataset in self.parts.items()}
-        self._arrays: dict[tuple, Array] = {}
+        self._tables = {part: table_of(dataset) for part, dataset in self.parts.items()}
+        self._arrays: dict[tuple, Array | Rows] = {}
         self._shared: dict[str, Any] = {}
         for part, dataset in self.parts.items():
             if not self.frames[part]:
@@ -98,19 +98,34 @@ class ProbeData:
         return [f"{scenes[scene]}/{frame}" for scene, frame in frames], torch.arange(len(frames))
 
     def batches(self, part: Part, fields: frozenset[str], batch: int = _BATCH) -> Iterator[dict[str, Tensor]]:
-        """Yield the frames of a part in order: fields [n, ...] without the axis of views, images float in 0..1."""
-        for decoded in self._decode(part, fields, batch):
-            if "image" in decoded:
-                decoded["image"] = decoded["image"].float() / 255
-            yield decoded
+        """Yield the frames of a part in order: fields [n, ...] without the axis of views, images float in 0..1.
 
-    def field(self, part: Part, name: str) -> "Array":
-        """Return one field of all frames of a part, in order, [N, ...]: `image` as bytes, labels, depth, poses."""
+        Packed fields come with their `<name>_view` [rows], which is the number of the frame within the batch.
+        """
+        for decoded in self._decode(part, fields, batch):
+            yield to_float(decoded, self._tables[part])
+
+    def field(self, part: Part, name: str) -> "Array | Rows":
+        """Return one field of all frames of a part, in order: `image` as bytes, labels, depth, poses.
+
+        Args:
+            part: of the data.
+            name: of the field.
+
+        Returns:
+            An `Array` [N, ...]; for a packed field the `Rows` of each of N frames.
+        """
         key = ("field", part, name)
         if key not in self._arrays:
+            field = self._tables[part][name]
+            path, what = self.folder / f"{part}-{name.replace('/', '--')}.npy", f"{name}, {part}"
             batches = self._decode(part, frozenset({name}), _BATCH)
-            values = (decoded[name].to(_COMPACT.get(name, decoded[name].dtype)) for decoded in batches)
-            self._arrays[key] = self._keep(f"{part}-{name}", values, part, f"{name}, {part}")
+            shown = self.progress(batches, what, -(-len(self.frames[part]) // _BATCH))
+            if field.batches == "pack":
+                frames = ((decoded[name], decoded[field.view_index]) for decoded in shown)
+                self._arrays[key] = self._keep_rows(path, frames, part, field.kept_as)
+            else:
+                self._arrays[key] = self._keep(path, (decoded[name] for decoded in shown), part, field.kept_as)
         return self._arrays[key]
 
     def features(self, model: FrozenModel, part: Part, kind: FeatureKind = "dense") -> tuple["Array", ...]:
@@ -126,7 +141,7 @@ class ProbeData:
 
     def _decode(self, part: Part, fields: frozenset[str], batch: int) -> Iterator[dict[str, Tensor]]:
         samples = _Frames(self.parts[part], self.frames[part], fields)
-        for decoded in DataLoader(samples, batch_size=batch, num_workers=self.workers, collate_fn=_collate):
+        for decoded in DataLoader(samples, batch_size=batch, num_workers=self.workers, collate_fn=samples.collate):
             if isinstance(decoded, DamagedFile):
                 raise UserError(
                     f"damaged file {decoded.path}: {decoded.why}; probes see every frame: repair or remove it", "data"
@@ -152,16 +167,29 @@ class ProbeData:
                 array.put(start, values)
         return tuple(arrays)
 
-    def _keep(self, name: str, batches: Iterator[Tensor], part: Part, what: str) -> "Array":
+    def _keep(self, path: Path, batches: Iterator[Tensor], part: Part, kept_as: str | None) -> "Array":
         array, start = None, 0
-        count = len(self.frames[part])
-        for values in self.progress(batches, what, -(-count // _BATCH)):
+        for values in batches:
             if array is None:
-                shape = (count, *values.shape[1:])
-                array = Array(self.folder / f"{name}.npy", shape, values.dtype, self.resident)
-            array.put(start, values)
+                dtype = values.dtype if kept_as is None else getattr(torch, kept_as)
+                array = Array(path, (len(self.frames[part]), *values.shape[1:]), dtype, self.resident)
+            array.put(start, values.to(array.dtype))
             start += len(values)
         return array
+
+    def _keep_rows(
+        self, path: Path, batches: Iterator[tuple[Tensor, Tensor]], part: Part, kept_as: str | None
+    ) -> "Rows":
+        rows, left = None, len(self.frames[part])
+        for values, frame in batches:
+            rows = (
+                Rows(path.with_suffix(".rows"), values.dtype if kept_as is None else getattr(torch, kept_as))
+                if rows is None
+                else rows
+            )
+            rows.add(values, frame.bincount(minlength=min(_BATCH, left)))
+            left -= _BATCH
+        return rows
 
 
 class Array:
@@ -200,27 +228,77 @@ class Array:
         self._path.unlink(missing_ok=True)
 
 
+class Rows:
+    """A packed field: rows [n, ...] of each of N frames, n differing, in a file that is mapped into memory."""
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._path = path
+        self._shape: tuple[int, ...] = ()
+        self._ends = [0]
+        self._map: np.ndarray | None = None
+        path.write_bytes(b"")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, values: Tensor, counts: Tensor) -> None:
+        """Append frames.
+
+        Args:
+            values: [sum of counts, ...] rows, in the order of their frames.
+            counts: [frames] rows of each.
+        """
+        self._shape, self._map = tuple(values.shape[1:]), None
+        with open(self._path, "ab") as file:
+            file.write(values.to(self.dtype).contiguous().numpy().tobytes())
+        self._ends += (self._ends[-1] + counts.cumsum(0)).tolist()
+
+    def take(self, rows: Tensor, device: str | torch.device = "cpu") -> list[Tensor]:
+        """Return the rows [n, ...] of each of some frames on a device, in the type they are kept in."""
+        return [torch.from_numpy(self._of(frame).copy()).to(device) for frame in rows.tolist()]
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self._map = None
+        self._path.unlink(missing_ok=True)
+
+    def _of(self, frame: int) -> np.ndarray:
+        start, end = self._ends[frame : frame + 2]
+        numbers = torch.empty(0, dtype=self.dtype).numpy().dtype
+        if start == end:  # a file without a row cannot be mapped
+            return np.zeros((0, *self._shape), numbers)
+        if self._map is None:
+            self._map = np.memmap(self._path, numbers, mode="r", shape=(self._ends[-1], *self._shape))
+        return self._map[start:end]
+
+
 class _Frames(TorchDataset):
-    """Single frames, centred and not augmented, in a fixed order."""
+    """Single frames, centered and not augmented, in a fixed order."""
 
     def __init__(self, dataset: Dataset, frames: list[tuple[int, int]], fields: frozenset[str]) -> None:
         self.dataset, self.frames, self.fields = dataset, frames, fields
+        self.table = table_of(dataset)
+        size_from = "intrinsics" if "intrinsics" in dataset.provides else "image"
+        self.decoded = self.table.declared(fields) | {size_from}
+        packed = [self.table[name] for name in fields if self.table[name].batches == "pack"]
+        self.made = fields | {field.view_index for field in packed}
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Tensor] | DamagedFile:
-        size_from = "intrinsics" if "intrinsics" in self.dataset.provides else "image"
         try:
-            view = self.dataset.load(*self.frames[index], self.fields | {size_from})
+            view = self.dataset.load(*self.frames[index], self.decoded)
         except DamagedFile as damage:  # raised in a worker it would reach the user as a long story
             return damage
-        sample = assemble([view], self.dataset.spec.size, None, self.fields, generator("none"))
-        return {name: sample[name] if name in ("label",) else sample[name][0] for name in self.fields}
+        sample = assemble([view], self.dataset.spec.size, None, self.fields, generator("none"), self.table)
+        has_views = {name: "V" in self.table[name].axes for name in self.made}
+        return {name: sample[name][0] if has_views[name] else sample[name] for name in self.made}
 
-
-def _collate(samples: list[dict[str, Tensor] | DamagedFile]) -> dict[str, Tensor] | DamagedFile:
-    return next((sample for sample in samples if isinstance(sample, DamagedFile)), None) or default_collate(samples)
+    def collate(self, samples: list[dict[str, Tensor] | DamagedFile]) -> dict[str, Tensor] | DamagedFile:
+        damage = next((sample for sample in samples if isinstance(sample, DamagedFile)), None)
+        return damage or batched(samples, 1, self.table)
 
 
 def chosen_frames(dataset: Dataset, most: int | None) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from prior3d.errors import UserError
-from prior3d.recipe.reading import PLAIN_SECTIONS, TopLevel, own_options
-from prior3d.recipe.sections import DataSection, PriorSection, ProbeSection
+from prior3d.recipe.reading import own_options
+from prior3d.recipe.sections import PLAIN, PLUGGED, DataSection, TopLevel
 from prior3d.registry import Kind, Registry
 from prior3d.registry.schema import Options, options_of
 
@@ -23,7 +23,7 @@ def recipe_json_schema(registry: Registry) -> Schema:
     """
     definitions: Schema = {}
     top = _described(own_options(TopLevel), "recipe", definitions)["properties"]
-    fixed = {key: _described(own_options(cls), key, definitions) for key, cls in PLAIN_SECTIONS.items()}
+    fixed = {key: _described(own_options(cls), key, definitions) for key, cls in PLAIN.items()}
     datasets = _references(registry, "datasets", definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -52,8 +52,7 @@ def _references(registry: Registry, kind: Kind, definitions: Schema) -> dict[str
 
 def _section(registry: Registry, kind: Kind, name: str, definitions: Schema) -> Schema:
     """Return the schema of a section that uses one plugin: fixed keys and the plugin's own."""
-    sections = {"datasets": (DataSection, "name"), "priors": (PriorSection, "prior"), "probes": (ProbeSection, "probe")}
-    cls, naming = sections[kind]
+    cls, naming = PLUGGED[kind]
     fixed = _described(own_options(cls), kind, definitions)
     fixed["properties"][naming] = {"const": name, "description": fixed["properties"][naming]["description"]}
     try:

@@ -1,8 +1,8 @@
 """Recipes: checked, complete, and able to say in which line something is wrong.
 
-Paths in options (`data.root`, `backbone.weights`, ...) are relative to the CURRENT folder, as on any command line, and
-absolute in the resolved recipe, so that a run can be resumed from anywhere. Only `plugins:` is relative to the recipe's
-own folder, since those files travel with it (a `plugins=` on the command line is relative to the current folder).
+Paths in a recipe file (`data.root`, `backbone.weights`, `plugins`, ...) are relative to the folder of that file; paths
+given on the command line, or by standard input, are relative to the current folder. `~` and `$VARIABLES` are expanded,
+`$$` is a dollar sign. Resolved recipes hold absolute paths, so that a run can be resumed from anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,6 @@ from typing import Any
 from prior3d.errors import UserError
 from prior3d.messages import unknown_key
 from prior3d.recipe.reading import (
-    PLAIN_SECTIONS,
-    TopLevel,
     or_empty,
     own_options,
     plain_probe,
@@ -26,14 +24,16 @@ from prior3d.recipe.reading import (
     read_section,
 )
 from prior3d.recipe.sections import (
+    PLAIN,
     BackboneSection,
     DataSection,
     OptimSection,
     PriorSection,
     ProbeSection,
+    TopLevel,
     TrainerSection,
 )
-from prior3d.recipe.source import Source, read_recipe
+from prior3d.recipe.source import STANDARD_INPUT_NAME, Source, read_recipe
 from prior3d.recipe.yaml12 import dump
 from prior3d.registry import Kind
 from prior3d.registry.schema import plain
@@ -49,7 +49,7 @@ class Recipe:
         backbone: the model that trains.
         data: what is trained on.
         priors: label to prior; at least one.
-        optim: optimiser and learning rate.
+        optim: optimizer and learning rate.
         trainer: how long, on what, and what is written along the way.
         seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
         probes: label to what is measured before and after.
@@ -69,8 +69,9 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The recipe file's name without its ending; run folders are called after it."""
-        return Path(self.source.name).stem
+        """The name of the recipe's file without its ending, or of its files; run folders are called after it."""
+        files = (self.source, *self.source.later)
+        return "-".join("input" if file.name == STANDARD_INPUT_NAME else Path(file.name).stem for file in files)
 
     def uses(self) -> Iterator[tuple[Kind, str, str]]:
         """Yield kind, name and key of every plugin the recipe uses."""
@@ -100,27 +101,23 @@ class Recipe:
         return dump(self.to_dict())
 
 
-def load_recipe(name: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Recipe:
+def load_recipe(
+    name: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+) -> Recipe:
     """Read a recipe and check all of it, importing the plugins it names.
 
     Args:
-        name: a YAML file, or the bare name of a recipe that ships with prior3d (`joint`).
-        overrides: `key.path=value` each, over what the file says.
+        name: a YAML file, the bare name of a recipe that ships with prior3d (`joint`), or `-` for standard input;
+            several are laid over each other, section by section, later ones over earlier ones.
+        overrides: `key.path=value` each, over what the files say; `key=null` takes an entry or an option away.
         plugins: further plugin files, relative to the current folder.
 
     Raises:
         UserError: with file, line and key of what is wrong.
     """
     content, source = read_recipe(name, overrides)
-    try:
+    with source.locating():
         return build_recipe(content, source, plugins)
-    except UserError as error:
-        raise source.locate(error) from error
-
-
-def locate(error: UserError, recipe: Recipe) -> UserError:
-    """Return an error about a recipe's key with file and line, or "command line", in front."""
-    return recipe.source.locate(error)
 
 
 def build_recipe(
@@ -130,7 +127,7 @@ def build_recipe(
 
     Args:
         content: the sections, as YAML gives them.
-        source: where they were given, for messages.
+        source: where they were given, for messages and for paths; None for the current folder.
         plugins: further plugin files, relative to the current folder.
 
     Raises:
@@ -141,13 +138,15 @@ def build_recipe(
     for key in content:
         if key not in _KEYS:
             raise UserError(unknown_key(key, _KEYS), key)
-    top = own_options(TopLevel).validate({key: content[key] for key in ("seed", "plugins") if key in content}, "")
-    made = {key: read_section(cls, sections[key], key) for key, cls in PLAIN_SECTIONS.items()}
+    top = own_options(TopLevel).validate(
+        {key: content[key] for key in ("seed", "plugins") if key in content}, source=source
+    )
+    made = {key: read_section(cls, sections[key], key, source) for key, cls in PLAIN.items()}
     registry = read_plugin_files(top["plugins"], source, plugins)
     return Recipe(
-        data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry),
-        priors=read_priors(sections["priors"], registry),
-        probes=read_probes(sections["probes"], registry),
+        data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry, source=source),
+        priors=read_priors(sections["priors"], registry, source),
+        probes=read_probes(sections["probes"], registry, source),
         seed=top["seed"],
         plugins=registry.files,
         source=source,

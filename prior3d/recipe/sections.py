@@ -3,22 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from prior3d.errors import UserError
+from prior3d.registry.kinds import Kind
 
-if TYPE_CHECKING:
-    from prior3d.data.sample.augmentation import AugmentOptions
-
-Count = Annotated[int, Ge(1)]
-Steps = Annotated[int, Ge(0)]
+_MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
+Count = Annotated[int, Ge(1), Le(_MOST)]
+Steps = Annotated[int, Ge(0), Le(_MOST)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Channels = tuple[float, float, float]
 TimmOption = bool | int | float | str | tuple[bool | int | float | str, ...] | None
+
+
+@dataclass(frozen=True)
+class TopLevel:
+    """Keys of a recipe that are no sections.
+
+    Attributes:
+        seed: of everything random.
+        plugins: Python files with plugins of yours.
+    """
+
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,54 @@ class BackboneSection:
 
     def __post_init__(self) -> None:
         if self.pretrained and self.weights is not None:
-            raise UserError("start from timm's weights (pretrained) or from this file, not both", "backbone.weights")
+            raise UserError("start from timm's weights (pretrained) or from this file, not both", "weights")
 
 
-def _standard_augmentation() -> "AugmentOptions":
-    from prior3d.data.sample.augmentation import AugmentOptions
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Augmentation of a run's images: `data.augment`.
 
-    return AugmentOptions()
+    The defaults are the color changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
+    view on its own. `augment: null` switches all of it off: the largest centered crop of the run's aspect.
+
+    Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (color changes only, no crops).
+
+    Args:
+        crop: least and greatest side of the crop, as a share of the largest crop that has the run's aspect.
+        brightness: factors are drawn from 1 - brightness to 1 + brightness.
+        contrast: likewise, about the image's mean brightness.
+        saturation: likewise, about each pixel's brightness.
+        hue: greatest turn of the hue, as a share of the full circle.
+        jitter: probability that brightness, contrast, saturation and hue change at all.
+        grayscale: probability that an image loses its colors.
+        blur: probability of a Gaussian blur.
+        blur_sigma: least and greatest standard deviation of the blur, in pixels of an image 240 pixels high; it grows
+            with the run's height, so that a recipe blurs alike at every size.
+        flip: probability of mirroring left and right; only for data without poses.
+    """
+
+    crop: tuple[float, float] = (0.6, 1.0)
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.crop
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"expected crop: [least, greatest] with 0 < least <= greatest <= 1, got {list(self.crop)}")
+        if not 0 <= self.blur_sigma[0] <= self.blur_sigma[1] <= 100:
+            raise ValueError(f"expected blur_sigma: [least, greatest] from 0 to 100, got {list(self.blur_sigma)}")
+        for name in ("brightness", "contrast", "saturation", "jitter", "grayscale", "blur", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"expected hue from 0 to 0.5, got {self.hue}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +127,9 @@ class DataSection:
         workers: processes that load data, per device; 0 loads in the main process.
         cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
         on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
-        augment: crops and colour changes; null for none.
+        augment: crops and color changes; null for none.
+        control: of a study, for posed data: samples whose views are all the first (self), or whose images have the
+            depth and pose of other frames (permuted); null for none.
     """
 
     name: str
@@ -84,7 +139,8 @@ class DataSection:
     workers: Annotated[int, Ge(0)] = 2
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
-    augment: "AugmentOptions | None" = field(default_factory=_standard_augmentation)
+    augment: AugmentOptions | None = field(default_factory=AugmentOptions)
+    control: Literal["self", "permuted"] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
@@ -98,7 +154,7 @@ class PriorSection:
 
     Attributes:
         prior: the prior's name, where it is not the entry's own; `prior3d-train --list` names them.
-        weight: factor on its loss in the sum that is minimised.
+        weight: factor on its loss in the sum that is minimized.
         warmup: steps over which the weight rises linearly from 0.
     """
 
@@ -131,14 +187,14 @@ class ProbeSection:
     Attributes:
         probe: the probe's name, where it is not the entry's own; `prior3d-train --list` names them.
         split: the part that it is measured on: validation to choose by, test to report.
-        seeds: how often it is measured, with other draws of its own each time; the mean is told.
+        seeds: number of measurements, each with a different probe seed; the mean is reported.
         max_images: images per split that are read at most, evenly spaced; null for all.
         data: a dataset of its own, in place of `data:`.
     """
 
     probe: str
     split: Literal["validation", "test"] = "test"
-    seeds: Count = 1
+    seeds: Annotated[int, Ge(1), Le(1000)] = 1
     max_images: Count | None = None
     data: ProbeDataSection | None = None
     options: Mapping[str, object] = field(default_factory=dict)
@@ -147,10 +203,10 @@ class ProbeSection:
 
 @dataclass(frozen=True)
 class OptimSection:
-    """`optim:`, optimiser and learning rate.
+    """`optim:`, optimizer and learning rate.
 
     Attributes:
-        name: the optimiser.
+        name: the optimizer.
         lr: the highest learning rate, after the warm-up.
         weight_decay: pull towards 0 of matrices and kernels, not of norms and biases.
         momentum: of sgd.
@@ -177,24 +233,24 @@ class TrainerSection:
     """`trainer:`, how long, on what, and what is written along the way.
 
     Attributes:
-        max_steps: optimiser steps of the run.
+        max_steps: optimizer steps of the run.
         precision: 32, or bf16 for the backbone (geometry and losses stay in 32 bits).
         devices: GPUs, or processes on a CPU, each with its own batches.
         accelerator: auto takes a GPU where there is one.
-        accumulate: batches whose gradients make one optimiser step.
-        checkpoint_every: optimiser steps between two checkpoints; the last step and an interruption always make one.
-        log_every: optimiser steps between two points of each curve.
-        gradients_every: optimiser steps between two looks at how the priors' gradients agree; 0 for never.
-        draw_every: optimiser steps between two sets of pictures; 0 for never.
+        accumulate: batches whose gradients make one optimizer step.
+        checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always make one.
+        log_every: optimizer steps between two points of each curve.
+        gradients_every: optimizer steps between two looks at how the priors' gradients agree; 0 for never.
+        draw_every: optimizer steps between two sets of pictures; 0 for never.
         probe_before: run the probes on the initial backbone too.
         probe_after: run the probes on the trained backbone.
     """
 
     max_steps: Count
     precision: Literal[32, "bf16"] = 32
-    devices: Count = 1
+    devices: Annotated[int, Ge(1), Le(1024)] = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    accumulate: Count = 1
+    accumulate: Annotated[int, Ge(1), Le(10**6)] = 1
     checkpoint_every: Count = 500
     log_every: Count = 10
     gradients_every: Steps = 100
@@ -208,4 +264,14 @@ ONLY_WITH = {
     "optim.momentum": ("name", "sgd"),
     "optim.poly_power": ("schedule", "poly"),
 }
-"""Keys that mean something only beside a certain value of another key of their section."""
+"""Keys that mean something only with a certain value of another key of their section."""
+
+PLAIN: dict[str, type] = {"backbone": BackboneSection, "optim": OptimSection, "trainer": TrainerSection}
+"""Sections of fixed keys alone."""
+
+PLUGGED: dict[Kind, tuple[type, str]] = {
+    "datasets": (DataSection, "name"),
+    "priors": (PriorSection, "prior"),
+    "probes": (ProbeSection, "probe"),
+}
+"""Kinds of plugin that a section of a recipe uses: that section, and its key that names the plugin."""

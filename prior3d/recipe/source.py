@@ -1,97 +1,146 @@
-"""Where a recipe's values come from: its file or one that ships with prior3d, and the command line over it."""
+"""Where a recipe's values come from: files laid over each other, recipes that ship with prior3d, the command line."""
 
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prior3d.errors import UserError
-from prior3d.messages import described, shown
-from prior3d.recipe.yaml12 import load, parse_value
+from prior3d.messages import described, did_you_mean, shown
+from prior3d.recipe.yaml12 import Document, load, parse_value
+
+STANDARD_INPUT = "-"
+"""In place of a recipe's file: the text that a process is given."""
+
+STANDARD_INPUT_NAME = "standard input"
+"""What messages call it."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIPPED = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE)
 """Within the package in a wheel, at the top of a checkout."""
 
+_ENTRIES = ("priors", "probes")
+"""Sections of entries by label: a null laid over one takes it away."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where the keys of a recipe were given.
+    """Where the keys of a recipe were given: in a file, in further files laid over it, on the command line.
 
     Attributes:
         name: of the file, as messages call it.
-        folder: in which the file lies; files of `plugins:` are relative to it.
+        folder: in which the file lies; its paths are relative to it.
         lines: dotted path of a key to its line in the file.
         overridden: dotted paths of the keys that the command line gave.
+        removed: dotted paths of the keys that a later file or the command line set to null over an earlier value.
+        later: the files laid over this one, in order.
     """
 
     name: str = "recipe"
     folder: Path = field(default_factory=Path.cwd)
     lines: Mapping[str, int] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+    later: tuple["Source", ...] = ()
 
-    def locate(self, error: UserError) -> UserError:
-        """Return the error with the place of its key in front: `joint.yaml:12: data.size: ...`.
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Give errors that are raised inside the block the place of their key: `joint.yaml:12: data.size: ...`.
 
         A key that was not given at all is placed where the section it is missing from begins.
+
+        Raises:
+            UserError: the one raised inside, without a key, since its message has it.
         """
+        try:
+            yield
+        except UserError as error:
+            raise self.locate(error) from error
+
+    def locate(self, error: UserError) -> UserError:
+        """Return the error with the place of its key in front; see `locating`."""
         if error.key is None or error.key.startswith("--"):
             return error
-        key = error.key
-        while key:
-            if self._is_overridden(key):
-                return UserError(f"command line: {error}")
-            if key in self.lines:
-                return UserError(f"{self.name}:{self.lines[key]}: {error}")
-            key = re.sub(r"(?:^|\.)[^.\[]*$|\[\d+\]$", "", key)
-        return UserError(f"{self.name}: {error}")
+        given = self._given(error.key)
+        if given is None:
+            return UserError(f"{self.name}: {error}")
+        key, file = given
+        return UserError(f"command line: {error}" if file is None else f"{file.name}:{file.lines[key]}: {error}")
 
-    def _is_overridden(self, key: str) -> bool:
-        within = (f"{key}.", f"{key}[")
-        return key in self.overridden or (key not in self.lines and any(k.startswith(within) for k in self.overridden))
+    def folder_of(self, key: str) -> Path:
+        """Return what relative paths at a key are relative to.
+
+        That is the folder of the file that gives them, and the current folder for values of the command line.
+        """
+        given = self._given(key)
+        if given is None:
+            return self.folder
+        return Path.cwd() if given[1] is None else given[1].folder
+
+    def removes(self, key: str) -> bool:
+        """Whether a later file or the command line set a key to null, over whatever was there."""
+        return key in self.removed
+
+    def _given(self, key: str) -> tuple[str, "Source | None"] | None:
+        """Return the key, or the innermost section of it, that was given, and its file; None for the command line."""
+        within = [key]
+        while key := key[: max(key.rfind("."), key.rfind("["), 0)]:
+            within.append(key)
+        for key in within:
+            if key in self.overridden:
+                return key, None
+        for key in within:
+            for file in reversed((self, *self.later)):
+                if key in file.lines:
+                    return key, file
+            if any(other.startswith((f"{key}.", f"{key}[")) for other in self.overridden):
+                return key, None
+        return None
 
 
-def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, object], Source]:
+def read_recipe(
+    names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
+) -> tuple[dict[str, object], Source]:
     """Return a recipe's content and where each key of it was given; nothing is checked yet.
 
     Args:
-        name: a YAML file, or the bare name of a recipe that ships with prior3d (`joint`).
-        overrides: `key.path=value` each, values read by the rules of the file.
+        names: a YAML file, the bare name of a recipe that ships with prior3d (`joint`), or `-` for standard input;
+            several are laid over each other, section by section, later ones over earlier ones.
+        overrides: `key.path=value` each, over all files, values read by the rules of the files.
 
     Raises:
         UserError: no such file, broken YAML, an override that has no place.
     """
-    file = find_recipe(name)
-    try:
-        document = load(file.read_text("utf-8"), shown(file))
-    except OSError as error:
-        raise UserError(f"{shown(file)} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(file)} is not UTF-8 text") from error
-    if not isinstance(document.value, dict):
-        what = "it is empty" if document.value is None else f"got {described(document.value)}"
-        raise UserError(f"{shown(file)}: expected a recipe, a mapping of sections; {what}")
-    given = override(document.value, overrides)
-    below = tuple(f"{key}{mark}" for key in given for mark in ".[")
-    lines = {key: line for key, line in document.lines.items() if key not in given and not key.startswith(below)}
-    return document.value, Source(shown(file), file.parent.absolute(), lines, given)
+    names = [names] if isinstance(names, str | Path) else list(names)
+    if [str(name) for name in names].count(STANDARD_INPUT) > 1:
+        raise UserError("standard input (-) can be read once")
+    (content, source), *more = [_read(name) for name in names]
+    removed: set[str] = set()
+    for above, file in more:
+        replaced = _lay_over(content, above)
+        removed |= {key for key, value in replaced.items() if value is None}
+        below = (source, *source.later)
+        source, *later = (replace(one, lines=_not_within(one.lines, replaced)) for one in below)
+        source = replace(source, later=(*later, file))
+    given, taken = _override(content, overrides)
+    return content, replace(source, overridden=given, removed=frozenset(removed | taken))
 
 
-def override(content: dict[str, object], overrides: Sequence[str]) -> frozenset[str]:
-    """Put values of the command line into a recipe's content; return the dotted paths of their keys.
+def override(content: dict[str, object], overrides: Sequence[str], name: str = "defaults") -> Source:
+    """Put values of the command line into content that no file gave; return where its keys were given.
 
     Args:
         content: changed in place.
         overrides: `key.path=value` each, values read by the rules of recipe files.
+        name: how messages call what gave the content.
 
     Raises:
         UserError: an override that has no place, or the same key twice.
     """
-    given: set[str] = set()
-    for text in overrides:
-        given.add(_override(content, text, given))
-    return frozenset(given)
+    given, removed = _override(content, overrides)
+    return Source(name, overridden=given, removed=frozenset(removed))
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -100,14 +149,12 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         UserError: there is neither, with the nearest name.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
+    if os.path.isfile(name):
+        return Path(name)
     shipped = shipped_recipes()
     if str(name) in shipped:
         return shipped[str(name)]
-    near = difflib.get_close_matches(str(name).removesuffix(".yaml"), shipped, n=1)
-    hint = f", did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(str(name).removesuffix(".yaml"), shipped)
     raise UserError(f"no recipe '{name}': neither a file nor one of {', '.join(shipped) or 'none'}{hint}")
 
 
@@ -116,22 +163,99 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.relative_to(_SHIPPED).with_suffix("").as_posix(): file for file in sorted(_SHIPPED.glob("**/*.yaml"))}
 
 
-def _override(content: dict[str, object], override: str, given: set[str]) -> str:
-    """Put one `key.path=value` into the content; return its key."""
+def _read(name: str | Path) -> tuple[dict[str, object], Source]:
+    """Return the content of one file, or of standard input, and the file as a source."""
+    if str(name) == STANDARD_INPUT:
+        title, folder = STANDARD_INPUT_NAME, Path.cwd()
+        document = _document(title, lambda: sys.stdin.buffer.read().decode("utf-8"))
+    else:
+        file = find_recipe(name)
+        title, folder = shown(file), file.parent.absolute()
+        document = _document(title, lambda: file.read_text("utf-8"))
+    if not isinstance(document.value, dict):
+        what = "it is empty" if document.value is None else f"got {described(document.value)}"
+        raise UserError(f"{title}: expected a recipe, a mapping of sections; {what}")
+    return document.value, Source(title, folder, document.lines)
+
+
+def _document(title: str, read: Callable[[], str]) -> Document:
+    try:
+        return load(read(), title)
+    except OSError as error:
+        raise UserError(f"{title} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{title} is not UTF-8 text") from error
+
+
+def _lay_over(content: dict[str, object], above: Mapping[str, object], within: str = "") -> dict[str, object]:
+    """Lay a later file over the content, section by section; return what it replaces, by dotted key.
+
+    Lists are replaced as a whole. A null over an entry of `priors` or `probes` takes it away.
+    """
+    replaced: dict[str, object] = {}
+    for name, value in above.items():
+        key = f"{within}{name}"
+        below = content.get(name)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            replaced |= _lay_over(below, value, f"{key}.")
+            continue
+        if name in content:
+            replaced[key] = value
+        if value is None and name in content and within.removesuffix(".") in _ENTRIES:
+            del content[name]
+        else:
+            content[name] = value
+    return replaced
+
+
+def _not_within(lines: Mapping[str, int], keys: Collection[str]) -> dict[str, int]:
+    """Return the lines of what is neither one of the keys nor below one."""
+    below = tuple(f"{key}{mark}" for key in keys for mark in ".[")
+    return {key: line for key, line in lines.items() if key not in keys and not key.startswith(below)}
+
+
+def _override(content: dict[str, object], overrides: Sequence[str]) -> tuple[frozenset[str], set[str]]:
+    """Put values of the command line into the content; return the keys given, and those set to null.
+
+    An entry of `priors` or `probes` that is taken away is among the latter only.
+    """
+    given: set[str] = set()
+    removed: set[str] = set()
+    for text in overrides:
+        key, value = _parsed(text)
+        if key in given | removed:
+            raise UserError(f"command line: {key}: given twice")
+        if _put(content, key, value):
+            given.add(key)
+        if value is None:
+            removed.add(key)
+    return frozenset(given), removed
+
+
+def _parsed(override: str) -> tuple[str, object]:
+    """Return key and value of one `key.path=value`."""
     key, separator, text = override.partition("=")
-    path = key.split(".")
-    if not separator or not all(path):
+    if not separator or not all(key.split(".")):
         raise UserError(f"command line: expected key.path=value, got '{override}'")
-    if key in given:
-        raise UserError(f"command line: {key}: given twice")
+    return key, parse_value(text)
+
+
+def _put(content: dict[str, object], key: str, value: object) -> bool:
+    """Put one value into the content; return whether it is there now, and did not take an entry away."""
+    *above, name = key.split(".")
     section = content
-    for index, part in enumerate(path[:-1]):
+    for index, part in enumerate(above):
         if section.get(part) is None:  # a section that is absent or null begins here
             section[part] = {}
         inner = section[part]
         if not isinstance(inner, dict):
-            above = ".".join(path[: index + 1])
-            raise UserError(f"command line: {key}: {above} is {described(inner)}, not a section")
+            path = ".".join(above[: index + 1])
+            raise UserError(f"command line: {key}: {path} is {described(inner)}, not a section")
         section = inner
-    section[path[-1]] = parse_value(text)
-    return key
+    if value is None and len(above) == 1 and above[0] in _ENTRIES:
+        if section and name not in section:
+            raise UserError(f"command line: {key}: there is no such entry to take away{did_you_mean(name, section)}")
+        section.pop(name, None)
+        return False
+    section[name] = value
+    return True

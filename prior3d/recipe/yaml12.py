@@ -61,21 +61,12 @@ def load(text: str, name: str) -> Document:
         UserError: `name:line: what is wrong`, for broken YAML, duplicate or non-text keys, anchors, aliases, tags,
             merge keys and absurdly deep nesting.
     """
-    lines: dict[str, int] = {}
     try:
-        node = _Loader(text).get_single_node()
-        return Document(None if node is None else _value(node, (), lines), lines)
-    except _Refused as error:
-        key = f" {join(error.path)}:" if error.path else ""
-        raise UserError(f"{name}:{error.line}:{key} {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context
-        if problem.startswith("but "):
-            problem = f"{error.context}, {problem}"
-        raise UserError(f"{name}:{mark.line + 1}: {problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: {error}") from error
+        return _read(text)
+    except _Refused as refused:
+        line = "" if refused.line is None else f":{refused.line}"
+        key = f" {join(refused.path)}:" if refused.path else ""
+        raise UserError(f"{name}{line}:{key} {refused}") from refused
 
 
 def parse_value(text: str) -> object:
@@ -85,10 +76,10 @@ def parse_value(text: str) -> object:
         UserError: for what `load` refuses, from the "command line", where such texts come from.
     """
     try:
-        return load(text, "command line").value
-    except UserError as error:
-        message = re.sub(r"^command line:(\d+:)? ", "", error.message)
-        raise UserError(f"command line: {text}: {message}") from None
+        return _read(text).value
+    except _Refused as refused:
+        key = f" {join(refused.path)}:" if refused.path else ""
+        raise UserError(f"command line: {text}:{key} {refused}") from refused
 
 
 def dump(value: object) -> str:
@@ -97,12 +88,30 @@ def dump(value: object) -> str:
 
 
 class _Refused(Exception):
-    """Something YAML allows and recipes do not."""
+    """Broken YAML, or something that YAML allows and recipes do not."""
 
-    def __init__(self, message: str, line: int, path: Sequence[str | int] = ()) -> None:
+    def __init__(self, message: str, line: int | None = None, path: Sequence[str | int] = ()) -> None:
         super().__init__(message)
         self.line = line
         self.path = path
+
+
+def _read(text: str) -> Document:
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if "\t" in line[: len(line) - len(line.lstrip(" \t"))] and line.strip():
+            raise _Refused("indent with spaces, this line begins with a tab", number)
+    try:
+        node = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context
+        if problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        raise _Refused(problem, mark.line + 1) from error
+    except yaml.YAMLError as error:
+        raise _Refused(str(error)) from error
+    return Document(None if node is None else _value(node, (), lines), lines)
 
 
 class _Scalars(BaseResolver):

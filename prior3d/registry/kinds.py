@@ -29,7 +29,7 @@ KINDS: dict[Kind, Contract] = {
     "priors": Contract("prior3d.contracts.prior:Prior", 1, ("backbone",), {"Prior": ""}),
     "datasets": Contract(
         "prior3d.contracts.dataset:Dataset",
-        2,
+        3,
         ("spec",),
         {"Dataset": "", "PosedDataset": "", "SingleImages": ""},
     ),

@@ -1,13 +1,12 @@
-"""Plugins that are single files: which names a file offers, without running it, and how it is imported when used.
+"""Plugins that are single files: how they are found and named, and how one is imported when it is used.
 
 A file is imported as the module `prior3d.registry.plugin_files.<stem>_<path>`, where `<path>` is its absolute path in
-base 32. The name says where the file lies, so whatever process unpickles one of its objects (a loader's worker, forked
+base 32. The name says where the file lies, so a process that unpickles one of its objects (a loader's worker, forked
 or spawned) finds the file again, without any folder being put on `sys.path`, where its other files would shadow
 packages.
-For the same reason a file imports nothing that lies beside it: what needs several files is a package.
+For the same reason a file imports nothing that lies next to it: what needs several files is a package.
 """
 
-import ast
 import base64
 import binascii
 import importlib.util
@@ -19,15 +18,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from prior3d.errors import UserError
-from prior3d.messages import shown
 from prior3d.registry.kinds import KINDS
 
 FOLDER_PACKAGE = "prior3d_plugins"
 """The installed package whose folder is searched for files that no entry point declares."""
-
-BASES = {base: kind for kind, contract in KINDS.items() for base in contract.bases}
-"""Base class to kind: what a file's classes are recognised by."""
 
 __path__: list[str] = []  # makes this module a package in the eyes of the import system, with the files as its modules
 
@@ -35,44 +29,6 @@ __path__: list[str] = []  # makes this module a package in the eyes of the impor
 def snake_case(name: str) -> str:
     """Return the recipe's name of a class: ViewInvariance is view_invariance, PosedRGBD is posed_rgbd."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def classes_in(file: Path) -> list[tuple[str, str]]:
-    """Return (kind, class name) of every public plugin class of a file, without running it.
-
-    Args:
-        file: a Python file; a class counts if a base is named in `BASES`, directly or through a class above it.
-
-    Raises:
-        UserError: for a file that is missing, not readable or not Python.
-    """
-    try:
-        tree = ast.parse(file.read_bytes(), filename=str(file))
-    except OSError as error:
-        raise UserError(f"plugin file {shown(file)} cannot be read: {error.strerror}") from error
-    except SyntaxError as error:
-        line = f"line {error.lineno}: " if error.lineno else ""
-        raise UserError(f"plugin file {shown(file)} is not Python: {line}{error.msg}") from error
-    except ValueError as error:  # null bytes, in some versions of Python
-        raise UserError(f"plugin file {shown(file)} is not Python: {error}") from error
-    kinds = dict(BASES)
-    found = []
-    for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom):
-            kinds |= {name.asname: kinds[name.name] for name in statement.names if name.asname and name.name in kinds}
-        elif isinstance(statement, ast.ClassDef):
-            kind = next((kinds[base] for base in map(_last_name, statement.bases) if base in kinds), None)
-            if kind is not None:
-                kinds[statement.name] = kind
-                found.append((kind, statement.name))
-    return [(kind, name) for kind, name in found if not name.startswith("_")]
-
-
-def _last_name(base: ast.expr) -> str:
-    """Return `Prior` for `Prior`, `prior3d.Prior` and `Prior[...]`."""
-    if isinstance(base, ast.Subscript):
-        base = base.value
-    return base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
 
 
 def dropped_files(declared: frozenset[str]) -> dict[str, Path]:

@@ -1,26 +1,25 @@
-"""Which priors, datasets and probes there are, where each is from, and its class once it is used.
+"""Which plugins there are, where each is from, and its class once it is used.
 
 Names come from package metadata (entry points) and from files, without importing any of them: listing is quick, and a
 plugin that is broken, or that shares its name with another, is an error only for the recipe that names it.
 """
 
-import difflib
 import hashlib
 import importlib
-import importlib.util
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib.machinery import PathFinder
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from itertools import chain
 from pathlib import Path
 
 from prior3d.errors import UserError
-from prior3d.messages import shown
+from prior3d.messages import did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
-from prior3d.registry.plugin_files import classes_in, dropped_files, module_of, snake_case
+from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
+from prior3d.registry.source_text import BASES, Texts, read_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Plugin:
     """One name that a recipe can use.
 
     Attributes:
-        kind: priors, datasets or probes.
+        kind: of plugin.
         name: what recipes call it.
         origin: where it is from: "prior3d 0.1.0" or "file my_prior.py".
         version: of the distribution; for a file the start of its SHA-256, "sha256:1f2e3d4c5b6a".
@@ -56,8 +55,27 @@ class Registry:
     """
 
     def __init__(self, files: Sequence[Path | str] = ()) -> None:
-        self.files = tuple(dict.fromkeys(Path(file).resolve() for file in files))
-        self._named = [plugin for file in self.files for plugin in _from_named_file(file)]
+        self._named: dict[Path, list[Plugin]] = {}
+        for file in files:
+            self.add(file)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The plugin files that were named, absolute."""
+        return tuple(self._named)
+
+    def add(self, file: Path | str) -> None:
+        """Add the plugins of a file.
+
+        Raises:
+            UserError: the file is missing, not Python, or holds no plugin.
+        """
+        file = Path(file).resolve()
+        plugins = self._of_file(file, module_of(file))
+        if not plugins:
+            bases = ", ".join(BASES)
+            raise UserError(f"plugin file {shown(file)} holds no class that derives from one of {bases}")
+        self._named[file] = plugins
 
     def list(self, kind: Kind) -> tuple[Plugin, ...]:
         """Return the plugins of a kind in the order of their names; clashing ones stand side by side."""
@@ -67,7 +85,7 @@ class Registry:
         """Return the plugin of a name, importing nothing.
 
         Args:
-            kind: priors, datasets or probes.
+            kind: of plugin.
             name: as recipes call it.
             key: dotted path of the recipe's key that names it, for messages.
 
@@ -106,18 +124,23 @@ class Registry:
         """Return what is known to be wrong with the plugins of a kind without importing them."""
         plugins = self.list(kind)
         names = [plugin.name for plugin in plugins]
-        found = {p: f"the name is taken {names.count(p.name)} times" for p in plugins if names.count(p.name) > 1}
-        missing = {plugin: _missing_module(plugin.target) for plugin in plugins}
-        return {plugin: f"no module {module}" for plugin, module in missing.items() if module} | found
+        taken = {p: f"the name is taken {names.count(p.name)} times" for p in plugins if names.count(p.name) > 1}
+        found = {plugin: self._texts.problem(*_parts(plugin)) for plugin in plugins}
+        return {plugin: problem for plugin, problem in found.items() if problem} | taken
+
+    def summary(self, plugin: Plugin) -> str:
+        """Return the first line of a plugin's documentation, importing nothing; empty if it cannot be read."""
+        return "" if self._texts.problem(*_parts(plugin)) else self._texts.summary(*_parts(plugin))
 
     @property
     def unreadable(self) -> tuple[str, ...]:
         """What is wrong with dropped files that are not Python, so that nobody knows what they offer."""
         return self._dropped[1]
 
-    @cached_property
+    @property
     def _plugins(self) -> tuple[Plugin, ...]:
-        return (*self._installed, *self._dropped[0], *self._named)
+        dropped = (plugins for file, plugins in self._dropped[0].items() if file not in self._named)
+        return (*self._installed, *chain(*dropped), *chain(*self._named.values()))
 
     @cached_property
     def _installed(self) -> tuple[Plugin, ...]:
@@ -127,21 +150,35 @@ class Registry:
         return tuple(dict.fromkeys(found))
 
     @cached_property
-    def _dropped(self) -> tuple[tuple[Plugin, ...], tuple[str, ...]]:
+    def _texts(self) -> Texts:
+        targets = (plugin.target.partition(".")[0].partition(":")[0] for plugin in self._installed)
+        return Texts(["prior3d", plugin_files.FOLDER_PACKAGE, *targets])
+
+    @cached_property
+    def _dropped(self) -> tuple[dict[Path, Sequence[Plugin]], tuple[str, ...]]:
         """Plugins of dropped files, and what is wrong with the files that cannot be read."""
         declared = frozenset(plugin.target.partition(":")[0] for plugin in self._installed)
-        plugins, problems = [], []
+        plugins, problems = {}, []
         for module, file in dropped_files(declared).items():
-            if file.resolve() not in self.files:
-                try:
-                    plugins += _from_file(file, module)
-                except UserError as error:
-                    problems.append(str(error))
-        return tuple(plugins), tuple(problems)
+            try:
+                plugins[file.resolve()] = self._of_file(file, module)
+            except UserError as error:
+                problems.append(str(error))
+        return plugins, tuple(problems)
+
+    def _of_file(self, file: Path, module: str) -> Sequence[Plugin]:
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        text = read_text(file, "plugin file", package)
+        self._texts.put(module, text)
+        version = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+        origin = f"file {shown(file)}"
+        return [
+            Plugin(role.kind, role.prefix + snake_case(name), origin, version, f"{module}:{name}")
+            for role, name in self._texts.classes_of(text)
+        ]
 
     def _unknown(self, kind: Kind, name: str, names: Sequence[str]) -> str:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, names)
         doubt = f"; {'; '.join(self.unreadable)}" if self.unreadable else ""
         return f"unknown {kind[:-1]} '{name}'{hint} (there are: {', '.join(dict.fromkeys(names)) or 'none'}{doubt})"
 
@@ -156,23 +193,14 @@ def _distribution(distribution: Distribution) -> tuple[str, str]:
     return distribution.metadata["Name"], distribution.version
 
 
-def _from_named_file(file: Path) -> list[Plugin]:
-    plugins = _from_file(file, module_of(file))
-    if not plugins:
-        bases = ", ".join(plugin_files.BASES)
-        raise UserError(f"plugin file {shown(file)} holds no class that derives from one of {bases}")
-    return plugins
-
-
-def _from_file(file: Path, module: str) -> list[Plugin]:
-    classes = classes_in(file)
-    version = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    origin = f"file {shown(file)}"
-    return [Plugin(kind, snake_case(name), origin, version, f"{module}:{name}") for kind, name in classes]
+def _parts(plugin: Plugin) -> tuple[str, str]:
+    """Return module and name of a plugin's class."""
+    module, _, name = plugin.target.partition(":")
+    return module.strip(), name.partition("[")[0].strip()
 
 
 def _load(plugin: Plugin, key: str | None) -> object:
-    """Import a plugin's target; whatever its import raises is the plugin's problem, so it is told and not hidden."""
+    """Import a plugin's target; whatever its import raises is the plugin's problem, and is reported as such."""
     try:
         return EntryPoint(plugin.name, plugin.target, f"prior3d.{plugin.kind}").load()
     except (Exception, SystemExit) as error:
@@ -188,18 +216,3 @@ def _tell_apart(plugins: Sequence[Plugin]) -> list[str]:
     if len(set(origins)) == len(origins):
         return origins
     return [f"{plugin.origin} ({plugin.target.rpartition(':')[2]})" for plugin in plugins]
-
-
-def _missing_module(target: str) -> str | None:
-    """Return the first part of a target's module path that cannot be found, looking without importing."""
-    if target.startswith(f"{plugin_files.__name__}."):
-        return None
-    name, *rest = target.partition(":")[0].strip().split(".")
-    spec = importlib.util.find_spec(name)
-    for part in rest:
-        if spec is None:
-            break
-        name = f"{name}.{part}"
-        # by its last part: with the full name a folder without __init__ asks for its parent to be imported
-        spec = PathFinder.find_spec(part, spec.submodule_search_locations or [])
-    return name if spec is None else None

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Annotated, Any, NotRequired, get_args, get_type_hints
+from typing import Annotated, Any, NotRequired, Protocol, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from typing_extensions import TypedDict
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
 from prior3d.registry.schema_errors import explain
@@ -24,6 +24,19 @@ from prior3d.registry.schema_errors import explain
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _UNUSABLE = (PydanticUserError, PydanticUndefinedAnnotation, TypeError)
 _REQUIRED = inspect.Parameter.empty
+_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+
+
+class Given(Protocol):
+    """Where the keys of a section were given; keys are dotted, from the root of the recipe."""
+
+    def folder_of(self, key: str) -> Path:
+        """Return the folder that relative paths at a key are relative to."""
+        ...
+
+    def removes(self, key: str) -> bool:
+        """Whether the key was set to null over an earlier value, which takes that value away."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,36 +55,48 @@ class Options:
     defaults: Mapping[str, object]
     docs: Mapping[str, str]
 
-    def validate(self, given: object, key: str, beside: Iterable[str] = ()) -> dict[str, object]:
+    def validate(
+        self, given: object, key: str = "", beside: Iterable[str] = (), source: Given | None = None
+    ) -> dict[str, object]:
         """Return all options as the constructor wants them: those given, strictly checked, and the defaults.
 
-        Paths come out absolute, `~` expanded, relative ones taken from the current folder.
+        Paths come out absolute, `~` and `$VARIABLES` expanded.
 
         Args:
             given: the section as YAML gave it, without the keys in `beside`.
-            key: dotted path of the section, for messages.
+            key: dotted path of the section, for messages and for `source`.
             beside: further keys that the section may have, for suggestions.
+            source: where keys were given; None for values of the current folder.
 
         Raises:
             UserError: with the key that is unknown, missing or wrong; with the section's key where the constructor
                 itself cannot be a schema.
         """
-        if not isinstance(given, Mapping):
-            raise UserError(f"expected a section of keys, got {described(given)}", key)
-        for name in given:
-            if name not in self.types:
-                raise UserError(unknown_key(name, [*self.types, *beside]), join((key, name)))
-        section = {**{name: self.defaults[name] for name in self.types if name in self.defaults}, **given}
+        with section(key):
+            if not isinstance(given, Mapping):
+                raise UserError(f"expected a section of keys, got {described(given)}")
+            for name in given:
+                if name not in self.types:
+                    raise UserError(unknown_key(name, [*self.types, *beside]), join((name,)))
+            made = self._make(dict(given), key, source)
+            return {name: _absolute(made[name], (name,), key, source) for name in self.types}
+
+    def _make(self, given: dict[str, object], key: str, source: Given | None) -> dict[str, object]:
+        """Return the values that pydantic makes of a section; a null that removes what it is over is left out."""
+        values = {name: self.defaults[name] for name in self.types if name in self.defaults} | given
         try:
-            made = self._adapter.validate_json(json.dumps(section))
+            return self._adapter.validate_json(json.dumps(values))
         except _UNUSABLE as error:
-            raise UserError(f"{self.owner} {_unusable(error)}", key) from error
+            raise UserError(f"{self.owner} {_unusable(error)}") from error
         except ValidationError as error:
-            path, message = explain(error, section, self._adapter.json_schema)
+            path, message = explain(error, values, self._adapter.json_schema)
             if path and path[0] in self.defaults and path[0] not in given:
-                raise UserError(f"{self.owner}: the default of {join(path)} is wrong: {message}", key) from error
-            raise UserError(message, join((key, *path))) from None
-        return {name: _absolute(made[name]) for name in self.types}
+                raise UserError(f"{self.owner}: the default of {join(path)} is wrong: {message}") from error
+            if source is not None and path and source.removes(f"{key}.{join(path)}" if key else join(path)):
+                reduced = _without(given, path)
+                if reduced is not None:
+                    return self._make(reduced, key, source)
+            raise UserError(message, join(path)) from None
 
     def only(self, names: Iterable[str]) -> "Options":
         """Return those of these options that have the given names."""
@@ -106,20 +131,16 @@ def read_options(
     make: type,
     owner: str,
     *,
-    told: tuple[str, ...] = (),
+    positional: tuple[str, ...] = (),
     reserved: Iterable[str] = (),
-    names: Mapping[str, object] | None = None,
-    key: str | None = None,
 ) -> Options:
     """Read a constructor's signature as the schema of a recipe's section.
 
     Args:
         make: the class.
         owner: whose constructor it is, for messages.
-        told: what it is told by position, not by the recipe: ("backbone",) of a prior, ("spec",) of a dataset.
+        positional: what it gets by position, not from the recipe: ("backbone",) of a prior, ("spec",) of a dataset.
         reserved: keys of the section that are not the constructor's.
-        names: what annotations may name beside the names of the constructor's module.
-        key: dotted path of the recipe's key, for messages.
 
     Raises:
         UserError: for a constructor that cannot be a schema: options without a type, `**kwargs`, annotations that exist
@@ -127,30 +148,28 @@ def read_options(
     """
     init = inspect.unwrap(make.__init__)
     parameters = [] if init is object.__init__ else list(inspect.signature(init).parameters.values())[1:]
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    for index, name in enumerate(told):
-        if index >= len(parameters) or parameters[index].kind not in positional:
-            raise UserError(f"{owner}: its constructor must take {name} first", key)
-    options = parameters[len(told) :]
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for index, name in enumerate(positional):
+        if index >= len(parameters) or parameters[index].kind not in by_position:
+            raise UserError(f"{owner}: its constructor must take {name} first")
+    options = parameters[len(positional) :]
     for option in options:
         if reason := _unfit(option, frozenset(reserved)):
-            raise UserError(f"{owner}: {reason}", key)
-    types = {option.name: _annotation(option, init, owner, names, key) for option in options}
-    defaults = {
-        option.name: _default(make, option, owner, key) for option in options if option.default is not _REQUIRED
-    }
+            raise UserError(f"{owner}: {reason}")
+    types = {option.name: _annotation(option, init, owner) for option in options}
+    defaults = {option.name: _default(make, option, owner) for option in options if option.default is not _REQUIRED}
     return Options(owner, types, defaults, {**_docs(make), **_docs(init)})
 
 
-def options_of(plugin: type, owner: str | None = None, reserved: Iterable[str] = (), key: str | None = None) -> Options:
-    """Read the options of a prior, dataset or probe: `read_options`, with what such a class is told by position."""
+def options_of(plugin: type, owner: str | None = None, reserved: Iterable[str] = ()) -> Options:
+    """Read the options of a plugin: `read_options`, with what the constructors of its kind get by position."""
     bases = {f"{base.__module__}:{base.__qualname__}" for base in plugin.__mro__}
-    told = next((contract.positional for contract in KINDS.values() if contract.base in bases), ())
-    return read_options(plugin, owner or plugin.__qualname__, told=told, reserved=reserved, key=key)
+    positional = next((contract.positional for contract in KINDS.values() if contract.base in bases), ())
+    return read_options(plugin, owner or plugin.__qualname__, positional=positional, reserved=reserved)
 
 
 def validate_options(plugin: type, given: object, key: str) -> dict[str, object]:
-    """Return the keyword arguments for a prior, dataset or probe: the section `given`, strictly checked, and defaults.
+    """Return the keyword arguments for a plugin: the section `given`, strictly checked, and defaults.
 
     Args:
         plugin: the class.
@@ -160,31 +179,34 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
     Raises:
         UserError: with the key that is unknown, missing or wrong.
     """
-    return options_of(plugin, key=key).validate(given, key)
+    with section(key):
+        return options_of(plugin).validate(given)
 
 
-def construct(cls: type, *told: object, key: str, options: Mapping[str, object]) -> Any:
+def construct(cls: type, *positional: object, key: str, options: Mapping[str, object]) -> Any:
     """Call a plugin's constructor; what it refuses is the recipe's error.
 
     Args:
         cls: the plugin.
-        told: what every plugin of its kind is told.
+        positional: what every plugin of its kind gets by position.
         key: dotted path of its section.
         options: of the section.
 
     Raises:
-        UserError: with a key, whatever the constructor called it.
+        UserError: with a key within the section, or the section's.
     """
-    try:
-        return cls(*told, **validate_options(cls, options, key))
-    except UserError as error:
-        raise UserError(error.message, error.key or key) from error
-    except ValueError as error:
-        raise UserError(str(error), key) from error
+    with section(key):
+        values = options_of(cls).validate(options)
+        try:
+            return cls(*positional, **values)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def plain(value: object) -> object:
     """Return a validated option as YAML and JSON write it: paths as text, tuples as lists, dataclasses as mappings.
+
+    A `$` in a path is doubled: where the text is read again, it names no variable.
 
     Raises:
         TypeError: for what a recipe cannot hold.
@@ -194,7 +216,7 @@ def plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, PurePath):
-        return str(value)
+        return str(value).replace("$", "$$")
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -225,9 +247,7 @@ def _unfit(option: inspect.Parameter, reserved: frozenset[str]) -> str | None:
     return None
 
 
-def _annotation(
-    option: inspect.Parameter, init: Callable, owner: str, names: Mapping[str, object] | None, key: str | None
-) -> object:
+def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object:
     """Return an option's annotation with all names in it resolved.
 
     One by one: `backbone: "BackboneSpec"` may well be imported for type checkers only.
@@ -237,20 +257,19 @@ def _annotation(
 
     holder.__annotations__ = {"option": option.annotation}
     try:
-        annotation = get_type_hints(holder, init.__globals__, dict(names or {}), include_extras=True)["option"]
+        annotation = get_type_hints(holder, init.__globals__, include_extras=True)["option"]
         _resolve_nested(annotation, set())
         return annotation
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise UserError(
             f"{owner}: the type of its option {option.name} cannot be resolved ({error}): "
-            "import what it names at the top of the file, not under TYPE_CHECKING",
-            key,
+            "import what it names at the top of the file, not under TYPE_CHECKING"
         ) from error
 
 
 def _resolve_nested(annotation: object, seen: set[type]) -> None:
     """Resolve the annotations of all dataclasses in an annotation, since pydantic does not name the one it misses."""
-    if dataclasses.is_dataclass(annotation) and annotation not in seen:
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
         seen.add(annotation)
         for inner in get_type_hints(annotation, include_extras=True).values():
             _resolve_nested(inner, seen)
@@ -258,7 +277,7 @@ def _resolve_nested(annotation: object, seen: set[type]) -> None:
         _resolve_nested(part, seen)
 
 
-def _default(make: type, option: inspect.Parameter, owner: str, key: str | None) -> object:
+def _default(make: type, option: inspect.Parameter, owner: str) -> object:
     """Return an option's default as a recipe would write it."""
     default = option.default
     if dataclasses.is_dataclass(make):
@@ -268,7 +287,7 @@ def _default(make: type, option: inspect.Parameter, owner: str, key: str | None)
     try:
         return plain(default)
     except TypeError as error:
-        raise UserError(f"{owner}: the default of its option {option.name} cannot be used: {error}", key) from error
+        raise UserError(f"{owner}: the default of its option {option.name} cannot be used: {error}") from error
 
 
 def _docs(documented: object) -> dict[str, str]:
@@ -280,16 +299,59 @@ def _docs(documented: object) -> dict[str, str]:
     return found
 
 
-def _absolute(value: object) -> object:
+def expand(text: str) -> Path:
+    """Return the path that a text of a recipe means: `~` and `$NAME` or `${NAME}` expanded, `$$` a dollar sign.
+
+    Raises:
+        UserError: for a variable that is not set, or a user that is not known.
+
+    >>> expand("data/costs-5$$")
+    PosixPath('data/costs-5$')
+    """
+
+    def value(found: re.Match) -> str:
+        name = found.group(2) or found.group(3)
+        if name is None:
+            return "$"
+        if name not in os.environ:
+            raise UserError(f"the variable ${name} is not set (write $$ for a dollar sign)")
+        return os.environ[name]
+
+    expanded = _VARIABLE.sub(value, text)
+    if "\0" in expanded:
+        raise UserError("a path cannot hold a null character")
+    try:
+        return Path(expanded).expanduser() if text.startswith("~") else Path(expanded)
+    except RuntimeError as error:
+        raise UserError(f"{text}: no home folder is known of this user") from error
+
+
+def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Given | None) -> object:
     """Return a validated value with every path in it absolute, so that it means the same from any folder."""
     if isinstance(value, Path):
-        return Path(os.path.expanduser(value)).absolute()
+        within = join(path)
+        with section(within):
+            expanded = expand(str(value))
+        if expanded.is_absolute():
+            return expanded
+        return (Path.cwd() if source is None else source.folder_of(f"{key}.{within}" if key else within)) / expanded
     if isinstance(value, list | tuple):
-        return type(value)(_absolute(item) for item in value)
+        return type(value)(_absolute(item, (*path, index), key, source) for index, item in enumerate(value))
     if isinstance(value, dict):
-        return {name: _absolute(item) for name, item in value.items()}
+        return {name: _absolute(item, (*path, name), key, source) for name, item in value.items()}
     if dataclasses.is_dataclass(value):
         old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        new = {name: _absolute(item) for name, item in old.items()}
+        new = {name: _absolute(item, (*path, name), key, source) for name, item in old.items()}
         return value if new == old else dataclasses.replace(value, **new)
     return value
+
+
+def _without(given: dict[str, object], path: tuple[str | int, ...]) -> dict[str, object] | None:
+    """Return a section without the null at a path; None if there is no null."""
+    name, *rest = path
+    if not isinstance(given, Mapping) or name not in given:
+        return None
+    if rest:
+        inner = _without(given[name], tuple(rest))
+        return None if inner is None else {**given, name: inner}
+    return {other: value for other, value in given.items() if other != name} if given[name] is None else None

@@ -1,13 +1,12 @@
-"""What pydantic says of a section, told as one line about one key."""
+"""Turn pydantic errors into one-line messages about one key."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from prior3d.messages import described, unknown_key
+from prior3d.messages import described, did_you_mean, unknown_key
 
 Path = tuple[str | int, ...]
 """Keys and indices that lead to a value of the section."""
@@ -81,11 +80,11 @@ def explain(error: ValidationError, section: object, schema: Callable[[], dict[s
         schema: makes the JSON schema, from which the keys of nested sections are suggested.
     """
     problems = [_Problem(entry, section) for entry in error.errors(include_url=False)]
-    return _tell(problems, 0, schema)
+    return _choose(problems, 0, schema)
 
 
-def _tell(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
-    """Tell the most telling problem; `level` counts the unions whose arm is already chosen."""
+def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
+    """Return place and message of the most telling problem; `level` counts the unions whose arm is already chosen."""
     # a misspelt key is also a missing one: the former says more
     first = min(problems, key=lambda problem: (problem.type not in _UNKNOWN, problem.type == "missing"))
     if len(first.arms) > level:
@@ -97,7 +96,7 @@ def _tell(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[st
         inside = [arm for arm in arms.values() if all(len(problem.path) > len(at) for problem in arm)]
         if inside:  # the value has the outer form of these arms, so its author meant one of them
             arm = min(inside, key=lambda arm: (any(problem.type in _UNKNOWN for problem in arm), len(arm)))
-            return _tell(arm, level + 1, schema)
+            return _choose(arm, level + 1, schema)
         return at, _wrong(list(dict.fromkeys(p.expected for arm in arms.values() for p in arm)), first)
     if first.type in _UNKNOWN:
         return first.path, unknown_key(str(first.path[-1]), _keys(schema, first.path[:-1]))
@@ -122,8 +121,7 @@ def _wrong(expected: Sequence[str], problem: _Problem) -> str:
     """Return "expected a, b or c, got x", with the nearest of the words it may be."""
     choices = ", ".join(expected[:-1]) + (" or " if len(expected) > 1 else "") + expected[-1]
     words = [word for text in expected for word in text.split("'")[1::2]]
-    near = difflib.get_close_matches(problem.input, words, n=1) if isinstance(problem.input, str) else []
-    return f"expected {choices}, got {described(problem.input)}" + (f", did you mean '{near[0]}'?" if near else "")
+    return f"expected {choices}, got {described(problem.input)}{did_you_mean(problem.input, words)}"
 
 
 def _keys(schema: Callable[[], dict[str, Any]], path: Path) -> list[str]:

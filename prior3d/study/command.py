@@ -41,7 +41,7 @@ The file, complete:
       self:
         about: view_invariance with both views the same one.
         priors: {view_invariance: {}}
-        data: {pairs: {views: self}}    # any section of a recipe, laid over base
+        data: {control: self}           # any section of a recipe, laid over base
         trials: [{optim: {lr: 1.0e-3}}, {optim: {lr: 3.0e-3}}]
       view_invariance:
         about: Two views of one point have one feature.

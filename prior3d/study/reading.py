@@ -23,11 +23,9 @@ def read_matrix(path: Path) -> Matrix:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     source = Source(path.name, path.parent.absolute(), document.lines)
-    try:
+    with source.locating():
         matrix = _matrix(document.value, source)
         _check(matrix)
-    except UserError as error:
-        raise source.locate(error) from error
     for stage in matrix.stages:
         seed = matrix.stages[stage].seeds[0]
         for name, row in matrix.rows.items():

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contracts.fields import FIELDS, PROBES_ONLY, is_known
+from prior3d.contracts.fields import FIELDS, is_known
 from prior3d.contracts.prior import READABLE, Batch, Features, Prior, Scene
 from prior3d.randomness import reseed
 from prior3d.registry.schema import validate_options
@@ -74,7 +74,7 @@ def _check_declarations(prior: Prior) -> None:
     for need in (*prior.needs, *prior.encodes, *prior.prepares):
         for name in need.split("|"):
             assert is_known(name), f"names the field {name!r}, known are {sorted(FIELDS)} and <plugin>/<field>"
-            assert name not in PROBES_ONLY, f"{name} labels are for probes only"
+            assert name not in FIELDS.probes_only, f"{name} labels are for probes only"
     assert prior.views >= 1, "views must be at least 1"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prior3d.contracts.fields import DERIVED_FIELDS
+from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.prior import BackboneSpec, Batch, Features, Scene
 from prior3d.randomness import reseed
 
@@ -124,7 +124,7 @@ def _frames(scene: int, frames: Sequence[int], fields: set[str]) -> Batch:
         **{"image": image, "image_clean": image.clone(), "depth": depth, "pseudo_depth": depth.clone()},
         **{"intrinsics": intrinsics.repeat(len(frames), 1, 1), "world_from_camera": poses},
     }
-    made = {name: value[None] for name, value in views.items() if name in fields or DERIVED_FIELDS.get(name) in fields}
+    made = {name: value[None] for name, value in views.items() if fields & {name, FIELDS[name].made_from}}
     made |= {"pseudo_kind": torch.zeros(1, dtype=torch.int64)} if "pseudo_depth" in fields else {}
     return {**made, "scene": torch.tensor([scene]), "frame": torch.tensor([list(frames)])}
 

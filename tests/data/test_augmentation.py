@@ -20,17 +20,16 @@ def make_view(image_size=SOURCE, depth_size=None, frame=0):
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([columns, rows, np.full_like(rows, 90)], axis=-1).astype(np.uint8)
     numbers = np.arange(1, depth_size[0] * depth_size[1] + 1, dtype=np.float32).reshape(depth_size)
-    return View(
-        image=image,
-        depth=numbers,
-        intrinsics=np.array([[150.0, 0, 81.2], [0, 149.0, 58.3], [0, 0, 1]]),
-        world_from_camera=np.eye(4),
-        semantic=(numbers % 7).astype(np.uint8),
-        pseudo_depth=numbers,
-        pseudo_kind=1,
-        scene=3,
-        frame=frame,
-    )
+    values = {
+        "image": image,
+        "depth": numbers,
+        "intrinsics": np.array([[150.0, 0, 81.2], [0, 149.0, 58.3], [0, 0, 1]]),
+        "world_from_camera": np.eye(4),
+        "semantic": (numbers % 7).astype(np.uint8),
+        "pseudo_depth": numbers,
+        "pseudo_kind": 1,
+    }
+    return View(values, scene=3, frame=frame)
 
 
 def seeded(seed=0):
@@ -47,7 +46,7 @@ def source_pixels(view, sample, index=0):
     """Where the output's pixel centres lie in the source, by the intrinsics before and after alone, [2, H, W]."""
     after = sample["intrinsics"][index].double().numpy()
     rays = np.einsum("ij,jhw->ihw", np.linalg.inv(after), pixel_centers())
-    return np.einsum("ij,jhw->ihw", view.intrinsics, rays)[:2]
+    return np.einsum("ij,jhw->ihw", view["intrinsics"], rays)[:2]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -83,8 +82,8 @@ def test_depth_is_the_nearest_pixel_of_its_own_resolution(depth_size):
 
 def test_unprojected_depth_stays_on_its_plane():
     view, normal, distance = make_view(), np.array([0.3, -0.2, 0.93]), 2.0
-    rays = np.einsum("ij,jhw->ihw", np.linalg.inv(view.intrinsics), pixel_centers(SOURCE))
-    view.depth = (distance / np.einsum("i,ihw->hw", normal, rays)).astype(np.float32)
+    rays = np.einsum("ij,jhw->ihw", np.linalg.inv(view["intrinsics"]), pixel_centers(SOURCE))
+    view["depth"] = (distance / np.einsum("i,ihw->hw", normal, rays)).astype(np.float32)
     sample = assemble([view], SIZE, AugmentOptions(crop=(0.6, 0.7)), POSED, seeded(1))
 
     def residual(intrinsics):
@@ -92,14 +91,14 @@ def test_unprojected_depth_stays_on_its_plane():
         return np.abs(np.einsum("i,ihw->hw", normal, rays * sample["depth"][0].double().numpy()) - distance)
 
     # a ray through a pixel's centre meets depth measured half a source pixel away at most, along x and along y
-    bound = 0.5 * (0.3 / 150 + 0.2 / 149) * view.depth.max()
+    bound = 0.5 * (0.3 / 150 + 0.2 / 149) * view["depth"].max()
     assert residual(sample["intrinsics"][0].double().numpy()).max() < bound + 1e-5
-    assert residual(view.intrinsics).max() > 10 * bound, "the unmoved intrinsics would have passed as well"
+    assert residual(view["intrinsics"]).max() > 10 * bound, "the unmoved intrinsics would have passed as well"
 
 
 def test_plane_across_the_view_is_exact():
     view = make_view()
-    view.depth = np.full(SOURCE, 1.75, dtype=np.float32)
+    view["depth"] = np.full(SOURCE, 1.75, dtype=np.float32)
     sample = assemble([view], SIZE, AugmentOptions(), POSED, seeded(1))
     assert (sample["depth"] == 1.75).all()
 
@@ -130,7 +129,7 @@ def test_crops_are_related_by_their_homographies(options):
 
 def test_crops_come_from_a_view_chosen_at_random():
     views = [make_view(), make_view()]
-    views[1].image = np.full((*SOURCE, 3), 255, dtype=np.uint8)
+    views[1]["image"] = np.full((*SOURCE, 3), 255, dtype=np.uint8)
     fields = frozenset({"image_crops"})
     from_second = [assemble(views, SIZE, NO_COLOR, fields, seeded(s))["image_crops"].min() == 255 for s in range(40)]
     assert 8 < sum(from_second) < 32
@@ -185,9 +184,9 @@ def test_dtypes_and_shapes_are_those_of_the_table():
 def test_without_augmentation_a_view_of_the_right_size_is_untouched():
     view = make_view()
     sample = assemble([view], SOURCE, None, POSED | {"image_crops", "crop_from_image"}, seeded())
-    assert np.array_equal(sample["image"][0].permute(1, 2, 0).numpy(), view.image)
-    assert np.array_equal(sample["depth"][0].numpy(), view.depth)
-    assert np.allclose(sample["intrinsics"][0].numpy(), view.intrinsics)
+    assert np.array_equal(sample["image"][0].permute(1, 2, 0).numpy(), view["image"])
+    assert np.array_equal(sample["depth"][0].numpy(), view["depth"])
+    assert np.allclose(sample["intrinsics"][0].numpy(), view["intrinsics"])
     assert torch.allclose(sample["crop_from_image"], torch.eye(3))
 
 
@@ -213,7 +212,7 @@ def test_crops_keep_the_aspect_and_lie_within_the_image():
 
 def test_shrinking_averages_rather_than_skips_pixels():
     view = make_view()
-    view.image = np.repeat((np.indices(SOURCE).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    view["image"] = np.repeat((np.indices(SOURCE).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=-1)
     for size in ((30, 40), (12, 16)):
         image = assemble([view], size, None, frozenset({"image"}), seeded())["image"]
         assert (image.int() - 127).abs().max() <= 3, "a pattern of single pixels must turn grey, not alias"
@@ -235,7 +234,8 @@ def test_flips_move_all_maps_together_and_are_refused_for_poses():
 
 def test_views_may_lack_what_nobody_asks_for_but_nothing_else():
     view = make_view()
-    view.image, view.size, view.semantic = None, SOURCE, None
+    del view.values["image"], view.values["semantic"]
+    view.size = SOURCE
     sample = assemble([view], SIZE, None, frozenset({"depth", "intrinsics"}), seeded())
     assert sample["depth"].shape == (1, *SIZE)
     with pytest.raises(ValueError, match="expected image in every view, got none in scene 3, frame 0"):
@@ -246,7 +246,7 @@ def test_views_may_lack_what_nobody_asks_for_but_nothing_else():
     with pytest.raises(ValueError, match="expected the image or its size"):
         assemble([view], SIZE, None, frozenset({"depth"}), seeded())
     other = make_view()
-    other.pseudo_kind = 0
+    other["pseudo_kind"] = 0
     with pytest.raises(ValueError, match="expected one pseudo_kind"):
         assemble([make_view(), other], SIZE, None, frozenset({"pseudo_depth"}), seeded())
 
@@ -314,8 +314,8 @@ def test_a_change_that_changes_nothing_returns_the_same_bytes():
 
 def test_blur_grows_with_the_height_of_the_run():
     view, options = make_view(), AugmentOptions(crop=(1.0, 1.0), jitter=0, grayscale=0, blur=1, blur_sigma=(4.0, 4.0))
-    view.image = np.zeros((*SOURCE, 3), dtype=np.uint8)
-    view.image[:, 80:] = 255  # a step's slope tells the sigma
+    view["image"] = np.zeros((*SOURCE, 3), dtype=np.uint8)
+    view["image"][:, 80:] = 255  # a step's slope tells the sigma
     for height, width in (SOURCE, (240, 320)):
         row = assemble([view], (height, width), options, frozenset({"image"}), seeded())["image"][0, 0, height // 2]
         sigma = 255 / (row.float().diff().max().item() * np.sqrt(2 * np.pi))

@@ -3,20 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec, View
-from prior3d.data.posed.controls import permute_frames, with_geometry
+from prior3d.data.posed.controls import Controlled, permute_frames, with_control, with_geometry
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.posed.pairs import PairOptions
 from prior3d.data.sample.augmentation import AugmentOptions
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError
 from prior3d.geometry import match_views, unproject
+from prior3d_plugins.datasets.image_folder import ImageFolder
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera", "semantic"})
 SIZE = (48, 64)
-SELF, PERMUTED = PairOptions(views="self"), PairOptions(geometry="permuted")
+SELF, PERMUTED = "self", "permuted"
+FORMER = {SELF: PairOptions(views="self"), PERMUTED: PairOptions(geometry="permuted")}
 NO_PAIRS = torch.zeros(0, 2, dtype=torch.int64)
 
 
@@ -25,9 +28,10 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def rooms(cache, pairs: PairOptions | None = None, views: int = 2, seed: int = 0, **options) -> SyntheticRooms:
+def rooms(cache, control: str | None = None, views: int = 2, seed: int = 0, **options) -> PosedDataset:
     spec = DataSpec(SIZE, views, "train", cache, seed)
-    made = SyntheticRooms(spec, pairs=pairs or PairOptions(), **{"rooms": 2, "frames": 24, **options})
+    made = SyntheticRooms(spec, **{"rooms": 2, "frames": 24, **options})
+    made = with_control(made, control)
     made.prepare()
     return made
 
@@ -37,7 +41,7 @@ def sample(dataset: PosedDataset, draw: int, fields: frozenset[str] = FIELDS) ->
 
 
 def geometry(view: View) -> list[torch.Tensor]:
-    return [torch.from_numpy(array).float() for array in (view.depth, view.intrinsics, view.world_from_camera)]
+    return [torch.from_numpy(array).float() for array in (view["depth"], view["intrinsics"], view["world_from_camera"])]
 
 
 def matches(a: View, b: View) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +53,7 @@ def points_at(view: View, pixels: torch.Tensor) -> torch.Tensor:
     return unproject(*geometry(view))[pixels[:, 1], pixels[:, 0]]
 
 
-# views: self
+# self
 
 
 @pytest.mark.parametrize("views", [2, 3])
@@ -61,9 +65,9 @@ def test_self_pairs_are_one_frame_drawn_as_the_first_of_mined_pairs_are(cache, v
         assert {(view.scene, view.frame) for view in control} == {(true[0].scene, true[0].frame)}
         for view in control:
             for name in FIELDS:
-                np.testing.assert_array_equal(getattr(view, name), getattr(true[0], name))
-        control[0].image[:] = 0  # each view is the caller's own
-        assert control[1].image.any()
+                np.testing.assert_array_equal(view[name], true[0][name])
+        control[0]["image"][:] = 0  # each view is the caller's own
+        assert control[1]["image"].any()
 
 
 def test_self_pairs_are_augmented_apart_and_match_by_the_same_code(cache):
@@ -80,7 +84,7 @@ def test_self_pairs_are_augmented_apart_and_match_by_the_same_code(cache):
     assert min(found) > 200
 
 
-# geometry: permuted
+# permuted
 
 
 def test_permuted_geometry_has_as_many_matches_between_the_wrong_pixels(cache):
@@ -111,9 +115,9 @@ def test_permuted_geometry_is_that_of_another_frame_all_of_it_and_nothing_else(c
             assert view.scene == own.scene
             assert view.frame != own.frame
             for name in ("image", "semantic"):
-                np.testing.assert_array_equal(getattr(view, name), getattr(shown, name))
+                np.testing.assert_array_equal(view[name], shown[name])
             for name in ("depth", "intrinsics", "world_from_camera"):
-                np.testing.assert_array_equal(getattr(view, name), getattr(own, name))
+                np.testing.assert_array_equal(view[name], own[name])
             image_of.setdefault((own.scene, own.frame), set()).add(view.frame)
     assert all(len(frames) == 1 for frames in image_of.values())  # one fixed permutation
     assert len({(scene, *frames) for (scene, _), frames in image_of.items()}) == len(image_of)
@@ -133,7 +137,7 @@ def test_single_views_are_permuted_too(cache):
     for draw in range(len(true)):
         (view,), (own,) = sample(control, draw), sample(true, draw)
         assert view.frame != own.frame
-        np.testing.assert_array_equal(view.depth, own.depth)
+        np.testing.assert_array_equal(view["depth"], own["depth"])
         shown.append((view.scene, view.frame))
     assert len(set(shown)) == len(true)  # every image once an epoch
 
@@ -141,14 +145,12 @@ def test_single_views_are_permuted_too(cache):
 def test_one_frame_cannot_be_permuted(tmp_path):
     with pytest.raises(UserError, match="at least 2 frames") as caught:
         rooms(tmp_path, PERMUTED, views=1, frames=1)
-    assert caught.value.key == "data.pairs"
+    assert caught.value.key == "control"
 
 
 def test_surfaces_are_cut_out_for_the_geometry_a_view_has(cache):
     fields = FIELDS | {"surface", "surface_view"}
-    own, permuted = (
-        DrawnSamples(rooms(cache, options), fields, None, 0, False)[3] for options in (PairOptions(), PERMUTED)
-    )
+    own, permuted = (DrawnSamples(rooms(cache, options), fields, None, 0, False)[3] for options in (None, PERMUTED))
     assert len(own["surface"]) > 1000
     assert torch.equal(own["surface"], permuted["surface"])
     assert not torch.equal(own["image"], permuted["image"])
@@ -157,7 +159,7 @@ def test_surfaces_are_cut_out_for_the_geometry_a_view_has(cache):
 @pytest.mark.parametrize("control", [SELF, PERMUTED])
 def test_controls_leave_tables_their_cache_and_single_frames_alone(cache, control, monkeypatch):
     true = rooms(cache)
-    assert control.mining == PairOptions().mining
+    assert FORMER[control].mining == PairOptions().mining
     assert PairOptions(min_overlap=0.5).mining != PairOptions().mining
     monkeypatch.setattr(PosedDataset, "_mine", lambda *args: pytest.fail("mined again"))
     dataset = rooms(cache, control)
@@ -165,9 +167,9 @@ def test_controls_leave_tables_their_cache_and_single_frames_alone(cache, contro
         assert torch.equal(dataset.pairs(scene).first, true.pairs(scene).first)
         for name in FIELDS:
             views = [source.load(scene, 5, FIELDS) for source in (dataset, true)]
-            np.testing.assert_array_equal(*(getattr(view, name) for view in views))
-    assert any(line.startswith("control: ") for line in dataset.describe())
-    assert not any(line.startswith("control: ") for line in true.describe())
+            np.testing.assert_array_equal(*(view[name] for view in views))
+    assert any(line.startswith("control ") for line in dataset.describe())
+    assert not any(line.startswith("control ") for line in true.describe())
 
 
 def test_permutations_leave_no_frame_in_place_and_part_what_overlaps():
@@ -184,6 +186,30 @@ def test_permutations_leave_no_frame_in_place_and_part_what_overlaps():
 
 
 def test_frames_of_different_sizes_cannot_be_exchanged():
-    image, other = View(image=np.zeros((4, 6, 3), np.uint8), frame=1), View(size=(8, 12), frame=2)
+    image, other = View({"image": np.zeros((4, 6, 3), np.uint8)}, frame=1), View(size=(8, 12), frame=2)
     with pytest.raises(UserError, match=r"one size within a scene, got \(4, 6\) in frame 1 and \(8, 12\) in frame 2"):
         with_geometry(image, other)
+
+
+@pytest.mark.parametrize("control", [SELF, PERMUTED])
+def test_the_former_names_among_the_pair_options_give_the_same_samples(cache, control):
+    former = with_control(rooms(cache, pairs=FORMER[control]), None)
+    assert isinstance(former, Controlled) and former.control == control
+    current = rooms(cache, control)
+    for draw in range(10):
+        for view, other in zip(sample(former, draw), sample(current, draw), strict=True):
+            assert (view.scene, view.frame, view.size) == (other.scene, other.frame, other.size)
+            for name in FIELDS:
+                np.testing.assert_array_equal(view[name], other[name])
+
+
+def test_controls_that_make_no_sense_are_refused(cache):
+    data = rooms(cache)
+    assert with_control(data, None) is data
+    with pytest.raises(UserError, match="control: permuted, and the former names in pairs say self"):
+        with_control(SyntheticRooms(data.spec, pairs=FORMER[SELF]), PERMUTED)
+    (cache / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(cache / "images" / "a.png")
+    images = ImageFolder(DataSpec(SIZE, 1, "train", cache), root=cache / "images")
+    with pytest.raises(UserError, match="control: only posed data has controls"):
+        with_control(images, SELF)

@@ -31,7 +31,7 @@ NAMES = [f"{folder}/{name}.png" for folder in ("a", "b/c", "b") for name in ("x"
 
 
 def shown(dataset, draws):
-    return [int(dataset.sample(draw, IMAGE, torch.Generator())[0].image[0, 0, 0]) for draw in draws]
+    return [int(dataset.sample(draw, IMAGE, torch.Generator())[0]["image"][0, 0, 0]) for draw in draws]
 
 
 def test_each_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path):
@@ -60,7 +60,7 @@ def test_views_say_where_they_come_from(tmp_path):
     for draw in range(7):
         (view,) = dataset.sample(draw, IMAGE, torch.Generator())
         path = dataset.path(view.scene, view.frame)
-        assert np.array_equal(np.asarray(Image.open(path)), view.image)
+        assert np.array_equal(np.asarray(Image.open(path)), view["image"])
         assert path.is_relative_to(roots[view.scene])
         seen.add((view.scene, view.frame))
     assert len(seen) == 7
@@ -144,12 +144,12 @@ def test_pseudo_depth_comes_with_its_kind(tmp_path):
     assert dataset.provides == {"image", "pseudo_depth"}
     for draw in range(12):
         (view,) = dataset.sample(draw, frozenset({"image", "pseudo_depth"}), torch.Generator())
-        number = int(view.image[0, 0, 0])
+        number = int(view["image"][0, 0, 0])
         expected = 300 + number if number % 2 == 0 else np.float32((300 + number) / 7)
-        assert view.pseudo_kind == 1
-        assert view.pseudo_depth.dtype == np.float32 and view.pseudo_depth.shape == (3, 4)
-        assert view.pseudo_depth[0, 0] == 0 and (view.pseudo_depth.ravel()[1:] == expected).all()
-    assert dataset.sample(0, IMAGE, torch.Generator())[0].pseudo_depth is None
+        assert view["pseudo_kind"] == 1
+        assert view["pseudo_depth"].dtype == np.float32 and view["pseudo_depth"].shape == (3, 4)
+        assert view["pseudo_depth"][0, 0] == 0 and (view["pseudo_depth"].ravel()[1:] == expected).all()
+    assert "pseudo_depth" not in dataset.sample(0, IMAGE, torch.Generator())[0]
     assert "with pseudo-disparity" in dataset.describe()[0]
 
 
@@ -161,12 +161,9 @@ def test_pseudo_depth_below_the_images_is_not_an_image(tmp_path):
 
 def test_the_kind_may_be_declared_in_the_recipe(tmp_path):
     options = with_pseudo(tmp_path, kind=None)
-    assert (
-        ImageFolder(spec(), **options, pseudo_kind="depth")
-        .sample(0, frozenset({"pseudo_depth"}), torch.Generator())[0]
-        .pseudo_kind
-        == 0
-    )
+    dataset = ImageFolder(spec(), **options, pseudo_kind="depth")
+    (view,) = dataset.sample(0, frozenset({"pseudo_depth"}), torch.Generator())
+    assert view["pseudo_kind"] == 0
 
 
 @pytest.mark.parametrize(
@@ -237,5 +234,5 @@ def test_real_photographs_load(shared_data):
         dataset = ImageFolder(spec(split), root=shared_data / "camvid", folders=folders)
         sizes[split] = len(dataset)
         (view,) = dataset.sample(5, IMAGE, torch.Generator())
-        assert view.image.shape == (360, 480, 3) and 20 < view.image.mean() < 230
+        assert view["image"].shape == (360, 480, 3) and 20 < view["image"].mean() < 230
     assert sizes == {"train": 184, "validation": 101, "test": 233}

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec
-from prior3d.data.posed.cameras import read_pinhole
+from prior3d.data.posed.cameras import Calibration, read_pinhole
+from prior3d.data.posed.recorded import names_scene
 from prior3d.errors import DamagedFile, UserError
-from prior3d_plugins.datasets.posed_rgbd import Calibration, PosedRGBD
-from prior3d_plugins.datasets.posed_rgbd.layouts import names_scene
+from prior3d_plugins.datasets.posed import PosedRGBD
 
 ALL = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 KITCHEN = Calibration(fx=528, fy=528, cx=321, cy=239, translation=(-0.025, 0.0, 0.0))
@@ -72,23 +72,23 @@ def test_one_scene_of_frames(tmp_path, suffix):
     assert dataset.scenes == ["office"] and dataset.frame_count(0) == 3 and len(dataset) == 3
     for frame, number in enumerate((3, 7, 20)):
         view = dataset.load(0, frame, ALL)
-        assert np.abs(view.image.astype(int) - color(number)).max() <= 2
+        assert np.abs(view["image"].astype(int) - color(number)).max() <= 2
         expected = np.full((6, 8), 1 + number / 1000, dtype=np.float32)
         expected[0, :4] = 0, 0, 0.2, 9.0
-        assert view.depth.dtype == np.float32 and np.array_equal(view.depth, expected)
-        assert np.allclose(view.world_from_camera, pose(number))
-        assert view.intrinsics.tolist() == [[8, 0, 4.5], [0, 9, 3.5], [0, 0, 1]]
+        assert view["depth"].dtype == np.float32 and np.array_equal(view["depth"], expected)
+        assert np.allclose(view["world_from_camera"], pose(number))
+        assert view["intrinsics"].tolist() == [[8, 0, 4.5], [0, 9, 3.5], [0, 0, 1]]
         assert (view.size, view.scene, view.frame) == ((6, 8), 0, frame)
 
 
 def test_only_what_is_asked_for_is_decoded(tmp_path):
     dataset = PosedRGBD(spec(), root=write_frames(tmp_path))
-    assert dataset.load(0, 0, frozenset()).image is None
+    assert "image" not in dataset.load(0, 0, frozenset())
     mined = dataset.load(0, 0, frozenset({"depth", "intrinsics"}))
-    assert mined.image is None and mined.world_from_camera is None and mined.depth is not None
+    assert "image" not in mined and "world_from_camera" not in mined and "depth" in mined
     assert mined.size == (6, 8), "intrinsics mean nothing without the size of the image"
     crops = dataset.load(0, 0, frozenset({"image_crops", "crop_from_image"}))
-    assert crops.image is not None and crops.depth is None
+    assert "image" in crops and "depth" not in crops
 
 
 def test_sequences_share_the_intrinsics_of_a_folder_above(tmp_path):
@@ -98,7 +98,7 @@ def test_sequences_share_the_intrinsics_of_a_folder_above(tmp_path):
     (tmp_path / "camera-intrinsics.txt").write_text("16 18 8 6")
     dataset = PosedRGBD(spec(), root=tmp_path)
     assert dataset.scenes == ["chess/seq-01", "chess/seq-02", "fire/seq-01"]
-    focal = [dataset.load(scene, 0, ALL).intrinsics[0, 0] for scene in range(3)]
+    focal = [dataset.load(scene, 0, ALL)["intrinsics"][0, 0] for scene in range(3)]
     assert focal == [8, 8, 16]
 
 
@@ -107,21 +107,21 @@ def test_exported_scannet(tmp_path):
     dataset.verify()
     assert dataset.scenes == ["scene0000_00"]
     view = dataset.load(0, 2, ALL)
-    assert view.image.shape == (12, 20, 3) and view.size == (12, 20)
-    assert np.abs(view.image.astype(int) - 100).max() <= 2, "frames are ordered by number, not by name"
-    assert np.allclose(view.world_from_camera, pose(10))
-    assert np.allclose(view.intrinsics, [[40, 0, 10], [0, 32, 6], [0, 0, 1]])
+    assert view["image"].shape == (12, 20, 3) and view.size == (12, 20)
+    assert np.abs(view["image"].astype(int) - 100).max() <= 2, "frames are ordered by number, not by name"
+    assert np.allclose(view["world_from_camera"], pose(10))
+    assert np.allclose(view["intrinsics"], [[40, 0, 10], [0, 32, 6], [0, 0, 1]])
     # at the depth maps' size the colour camera has fx = 16, fy = 16, c = (4, 3): twice the focal length of the other
     source = np.arange(1, 49).reshape(6, 8) / 1000
     rows, columns = (np.floor((np.arange(n) + 0.5 - n / 2) / 2 + n / 2).astype(int) for n in (6, 8))
-    assert np.allclose(view.depth, source[rows[:, None], columns])
+    assert np.allclose(view["depth"], source[rows[:, None], columns])
 
 
 def test_conventions_of_pixel_centres(tmp_path):
     write_frames(tmp_path)
     for convention, center in (("integer", [4.5, 3.5]), ("half", [4, 3])):
         dataset = PosedRGBD(spec(), root=tmp_path, pixel_centers=convention)
-        assert dataset.load(0, 0, ALL).intrinsics[:2, 2].tolist() == center
+        assert dataset.load(0, 0, ALL)["intrinsics"][:2, 2].tolist() == center
 
 
 def test_intrinsics_from_the_recipe_are_for_scenes_without_a_file(tmp_path):
@@ -130,10 +130,10 @@ def test_intrinsics_from_the_recipe_are_for_scenes_without_a_file(tmp_path):
     (tmp_path / "camera.txt").write_text("5, 6, 4, 3")
     for given in ((5.0, 6.0, 4.0, 3.0), tmp_path / "camera.txt"):
         dataset = PosedRGBD(spec(), root=tmp_path, intrinsics=given)
-        assert [dataset.load(scene, 0, ALL).intrinsics[1, 1] for scene in (0, 1)] == [6, 9]
-        assert not any("unused" in line for line in dataset.describe())
+        assert [dataset.load(scene, 0, ALL)["intrinsics"][1, 1] for scene in (0, 1)] == [6, 9]
+        assert dataset.describe()[-1] == "b: intrinsics goes unused: it has a file of its own"
     only_b = PosedRGBD(spec(), root=tmp_path, scenes=("b",), intrinsics=(5.0, 6.0, 4.0, 3.0))
-    assert only_b.describe()[-1] == "data.intrinsics goes unused: every scene has a file of its own"
+    assert only_b.describe()[-1] == "b: intrinsics goes unused: it has a file of its own"
 
 
 def test_intrinsics_scale_to_images_larger_than_depth(tmp_path):
@@ -141,23 +141,27 @@ def test_intrinsics_scale_to_images_larger_than_depth(tmp_path):
     for path in tmp_path.glob("*.color.png"):
         Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(path)
     view = PosedRGBD(spec(), root=tmp_path).load(0, 0, ALL)
-    assert view.size == (12, 16) and view.depth.shape == (6, 8)
-    assert view.intrinsics.tolist() == [[16, 0, 9], [0, 18, 7], [0, 0, 1]]
+    assert view.size == (12, 16) and view["depth"].shape == (6, 8)
+    assert view["intrinsics"].tolist() == [[16, 0, 9], [0, 18, 7], [0, 0, 1]]
 
 
 def test_depth_codes(tmp_path):
     write_frames(tmp_path)
     dataset = PosedRGBD(spec(), root=tmp_path, depth_scale=500, invalid_depth=(9000,), min_depth=0.5, max_depth=100.0)
-    depth = dataset.load(0, 1, ALL).depth
+    depth = dataset.load(0, 1, ALL)["depth"]
     # 0 and 200 are nearer than 0.5 m, 65535 is beyond 100 m, 9000 is said to be invalid
     assert depth[0, :4].tolist() == [0, 0, 0, 0] and (depth[1:] == np.float32(1001 / 500)).all()
-    assert PosedRGBD(spec(), root=tmp_path, invalid_depth=()).load(0, 1, ALL).depth[0, 1] == np.float32(65.535)
+    assert PosedRGBD(spec(), root=tmp_path, invalid_depth=()).load(0, 1, ALL)["depth"][0, 1] == np.float32(65.535)
 
 
 def test_frames_are_thinned(tmp_path):
     write_frames(tmp_path, range(10))
     dataset = PosedRGBD(spec(), root=tmp_path, frame_step=3, max_frames=3)
-    assert [dataset.load(0, frame, ALL).world_from_camera[0, 3] for frame in range(dataset.frame_count(0))] == [0, 3, 6]
+    assert [dataset.load(0, frame, ALL)["world_from_camera"][0, 3] for frame in range(dataset.frame_count(0))] == [
+        0,
+        3,
+        6,
+    ]
 
 
 def test_unusable_poses_are_left_out_and_counted(tmp_path):
@@ -172,11 +176,14 @@ def test_unusable_poses_are_left_out_and_counted(tmp_path):
     (folder / "frame-000006.pose.txt").write_text("lost\n")
     dataset = PosedRGBD(spec(), root=tmp_path)
     dataset.verify()
-    assert [dataset.load(0, frame, ALL).world_from_camera[0, 3] for frame in range(dataset.frame_count(0))] == [0, 7]
-    assert dataset.describe()[-1] == "scene: 6 frames left out, poses no 4x4 matrix: 2, not finite: 2, not rigid: 2"
+    assert [dataset.load(0, frame, ALL)["world_from_camera"][0, 3] for frame in range(dataset.frame_count(0))] == [0, 7]
+    assert dataset.describe()[-1] == (
+        "scene: 6 frames left out (pose no 4x4 matrix: 2, frames 5, 6, pose not finite: 2, frames 1, 4,"
+        " pose not rigid: 2, frames 2, 3)"
+    )
     for number in (0, 7):
         np.savetxt(folder / f"frame-{number:06d}.pose.txt", nan)
-    with pytest.raises(UserError, match=r"data\.root: no frame has a usable pose \(no 4x4 matrix: 2, not finite: 4"):
+    with pytest.raises(UserError, match=r"^root: no frame can be used \(pose no 4x4 matrix: 2, pose not finite: 4"):
         PosedRGBD(spec(), root=tmp_path).verify()
 
 
@@ -211,14 +218,14 @@ def test_calibration_is_for_the_scenes_it_names(tmp_path):
     other = Calibration(fx=16, fy=18, cx=4, cy=3, translation=(0.0, 0.0, 0.0))
     dataset = PosedRGBD(spec(), root=tmp_path, depth_to_color={"kitchen-a": left, "*kitchen*": other})
     raw = PosedRGBD(spec(), root=tmp_path)
-    assert dataset.load(1, 0, ALL).intrinsics[0, 0] == 16
-    assert np.array_equal(dataset.load(2, 0, ALL).depth, raw.load(2, 0, ALL).depth)
+    assert dataset.load(1, 0, ALL)["intrinsics"][0, 0] == 16
+    assert np.array_equal(dataset.load(2, 0, ALL)["depth"], raw.load(2, 0, ALL)["depth"])
     seen, before = dataset.load(0, 1, ALL), raw.load(0, 1, ALL)
     # 1.001 m away things move by about one pixel to the left; the pose is that of the colour camera
-    assert np.array_equal(seen.depth[1:, :-1], before.depth[1:, 1:]) and (seen.depth[1:, -1] == 0).all()
-    depth_camera_in_world = before.world_from_camera @ [0, 0, 0, 1]
-    color_camera_in_world = before.world_from_camera @ [1.01 / 8, 0, 0, 1]
-    assert np.allclose(seen.world_from_camera @ [0, 0, 0, 1], color_camera_in_world)
+    assert np.array_equal(seen["depth"][1:, :-1], before["depth"][1:, 1:]) and (seen["depth"][1:, -1] == 0).all()
+    depth_camera_in_world = before["world_from_camera"] @ [0, 0, 0, 1]
+    color_camera_in_world = before["world_from_camera"] @ [1.01 / 8, 0, 0, 1]
+    assert np.allclose(seen["world_from_camera"] @ [0, 0, 0, 1], color_camera_in_world)
     assert not np.allclose(color_camera_in_world, depth_camera_in_world)
 
 
@@ -226,7 +233,7 @@ def test_keys_of_the_cache_follow_the_content(tmp_path):
     write_frames(tmp_path)
 
     def key(**options):
-        return PosedRGBD(spec(), root=tmp_path, **options).cache_key(0)
+        return PosedRGBD(spec(), root=tmp_path, **options).scene_fingerprint(0)
 
     first = key()
     assert key() == first
@@ -247,7 +254,7 @@ def test_a_dataset_can_be_sent_to_a_worker(tmp_path):
     dataset = PosedRGBD(spec(), root=write_frames(tmp_path))
     expected = dataset.load(0, 1, ALL)
     received = pickle.loads(pickle.dumps(dataset)).load(0, 1, ALL)
-    assert np.array_equal(received.depth, expected.depth)
+    assert np.array_equal(received["depth"], expected["depth"])
 
 
 def remove(name):
@@ -259,26 +266,26 @@ def remove(name):
     [
         (
             remove("frame-000001.depth.png"),
-            r"data\.root: scene s has 3 colour, 2 depth, 3 pose files; the first unmatched is frame 1, with no depth",
+            r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched is frame 1, with no depth"
+            r" \(depth is read from \.png; no file has another extension\)",
         ),
-        (remove("frame-000002.color.png"), "has 2 colour, 3 depth, 3 pose files; .* frame 2, with no colour"),
-        (remove("frame-000000.pose.txt"), "frame 0, with no pose"),
+        (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame 2, with no color"),
         (
             lambda folder: (folder / "frame-000009.color.png").touch(),
-            "has 4 colour, .* frame 9, with no depth and no pose",
+            "has 4 color, .* frame 9, with no depth",
         ),
         (
             remove("camera-intrinsics.txt"),
-            r"data\.intrinsics: no intrinsics for scene s: set fx, fy, cx, cy or add camera-intrinsics\.txt",
+            r"^intrinsics: no intrinsics for scene s: set fx, fy, cx, cy or add camera-intrinsics\.txt",
         ),
         (
             lambda folder: (folder / "camera-intrinsics.txt").write_text("585 0 320"),
-            r"data\.root: expected intrinsics .* in .*camera-intrinsics\.txt",
+            r"^root: expected intrinsics .* in .*camera-intrinsics\.txt",
         ),
         (lambda folder: (folder / "camera-intrinsics.txt").write_text("5 -5 3 2"), "positive focal lengths"),
         (
             lambda folder: [path.write_bytes(b"") for path in folder.glob("*.depth.png")],
-            r"data\.root: none of 3 files can be read, the first: .*frame-000000\.depth\.png",
+            r"^root: none of 3 files can be used, the first: .*frame-000000\.depth\.png",
         ),
     ],
 )
@@ -292,30 +299,30 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     root = write_frames(tmp_path / "data" / "s").parent
     (tmp_path / "empty").mkdir()
     cases = [
-        ({"root": tmp_path / "nowhere"}, r"data\.root: no folder .*nowhere"),
-        ({"root": tmp_path / "empty"}, r"data\.root: no scene of the layout auto in .*empty: expected frame-000000"),
-        ({"layout": "scannet"}, r"data\.root: no scene of the layout scannet"),
-        ({"scenes": ("kitchen",)}, r"data\.scenes: no scene kitchen; there are s"),
-        ({"test_scenes": ("t",)}, r"data\.test_scenes: no scene t"),
-        ({"test_scenes": ("s",)}, r"data\.scenes: every scene is kept for validation or test"),
-        ({"test_scenes": ("s",), "validation_scenes": ("s",)}, r"data\.test_scenes: scene s is both"),
-        ({"depth_to_color": {"kitchen-*": KITCHEN}}, r"data\.depth_to_color: no scene kitchen-\*; there are s"),
-        ({"depth_scale": 0.0}, r"data\.depth_scale: expected units per metre above 0, got 0\.0"),
-        ({"min_depth": 3.0, "max_depth": 2.0}, r"data\.min_depth: expected 0 <= min_depth < max_depth, got 3\.0 and"),
-        ({"invalid_depth": (70000,)}, r"data\.invalid_depth: expected values of 16 bits"),
-        ({"frame_step": 0}, r"data\.frame_step: expected at least 1, got 0"),
-        ({"max_frames": 0}, r"data\.max_frames: expected at least 1, got 0"),
+        ({"root": tmp_path / "nowhere"}, r"^root: no folder .*nowhere"),
+        ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognises .*empty: it is empty"),
+        ({"layout": "scannet"}, r"^root: no scene in .*: expected the folders color, depth and pose; there is s/$"),
+        ({"scenes": ("kitchen",)}, r"^scenes: no scene kitchen; there are s"),
+        ({"test_scenes": ("t",)}, r"^test_scenes: no scene t"),
+        ({"test_scenes": ("s",)}, r"^scenes: every scene is kept for validation or test"),
+        ({"test_scenes": ("s",), "validation_scenes": ("s",)}, r"^test_scenes: scene s is both"),
+        ({"depth_to_color": {"kitchen-*": KITCHEN}}, r"^depth_to_color: no scene kitchen-\*; there are s"),
+        ({"depth_scale": 0.0}, r"^depth_scale: expected units per meter above 0, got 0\.0"),
+        ({"min_depth": 3.0, "max_depth": 2.0}, r"^min_depth: expected 0 <= min_depth < max_depth, got 3\.0 and"),
+        ({"invalid_depth": (70000,)}, r"^invalid_depth: expected values of 16 bits"),
+        ({"frame_step": 0}, r"^frame_step: expected at least 1, got 0"),
+        ({"max_frames": 0}, r"^max_frames: expected at least 1, got 0"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):
             PosedRGBD(spec(), **{"root": root, **options})
-    with pytest.raises(UserError, match=r"data\.test_scenes: this data has no split test"):
+    with pytest.raises(UserError, match=r"^test_scenes: this data has no split test"):
         PosedRGBD(spec("test"), root=root)
     (root / "s" / "camera-intrinsics.txt").unlink()
     for intrinsics, message in (
-        (tmp_path / "no.txt", r"data\.intrinsics: no file .*no\.txt"),
-        (root / "s" / "frame-000000.color.png", r"data\.intrinsics: expected intrinsics"),
-        ((0.0, 1.0, 2.0, 3.0), r"data\.intrinsics: expected positive focal lengths"),
+        (tmp_path / "no.txt", r"^intrinsics: no file .*no\.txt"),
+        (root / "s" / "frame-000000.color.png", r"^intrinsics: expected intrinsics"),
+        ((0.0, 1.0, 2.0, 3.0), r"^intrinsics: expected positive focal lengths"),
     ):
         with pytest.raises(UserError, match=message):
             PosedRGBD(spec(), root=root, intrinsics=intrinsics).verify()
@@ -332,7 +339,7 @@ def test_matrices_of_several_forms_are_intrinsics(tmp_path):
     path = tmp_path / "k.txt"
     for text in ("5 6 3 2", "5 0 3 0 6 2 0 0 1", "5 0 3 0\n0 6 2 0\n0 0 1 0\n0 0 0 1", "5,6,3,2"):
         path.write_text(text)
-        assert read_pinhole(path, "half", "data.root").tolist() == [[5, 0, 3], [0, 6, 2], [0, 0, 1]]
+        assert read_pinhole(path, "half", "root").tolist() == [[5, 0, 3], [0, 6, 2], [0, 0, 1]]
 
 
 def truncate(path):
@@ -390,21 +397,21 @@ def test_one_section_names_a_registered_and_an_unregistered_scene(shared_data, t
     assert dataset.scenes == ["kitchen-a", "office"]
     assert [dataset.frame_count(scene) for scene in (0, 1)] == [100, 50]
     kitchen, office = (dataset.load(scene, 3, ALL) for scene in (0, 1))
-    assert kitchen.intrinsics.tolist() == [[528, 0, 321.5], [0, 528, 239.5], [0, 0, 1]]
-    assert office.intrinsics[0].tolist() == pytest.approx([570.342205, 0, 320.5])
+    assert kitchen["intrinsics"].tolist() == [[528, 0, 321.5], [0, 528, 239.5], [0, 0, 1]]
+    assert office["intrinsics"][0].tolist() == pytest.approx([570.342205, 0, 320.5])
     for view in (kitchen, office):
-        assert view.image.shape == (480, 640, 3) and view.depth.shape == (480, 640)
-        assert 0.5 < np.median(view.depth[view.depth > 0]) < 5
+        assert view["image"].shape == (480, 640, 3) and view["depth"].shape == (480, 640)
+        assert 0.5 < np.median(view["depth"][view["depth"] > 0]) < 5
     raw = PosedRGBD(spec(), root=shared_data / "rgbd" / "kitchen-a").load(0, 3, ALL)
-    assert (raw.depth > 0).mean() - 0.2 < (kitchen.depth > 0).mean() < (raw.depth > 0).mean()
+    assert (raw["depth"] > 0).mean() - 0.2 < (kitchen["depth"] > 0).mean() < (raw["depth"] > 0).mean()
 
 
 def world_points(view, step):
-    y, x = np.mgrid[: view.depth.shape[0], : view.depth.shape[1]]
-    pixels = np.stack([x + 0.5, y + 0.5, np.ones(view.depth.shape)])[:, ::step, ::step].reshape(3, -1)
-    depth = view.depth[::step, ::step].ravel()
-    points = np.linalg.inv(view.intrinsics) @ (pixels * depth)
-    return (view.world_from_camera[:3, :3] @ points + view.world_from_camera[:3, 3:]).T[depth > 0]
+    y, x = np.mgrid[: view["depth"].shape[0], : view["depth"].shape[1]]
+    pixels = np.stack([x + 0.5, y + 0.5, np.ones(view["depth"].shape)])[:, ::step, ::step].reshape(3, -1)
+    depth = view["depth"][::step, ::step].ravel()
+    points = np.linalg.inv(view["intrinsics"]) @ (pixels * depth)
+    return (view["world_from_camera"][:3, :3] @ points + view["world_from_camera"][:3, 3:]).T[depth > 0]
 
 
 def test_registration_moves_the_camera_and_not_the_world(shared_data, tmp_path):
@@ -415,7 +422,7 @@ def test_registration_moves_the_camera_and_not_the_world(shared_data, tmp_path):
     registered = PosedRGBD(spec(), root=folder, depth_to_color={"*": KITCHEN}).load(0, 20, ALL)
     distance, _ = before.query(world_points(registered, 5))
     assert np.quantile(distance, 0.99) < 0.01
-    registered.world_from_camera = raw.load(0, 20, ALL).world_from_camera  # the depth camera's: 25 mm off
+    registered["world_from_camera"] = raw.load(0, 20, ALL)["world_from_camera"]  # the depth camera's: 25 mm off
     wrong, _ = before.query(world_points(registered, 5))
     assert np.median(wrong) > 2 * np.median(distance)
 
@@ -432,4 +439,4 @@ def test_damaged_depth_is_left_out_of_the_pairs_and_reported(shared_data, tmp_pa
     assert [damage.path for damage in dataset.damaged] == [damaged]
     pairs = dataset.pairs(0)
     assert {*pairs.first.tolist(), *pairs.second.tolist()} == {0, 2}
-    assert json.loads(dataset.cache_key(0))[0] == "posed_rgbd"
+    assert json.loads(dataset.scene_fingerprint(0))[0] == "posed"

@@ -66,7 +66,9 @@ def test_shared_splits_draw_from_everything():
 def test_a_few_disjoint_rooms_of_every_split_show_every_class(split, tmp_path):
     counts = {"rooms": 4, "validation_rooms": 4, "test_rooms": 4}
     rooms = SyntheticRooms(DataSpec((48, 64), 2, split, tmp_path), frames=16, families="disjoint", **counts)
-    semantic = [rooms.load(scene, frame, frozenset({"semantic"})).semantic for scene in range(4) for frame in range(16)]
+    semantic = [
+        rooms.load(scene, frame, frozenset({"semantic"}))["semantic"] for scene in range(4) for frame in range(16)
+    ]
     share = np.bincount(np.concatenate(semantic, axis=None), minlength=len(CLASSES)) / np.size(semantic)
     assert (share > 2e-4).all(), dict(zip(CLASSES, share.round(5), strict=True))
 
@@ -124,8 +126,8 @@ def test_options_change_the_rooms_and_their_place_in_the_cache(tmp_path):
     spec = DataSpec((12, 16), 2, "test", tmp_path)
     options = [{}, {"families": "disjoint"}, {"texture": "correlated"}, {"noise": 0.1}, {"highlights": 0.5}]
     made = [SyntheticRooms(spec, test_rooms=1, frames=2, **chosen) for chosen in options]
-    images = [rooms.load(0, 0, frozenset({"image"})).image.tobytes() for rooms in made]
+    images = [rooms.load(0, 0, frozenset({"image"}))["image"].tobytes() for rooms in made]
     assert len(set(images)) == len(options)
-    assert len({rooms.cache_key(0) for rooms in made}) == len(options)
+    assert len({rooms.scene_fingerprint(0) for rooms in made}) == len(options)
     again = SyntheticRooms(DataSpec((12, 16), 2, "test", tmp_path / "other", 7), test_rooms=1, frames=2, **options[1])
-    assert again.load(0, 0, frozenset({"image"})).image.tobytes() == images[1]
+    assert again.load(0, 0, frozenset({"image"}))["image"].tobytes() == images[1]

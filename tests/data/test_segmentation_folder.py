@@ -43,13 +43,13 @@ def test_images_come_with_their_masks(tmp_path):
     assert [dataset.frame_count(scene) for scene in range(len(dataset.scenes))] == [3]
     for frame in range(3):
         view = dataset.load(0, frame, BOTH)
-        assert view.image[0, 0, 0] == frame == view.frame
-        assert view.semantic.dtype == np.uint8
-        assert set(np.unique(view.semantic)) == {0, 2, 255}
+        assert view["image"][0, 0, 0] == frame == view.frame
+        assert view["semantic"].dtype == np.uint8
+        assert set(np.unique(view["semantic"])) == {0, 2, 255}
         raw = np.asarray(Image.open(dataset.mask_path(frame)))
-        assert np.array_equal(view.semantic == 255, (raw == 7) | (raw == 255))
-    assert dataset.load(0, 0, frozenset({"image"})).semantic is None
-    seen = [int(dataset.sample(draw, BOTH, torch.Generator())[0].image[0, 0, 0]) for draw in range(6)]
+        assert np.array_equal(view["semantic"] == 255, (raw == 7) | (raw == 255))
+    assert "semantic" not in dataset.load(0, 0, frozenset({"image"}))
+    seen = [int(dataset.sample(draw, BOTH, torch.Generator())[0]["image"][0, 0, 0]) for draw in range(6)]
     assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
     assert len(pickle.loads(pickle.dumps(dataset))) == 3
 
@@ -63,9 +63,9 @@ def test_masks_of_other_modes(tmp_path):
     put(tmp_path / "train/labels/b.png", grey.astype(np.uint16))
     put(tmp_path / "train/labels/c.png", grey > 0, "1")
     dataset = SegmentationFolder(spec(), root=tmp_path, classes=3)
-    assert np.array_equal(dataset.load(0, 0, BOTH).semantic, grey)
-    assert np.array_equal(dataset.load(0, 1, BOTH).semantic, grey)
-    assert np.array_equal(dataset.load(0, 2, BOTH).semantic, grey > 0)
+    assert np.array_equal(dataset.load(0, 0, BOTH)["semantic"], grey)
+    assert np.array_equal(dataset.load(0, 1, BOTH)["semantic"], grey)
+    assert np.array_equal(dataset.load(0, 2, BOTH)["semantic"], grey > 0)
 
 
 def test_splits_are_the_folders_that_exist(tmp_path):
@@ -192,8 +192,8 @@ def test_real_street_images(shared_data):
         dataset.verify()
         sizes[split, match] = len(dataset)
         view = dataset.load(0, len(dataset) // 2, BOTH)
-        assert view.semantic.shape == view.image.shape[:2] == (360, 480)
-        seen += np.bincount(view.semantic.ravel(), minlength=256)
+        assert view["semantic"].shape == view["image"].shape[:2] == (360, 480)
+        seen += np.bincount(view["semantic"].ravel(), minlength=256)
     assert sizes == {("train", None): 184, ("validation", None): 101, ("test", None): 233, ("test", "Seq05VD*"): 171}
     assert seen[3] > 50_000 and seen[11:255].sum() == 0 and seen[255] > 0
     with pytest.raises(UserError, match=r"holds the class id 11, and the 11 classes have the ids 0 to 10"):

@@ -11,7 +11,7 @@ from prior3d.data.posed.fusion import Cloud, PosedFrame, away_from_edges, fuse
 from prior3d.data.posed.surface import Surface, SurfaceOptions, add_surface, crop_to_frustum, even_subset, frustum_box
 from prior3d.data.sample.augmentation import AugmentOptions, assemble
 from prior3d.data.sample.loading import DrawnSamples, collate
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
@@ -61,10 +61,12 @@ class Walls(PosedDataset):
         self.loads += 1
         pose = turned(10 * frame, (0.1 * frame, 0, 0))
         depth = wall_depth(pose, 2.0 + scene)
-        image = painted((48, 64), (60 * frame, 100 + scene, 7)) if "image" in fields else None
-        return View(image, depth, CAMERA, (48, 64), pose, scene=scene, frame=frame)
+        values = {"depth": depth, "intrinsics": CAMERA, "world_from_camera": pose}
+        if "image" in fields:
+            values["image"] = painted((48, 64), (60 * frame, 100 + scene, 7))
+        return View(values, scene, frame, (48, 64))
 
-    def cache_key(self, scene):
+    def scene_fingerprint(self, scene):
         return self.scenes[scene]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration
 from prior3d.data.posed.surface import SurfaceOptions
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 
 FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 SIZE = (48, 64)
@@ -58,7 +58,7 @@ def test_fused_colours_are_those_of_the_images_they_project_to(shared_data, tmp_
     right, wrong = [], []
     for frame in range(0, dataset.frame_count(0), 3):
         seen, pixels = visible(points, dataset.load(0, frame, FIELDS))
-        image = dataset.load(0, frame, FIELDS).image[pixels[:, 1], pixels[:, 0]]
+        image = dataset.load(0, frame, FIELDS)["image"][pixels[:, 1], pixels[:, 0]]
         assert len(image) > 10_000
         right.append(np.abs(colors[seen] - image).mean())
         wrong.append(np.abs(shuffled[seen] - image).mean())
@@ -67,12 +67,12 @@ def test_fused_colours_are_those_of_the_images_they_project_to(shared_data, tmp_
 
 def visible(points, view):
     """Which points a view sees, and the pixels [M, 2] it sees them at: those within 1 cm of what it measured."""
-    camera_from_world = np.linalg.inv(view.world_from_camera)
+    camera_from_world = np.linalg.inv(view["world_from_camera"])
     local = points @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
     with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = (local @ view.intrinsics.T)[:, :2].T / local[:, 2]
-    height, width = view.depth.shape
+        x, y = (local @ view["intrinsics"].T)[:, :2].T / local[:, 2]
+    height, width = view["depth"].shape
     inside = np.flatnonzero((local[:, 2] > 0.1) & (x >= 0) & (x < width) & (y >= 0) & (y < height))
     pixels = np.stack([x, y], -1)[inside].astype(int)
-    seen = np.abs(view.depth[pixels[:, 1], pixels[:, 0]] - local[inside, 2]) < 0.01
+    seen = np.abs(view["depth"][pixels[:, 1], pixels[:, 0]] - local[inside, 2]) < 0.01
     return inside[seen], pixels[seen]

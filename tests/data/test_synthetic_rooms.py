@@ -53,7 +53,9 @@ def camera_rays(pose: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
 
 
 def points_of(view: View) -> torch.Tensor:
-    return unproject(*(torch.from_numpy(array) for array in (view.depth, view.intrinsics, view.world_from_camera)))
+    return unproject(
+        *(torch.from_numpy(array) for array in (view["depth"], view["intrinsics"], view["world_from_camera"]))
+    )
 
 
 def corners_of(piece: Piece) -> np.ndarray:
@@ -177,12 +179,12 @@ def test_normals_are_the_slope_of_the_depth_in_camera_axes(cache):
     assert "normals" in rooms.provides
     for frame in range(4):
         view = rooms.load(0, frame, FIELDS | {"normals"})
-        in_camera = (torch.from_numpy(array) for array in (view.depth, view.intrinsics))
+        in_camera = (torch.from_numpy(array) for array in (view["depth"], view["intrinsics"]))
         points = unproject(*in_camera, torch.eye(4)).numpy()
         across, down = points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1]
         slope = np.cross(down, across)
         slope /= np.linalg.norm(slope, axis=-1, keepdims=True)
-        normals = view.normals
+        normals = view["normals"]
         assert (normals.shape, normals.dtype) == ((96, 128, 3), np.float32)
         np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
         assert ((normals * points).sum(-1) < 0).mean() > 0.999  # towards the camera, which is at 0
@@ -192,9 +194,9 @@ def test_normals_are_the_slope_of_the_depth_in_camera_axes(cache):
         angle = np.degrees(np.arccos(np.clip((slope * middle).sum(-1), -1, 1)))
         assert flat.mean() > 0.5
         assert (angle[flat] < 0.5).mean() > 0.8  # the rest steps from one face to a parallel one
-        floor = view.semantic == CLASSES.index("floor")
+        floor = view["semantic"] == CLASSES.index("floor")
         assert not floor.any() or (normals[floor][:, 1] < -0.5).all()  # up, and y points down
-    assert rooms.load(0, 0, FIELDS).normals is None
+    assert "normals" not in rooms.load(0, 0, FIELDS)
 
 
 def test_rays_that_are_left_out_could_not_have_met_anything(monkeypatch):
@@ -223,22 +225,22 @@ def test_views_agree_on_depth_class_and_colour(cache):
             shares = []
             for a, b in (views, views[::-1]):
                 points = points_of(a)
-                cameras = torch.from_numpy(b.intrinsics), torch.from_numpy(b.world_from_camera)
+                cameras = torch.from_numpy(b["intrinsics"]), torch.from_numpy(b["world_from_camera"])
                 pixels, depth = (tensor.numpy() for tensor in project(points.reshape(-1, 3), *cameras))
                 x, y = np.floor(pixels.T)
                 seen = (depth > 0.1) & (x >= 0) & (x < 128) & (y >= 0) & (y < 96)
                 x, y = x[seen].astype(int), y[seen].astype(int)
-                same = np.abs(b.depth[y, x] - depth[seen]) < 0.02 * depth[seen]
+                same = np.abs(b["depth"][y, x] - depth[seen]) < 0.02 * depth[seen]
                 shares.append(same.sum() / len(depth))
-                same_class.append(a.semantic.ravel()[seen][same] == b.semantic[y, x][same])
-                gap = a.image.reshape(-1, 3)[seen][same].astype(float) - b.image[y, x][same]
+                same_class.append(a["semantic"].ravel()[seen][same] == b["semantic"][y, x][same])
+                gap = a["image"].reshape(-1, 3)[seen][same].astype(float) - b["image"][y, x][same]
                 colour_gap.append(np.abs(gap).mean(-1))
             assert np.mean(shares) == pytest.approx(overlap, abs=0.15)
     assert len(same_class) >= 10
     assert np.concatenate(same_class).mean() > 0.96
     # Half a pixel off in a fine pattern is another colour; but most points have one colour for all views.
     assert np.median(np.concatenate(colour_gap)) < 6
-    assert np.median(np.abs(np.diff(a.image.reshape(-1, 3)[::577].astype(float), axis=0)).mean(-1)) > 30
+    assert np.median(np.abs(np.diff(a["image"].reshape(-1, 3)[::577].astype(float), axis=0)).mean(-1)) > 30
 
 
 def test_exposure_changes_brightness_and_nothing_else(cache):
@@ -246,9 +248,9 @@ def test_exposure_changes_brightness_and_nothing_else(cache):
     gains = []
     for frame in range(6):
         a, b = plain.load(0, frame, FIELDS), exposed.load(0, frame, FIELDS)
-        np.testing.assert_array_equal(a.depth, b.depth)
-        dark = (a.image > 40) & (a.image < 150)
-        gain = b.image[dark] / a.image[dark].astype(float)
+        np.testing.assert_array_equal(a["depth"], b["depth"])
+        dark = (a["image"] > 40) & (a["image"] < 150)
+        gain = b["image"][dark] / a["image"][dark].astype(float)
         gains.append(np.median(gain))
     assert np.ptp(gains) > 0.1
     assert all(np.exp(-0.3 * 1.25) < gain < np.exp(0.3 * 1.25) for gain in gains)
@@ -271,7 +273,7 @@ def test_pairs_fill_all_angle_bins(cache):
 
 def content(rooms: SyntheticRooms) -> list[bytes]:
     views = [rooms.load(scene, frame, FIELDS) for scene in range(len(rooms.scenes)) for frame in range(2)]
-    return [view.image.tobytes() + view.depth.tobytes() for view in views]
+    return [view["image"].tobytes() + view["depth"].tobytes() for view in views]
 
 
 def test_content_is_the_same_again_whatever_the_runs_seed_or_threads(cache, tmp_path):
@@ -385,19 +387,19 @@ def test_samples_have_as_many_views_of_one_room(cache, views):
     assert len({view.scene for view in sample}) == 1
     assert len({view.frame for view in sample}) == views
     for view in sample:
-        assert (view.image.shape, view.image.dtype) == ((*SIZE, 3), np.uint8)
-        assert (view.depth.shape, view.depth.dtype) == (SIZE, np.float32)
-        assert (view.semantic.shape, view.semantic.dtype) == (SIZE, np.uint8)
-        assert (view.world_from_camera.shape, view.world_from_camera.dtype) == ((4, 4), np.float64)
-        assert view.depth.min() > 0.1
+        assert (view["image"].shape, view["image"].dtype) == ((*SIZE, 3), np.uint8)
+        assert (view["depth"].shape, view["depth"].dtype) == (SIZE, np.float32)
+        assert (view["semantic"].shape, view["semantic"].dtype) == (SIZE, np.uint8)
+        assert (view["world_from_camera"].shape, view["world_from_camera"].dtype) == ((4, 4), np.float64)
+        assert view["depth"].min() > 0.1
         assert view.size == SIZE
-        view.image[:] = 0  # views belong to the caller, not to the cache
+        view["image"][:] = 0  # views belong to the caller, not to the cache
 
 
 def test_pixels_are_square_and_the_field_of_view_is_as_asked(cache):
     view = dataset(cache, rooms=1, frames=1, field_of_view=90.0).load(0, 0, FIELDS)
-    np.testing.assert_allclose(view.intrinsics, [[32, 0, 32], [0, 32, 24], [0, 0, 1]])
-    assert view.intrinsics.dtype == np.float64
+    np.testing.assert_allclose(view["intrinsics"], [[32, 0, 32], [0, 32, 24], [0, 0, 1]])
+    assert view["intrinsics"].dtype == np.float64
 
 
 def test_workers_get_no_copies_of_the_rooms(cache):
@@ -405,7 +407,7 @@ def test_workers_get_no_copies_of_the_rooms(cache):
     rooms.prepare()
     assert len(pickle.dumps(rooms)) < 50_000
     copied = pickle.loads(pickle.dumps(rooms))
-    np.testing.assert_array_equal(copied.load(1, 1, FIELDS).image, rooms.load(1, 1, FIELDS).image)
+    np.testing.assert_array_equal(copied.load(1, 1, FIELDS)["image"], rooms.load(1, 1, FIELDS)["image"])
 
 
 def test_reading_a_view_takes_well_under_a_millisecond(cache):

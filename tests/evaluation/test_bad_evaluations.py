@@ -209,6 +209,9 @@ class Nothing(Dataset):
     def frame_count(self, scene):
         return 0
 
+    def fingerprint(self, frames=None):
+        return ""
+
     def sample(self, draw, fields, generator):
         raise AssertionError
 """

@@ -16,7 +16,7 @@ from prior3d.errors import UserError
 from prior3d.geometry import unproject
 from prior3d.registry.schema import validate_options
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.priors.pixel_voxel import PixelVoxel
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, random_grids, voxelise, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import match_pixels, sample_matches

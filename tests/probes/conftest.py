@@ -29,6 +29,9 @@ class Squares(Dataset):
     def __len__(self):
         return sum(self.counts)
 
+    def fingerprint(self, frames=None):
+        return ""
+
     def sample(self, draw, fields, generator):
         return [self.load(0, draw % self.counts[0], fields)]
 
@@ -40,14 +43,8 @@ class Squares(Dataset):
         left, right = rng.integers(0, 3, 2)
         classes = np.repeat([left, right], 12)[None].repeat(16, 0).astype(np.uint8)
         image = (classes * 100)[..., None].repeat(3, -1)
-        return View(
-            image=image,
-            depth=1.0 + classes.astype(np.float32),
-            semantic=classes,
-            label=int(left),
-            scene=scene,
-            frame=frame,
-        )
+        depth = 1.0 + classes.astype(np.float32)
+        return View({"image": image, "depth": depth, "semantic": classes, "label": int(left)}, scene, frame)
 
 
 class Numbered(Dataset):
@@ -64,6 +61,9 @@ class Numbered(Dataset):
     def __len__(self):
         return sum(self.frames)
 
+    def fingerprint(self, frames=None):
+        return ""
+
     def sample(self, draw, fields, generator):
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class Numbered(Dataset):
         image = np.zeros((*self.spec.size, 3), np.uint8)
         image[0, 0, 0] = split * 100 + scene * 20 + frame
         labels = self.labels(np.random.default_rng([split, scene, frame]), frame)
-        return View(image=image, size=self.spec.size, scene=scene, frame=frame, **labels)
+        return View({"image": image, **labels}, scene, frame, self.spec.size)
 
 
 class Planted(FrozenModel):

@@ -14,7 +14,7 @@ from prior3d.geometry import view_angle
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
-from prior3d_plugins.datasets.posed_rgbd import PosedRGBD
+from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 from prior3d_plugins.probes.correspondence import Correspondence
 from prior3d_plugins.probes.correspondence.matching import (

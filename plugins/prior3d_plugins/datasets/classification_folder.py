@@ -88,17 +88,22 @@ class ClassificationFolder(SingleImages):
             raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {root}", "data.root")
         self.scenes = list(chosen) if domains else [root.resolve().name]
         self.hold([root] * len(chosen), list(chosen.values()))
+        self._label = label
         number = {name: index for index, name in enumerate(self.class_names)}
         self._labels = [
             np.array([number[_class_of(name, label)] for name in names], np.int32) for names in chosen.values()
         ]
 
+    def content_options(self) -> dict[str, object]:
+        """Return the classes, by which they are numbered, and where they stand."""
+        return {"classes": list(self.class_names), "label": self._label}
+
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; its class is always set; see `Dataset.load`."""
         path = self.path(scene, frame)
-        view = View(label=int(self._labels[scene][frame]), scene=scene, frame=frame)
+        view = View({"label": int(self._labels[scene][frame])}, scene, frame)
         if "image" in fields:
-            view.image = read_color(path)
+            view["image"] = read_color(path)
         else:
             view.size = image_size(path)
         return view

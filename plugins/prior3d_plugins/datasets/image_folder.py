@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, View
-from prior3d.data.decoding import read_16bit, read_array, read_color
+from prior3d.data.decoding import read_16bit, read_array, read_color, same_field_of_view
 from prior3d.data.images.listing import list_files
 from prior3d.data.images.single_images import (
     IMAGE_ENDINGS,
@@ -18,19 +18,22 @@ from prior3d.data.images.single_images import (
     existing_folder,
     split_of,
 )
-from prior3d.errors import UserError
+from prior3d.errors import DamagedFile, UserError
 
 PSEUDO_KINDS = ("depth", "disparity")
 """What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""
 
 _PSEUDO_EXTENSIONS = (".png", ".npy")
+_ASPECT_OF_NETWORKS = 0.1
+"""How far the aspect of pseudo-depth may be from its image's: networks round sizes to multiples of 14 or 32 pixels."""
 
 
 class ImageFolder(SingleImages):
     """Images in folders, found recursively, each a sample of one view; no poses and no scenes beyond the folders.
 
     Every epoch shows each image once, in an order that follows from the seed and the epoch alone. Files and folders
-    whose names begin with a dot are ignored, and so is the EXIF orientation.
+    whose names begin with a dot are ignored. Photographs are turned upright as their EXIF orientation says, and
+    pseudo-depth is of the turned ones.
 
     Args:
         spec: what every dataset is told.
@@ -82,11 +85,20 @@ class ImageFolder(SingleImages):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; see `Dataset.load`."""
         name = self._paths[scene][frame]
-        view = View(image=read_color(self._roots[scene] / name), scene=scene, frame=frame)
+        view = View({"image": read_color(self._roots[scene] / name)}, scene, frame)
         if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
-            view.pseudo_depth = _read_pseudo(self._pseudo_roots[scene] / name)
-            view.pseudo_kind = self._pseudo_kind
+            view["pseudo_depth"] = _read_pseudo(self._pseudo_roots[scene] / name, view["image"].shape[:2])
+            view["pseudo_kind"] = self._pseudo_kind
         return view
+
+    def files(self, scene: int, frame: int) -> list[Path]:
+        """Return an image and its pseudo-depth."""
+        pseudo = [_pseudo_file(self._pseudo_roots[scene] / self._paths[scene][frame])] if self._pseudo_roots else []
+        return [self.path(scene, frame), *pseudo]
+
+    def content_options(self) -> dict[str, object]:
+        """Return what the pseudo-depth is."""
+        return {"pseudo_kind": self._pseudo_kind}
 
     def verify(self) -> None:
         """Check that every image has its pseudo-depth."""
@@ -188,7 +200,22 @@ def _kind_in(root: Path) -> str | None:
     return kind
 
 
-def _read_pseudo(image: Path) -> np.ndarray:
-    """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown."""
+def _read_pseudo(image: Path, size: tuple[int, int]) -> np.ndarray:
+    """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown.
+
+    Raises:
+        DamagedFile: it cannot be decoded, shows another field of view than an image of this size, or nothing at all.
+    """
+    file = _pseudo_file(image)
+    pseudo = read_array(file) if file.suffix == ".npy" else read_16bit(file).astype(np.float32)
+    if not same_field_of_view(size, pseudo.shape, _ASPECT_OF_NETWORKS):
+        image_size, map_size = (f"{width} x {height}" for height, width in (size, pseudo.shape))
+        raise DamagedFile(file, f"{map_size} pixels cannot show the field of view of an image of {image_size}")
+    if not pseudo.any():
+        raise DamagedFile(file, "no pixel has a known value")
+    return pseudo
+
+
+def _pseudo_file(image: Path) -> Path:
     array = image.with_suffix(".npy")
-    return read_array(array) if array.exists() else read_16bit(image.with_suffix(".png")).astype(np.float32)
+    return array if array.exists() else image.with_suffix(".png")

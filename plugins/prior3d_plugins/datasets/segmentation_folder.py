@@ -108,6 +108,10 @@ class SegmentationFolder(SingleImages):
         """Return an image and its mask."""
         return [self.path(scene, frame), self.mask_path(frame)]
 
+    def content_options(self) -> dict[str, object]:
+        """Return the classes, and the ids that do not count."""
+        return {"classes": list(self.class_names), "ignore": sorted(self._ignored)}
+
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image and its mask; see `Dataset.load`.
 
@@ -116,12 +120,12 @@ class SegmentationFolder(SingleImages):
         """
         view = View(scene=scene, frame=frame)
         if "image" in fields:
-            view.image = read_color(self.path(scene, frame))
-        view.size = image_size(self.path(scene, frame)) if view.image is None else view.image.shape[:2]
+            view["image"] = read_color(self.path(scene, frame))
+        view.size = view["image"].shape[:2] if "image" in view else image_size(self.path(scene, frame))
         if "semantic" in fields:
-            view.semantic = self._read_mask(frame)
-            if view.semantic.shape != view.size:
-                raise DamagedFile(self.mask_path(frame), _sizes(view.semantic.shape, view.size))
+            view["semantic"] = self._read_mask(frame)
+            if view["semantic"].shape != view.size:
+                raise DamagedFile(self.mask_path(frame), _sizes(view["semantic"].shape, view.size))
         return view
 
     def verify(self) -> None:

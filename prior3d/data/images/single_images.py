@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, View
 from prior3d.data.images.listing import PathTable
 from prior3d.errors import DoesNotFit, UserError
+from prior3d.files import content_key, fingerprint
 from prior3d.randomness import generator
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -74,9 +75,9 @@ class SingleImages(Dataset):
         """Return the number of images of this split."""
         return int(self._first[-1])
 
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
-        """Decode the image of this draw; see `Dataset.sample`."""
-        epoch, position = divmod(draw, len(self))
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+        """Decode the image of this index; see `Dataset.sample`."""
+        epoch, position = divmod(index, len(self))
         number = int(self._order(epoch)[position])
         scene = int(np.searchsorted(self._first, number, side="right")) - 1
         return [self.load(scene, number - int(self._first[scene]), fields)]
@@ -92,6 +93,17 @@ class SingleImages(Dataset):
     def files(self, scene: int, frame: int) -> list[Path]:
         """Return all files that `load` reads for an image: by them scores are known to be of the same data."""
         return [self.path(scene, frame)]
+
+    def content_options(self) -> Mapping[str, object]:
+        """Return plain values, not in the files, on which what `load` returns depends."""
+        return {}
+
+    def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
+        """Return a text that changes when files of these images do; see `Dataset.fingerprint`."""
+        if frames is None:
+            frames = ((scene, frame) for scene in range(len(self.scenes)) for frame in range(self.frame_count(scene)))
+        files = fingerprint(file for frame in frames for file in self.files(*frame))
+        return content_key({"files": files, "options": dict(self.content_options())})
 
     def _order(self, epoch: int) -> torch.Tensor:
         if epoch not in self._orders:

@@ -1,13 +1,22 @@
-"""The two cameras of an RGB-D sensor and its poses, read from text files and checked."""
+"""Cameras and poses of recordings: read from text files, checked, carried over to other sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from prior3d.contracts.reader import Camera
+from prior3d.data.decoding import same_field_of_view
 from prior3d.errors import UserError
 
 Row = tuple[float, float, float]
+
+FocalAndCenter = tuple[float, float, float, float]
+"""Focal lengths along x and y and principal point, pixels: fx, fy, cx, cy."""
+
+PixelCenters = Literal["integer", "half"]
+"""Whether principal points count the center of the first pixel as 0 ("integer", as sensors' own files do) or as 0.5."""
 
 RIGID_TOLERANCE = 1e-2
 """How far R^T R of a pose may be from the identity; the released 7-Scenes poses are off by up to 3e-4."""
@@ -15,18 +24,19 @@ RIGID_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Calibration:
-    """A colour camera that differs from the depth camera beside it: `data.depth_to_color`.
+    """A color camera that differs from the depth camera next to it: the option `depth_to_color`.
 
-    A point at X (metres, axes of the depth camera) lies at `rotation @ X + translation` in the axes of the colour
+    A point at X (meters, axes of the depth camera) lies at `rotation @ X + translation` in the axes of the color
     camera, which sees it with the focal lengths and principal point given here.
 
     Attributes:
-        fx: focal length of the colour camera along x, pixels of its images.
+        fx: focal length of the color camera along x, pixels of its images.
         fy: focal length along y, pixels.
-        cx: principal point from the left, pixels, in the convention of `data.pixel_centers`.
-        cy: principal point from the top, pixels, likewise.
-        translation: metres.
+        cx: principal point from the left, pixels.
+        cy: principal point from the top, pixels.
+        translation: meters.
         rotation: rows of the rotation matrix; none by default.
+        pixel_centers: whether cx and cy count the center of the first pixel as 0 ("integer") or as 0.5 ("half").
     """
 
     fx: float
@@ -35,6 +45,7 @@ class Calibration:
     cy: float
     translation: Row
     rotation: tuple[Row, Row, Row] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    pixel_centers: PixelCenters = "integer"
 
     def __post_init__(self) -> None:
         if not (self.fx > 0 and self.fy > 0):
@@ -44,33 +55,95 @@ class Calibration:
 
     @property
     def color_from_depth(self) -> np.ndarray:
-        """[4, 4] pose of the depth camera in the axes of the colour camera, metres."""
+        """[4, 4] pose of the depth camera in the axes of the color camera, meters."""
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = self.rotation, self.translation
         return matrix
 
+    def of_color(self, camera: Camera) -> Camera:
+        """Return the color camera that stands where a format knows of one camera for color and depth.
 
-def pinhole(fx: float, fy: float, cx: float, cy: float, pixel_centers: str) -> np.ndarray:
-    """Return the pinhole matrix [3, 3] with pixel centres at +0.5.
+        Args:
+            camera: of the format, taken for the depth camera.
+        """
+        depth = camera.depth_intrinsics
+        if depth is None and camera.depth_size is not None:
+            depth = scaled(camera.intrinsics, camera.size, camera.depth_size)
+        return replace(
+            camera,
+            intrinsics=pinhole(self.fx, self.fy, self.cx, self.cy, self.pixel_centers),
+            depth_intrinsics=depth,
+            color_from_depth=self.color_from_depth,
+        )
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float, pixel_centers: PixelCenters = "half") -> np.ndarray:
+    """Return the pinhole matrix [3, 3] with pixel centers at +0.5.
+
+    >>> pinhole(585, 585, 320, 240, "integer")[0].tolist()
+    [585.0, 0.0, 320.5]
 
     Args:
         fx: focal length along x, pixels.
         fy: focal length along y, pixels.
         cx: principal point from the left, pixels.
         cy: principal point from the top, pixels.
-        pixel_centers: "integer" if the principal point counts the centre of the first pixel as 0, "half" if as 0.5.
+        pixel_centers: "integer" if the principal point counts the center of the first pixel as 0, "half" if as 0.5.
     """
     shift = {"integer": 0.5, "half": 0.0}[pixel_centers]
     return np.array([[fx, 0, cx + shift], [0, fy, cy + shift], [0, 0, 1.0]])
 
 
-def read_pinhole(path: Path, pixel_centers: str, key: str) -> np.ndarray:
-    """Return the pinhole matrix [3, 3], pixel centres at +0.5, of a text file: a 3x3 or 4x4 matrix or `fx fy cx cy`.
+def scaled(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Return intrinsics [3, 3] in the pixels of the same field of view at another size (height, width)."""
+    return np.diag([new_size[1] / size[1], new_size[0] / size[0], 1.0]) @ intrinsics
+
+
+@dataclass(frozen=True)
+class GivenIntrinsics:
+    """The options `intrinsics` and `pixel_centers` of a reader.
+
+    Attributes:
+        intrinsics: numbers, or a file with them or a matrix; for scenes that have no file of their own.
+        pixel_centers: convention of these and of the files.
+    """
+
+    intrinsics: FocalAndCenter | Path | None
+    pixel_centers: PixelCenters
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return the pinhole matrix [3, 3] of a scene's file, see `read_pinhole`."""
+        return read_pinhole(path, self.pixel_centers, "root")
+
+    def declared(self) -> np.ndarray | None:
+        """Return the pinhole matrix [3, 3] of the option `intrinsics`, None if it is not set.
+
+        Raises:
+            UserError: it names no file, or one without intrinsics, or its numbers are none.
+        """
+        if self.intrinsics is None:
+            return None
+        if isinstance(self.intrinsics, Path):
+            path = self.intrinsics.expanduser()
+            if not path.is_file():
+                raise UserError(f"no file {path}", "intrinsics")
+            return read_pinhole(path, self.pixel_centers, "intrinsics")
+        if min(self.intrinsics[:2]) <= 0:
+            raise UserError(f"expected positive focal lengths, got {list(self.intrinsics[:2])}", "intrinsics")
+        return pinhole(*self.intrinsics, self.pixel_centers)
+
+    def unused(self, own: bool) -> list[str]:
+        """Return a note for the log where intrinsics are given for a scene that has a file of its own."""
+        return ["intrinsics goes unused: it has a file of its own"] if own and self.intrinsics is not None else []
+
+
+def read_pinhole(path: Path, pixel_centers: PixelCenters, key: str) -> np.ndarray:
+    """Return the pinhole matrix [3, 3], pixel centers at +0.5, of a text file: a 3x3 or 4x4 matrix or `fx fy cx cy`.
 
     Args:
         path: the file.
         pixel_centers: its convention, see `pinhole`.
-        key: what in the recipe leads to this file, for errors.
+        key: the option that leads to this file, for errors.
 
     Raises:
         UserError: if the file holds anything else.
@@ -94,17 +167,33 @@ def read_numbers(path: Path) -> np.ndarray | None:
         return None
 
 
-def pose_problem(numbers: np.ndarray | None) -> str | None:
-    """Say what is wrong with the numbers of a pose file, or nothing.
+def read_pose(path: Path | None) -> tuple[np.ndarray | None, str | None]:
+    """Return the pose [4, 4] of a text file, or None and what is wrong with it.
 
     Args:
-        numbers: what `read_numbers` returned.
+        path: of the file; None where a frame has none, which is normal where tracking was lost.
+
+    >>> read_pose(None)
+    (None, 'no pose')
+    """
+    if path is None:
+        return None, "no pose"
+    numbers = read_numbers(path)
+    problem = pose_problem(numbers)
+    return (numbers.reshape(4, 4), None) if problem is None else (None, problem)
+
+
+def pose_problem(numbers: np.ndarray | None) -> str | None:
+    """Return what is wrong with the numbers of a pose, None if nothing is.
+
+    Args:
+        numbers: 16 of them, any shape, rows first; None for a file that holds anything else.
     """
     if numbers is None or numbers.size != 16:
-        return "no 4x4 matrix"
+        return "pose no 4x4 matrix"
     if not np.isfinite(numbers).all():
-        return "not finite"
-    return None if is_rigid(numbers.reshape(4, 4)) else "not rigid"
+        return "pose not finite"
+    return None if is_rigid(numbers.reshape(4, 4)) else "pose not rigid"
 
 
 def is_rigid(pose: np.ndarray) -> bool:
@@ -112,3 +201,27 @@ def is_rigid(pose: np.ndarray) -> bool:
     rotation = pose[:3, :3]
     orthonormal = np.allclose(rotation.T @ rotation, np.eye(3), atol=RIGID_TOLERANCE)
     return bool(orthonormal and np.linalg.det(rotation) > 0 and np.allclose(pose[3], [0, 0, 0, 1]))
+
+
+def camera_problem(camera: Camera) -> str | None:
+    """Return why views of a camera cannot be used, None if they can.
+
+    This is the one place that refuses lenses: the geometry of priors and probes is that of pinholes.
+
+    Args:
+        camera: as a reader describes it.
+    """
+    if camera.model != "pinhole" or any(camera.distortion):
+        return f"its lens is not a pinhole ({camera.model}): undistort the images first"
+    for what, matrix in (("", camera.intrinsics), ("depth ", camera.depth_intrinsics)):
+        if matrix is not None and not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
+            return f"expected finite {what}intrinsics with positive focal lengths, got {matrix.tolist()}"
+    if camera.depth_size is None or camera.depth_intrinsics is not None:
+        return None
+    if not same_field_of_view(camera.size, camera.depth_size):
+        color, depth = (f"{width} x {height}" for height, width in (camera.size, camera.depth_size))
+        return (
+            f"color of {color} pixels and depth of {depth} cannot be one field of view: one of them was cropped or"
+            " turned, or depth_to_color has to say which other camera took the color images"
+        )
+    return None

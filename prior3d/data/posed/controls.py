@@ -1,17 +1,136 @@
-"""What the controls of a study change about a sample: frames that carry the geometry of others, and nothing else."""
+"""The controls of a study: a posed dataset whose samples lack what a prior learns from, and nothing else."""
 
-from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prior3d.contracts.dataset import View
+from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.view import View
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.posed.pairs import PairTable
+from prior3d.data.posed.surface import Surface
 from prior3d.errors import UserError
+from prior3d.randomness import generator
+
+Control = Literal["self", "permuted"]
+"""What the samples of a study's control lack.
+
+`self`: the further views of a sample ARE its first, which is the one that would be drawn without a control; only their
+augmentation differs. What a prior then gains comes from augmentation, not from seeing things from two sides.
+
+`permuted`: images have the depth, intrinsics and pose of another frame of their scene, by one fixed permutation per
+scene and seed that leaves no frame in its place. The geometry of a sample is that of a mined pair, so a prior finds as
+many matches as ever, between pixels that do not show the same. With poses alone permuted depth and pose would
+contradict each other, and nothing would match.
+"""
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera", "normals"})
 """Fields that tie the pixels of a view to the world; the others are of its image."""
 
 _CANDIDATES = 64
+
+
+class Controlled(PosedDataset):
+    """A posed dataset with the samples of a control; all that is read frame by frame stays as it is.
+
+    Neither control touches probes, mining, surfaces or the offline stage of a prior, and both show a run as many
+    images, of the same frames.
+
+    Args:
+        dataset: the data.
+        control: what its samples are to lack, see `Control`.
+    """
+
+    def __init__(self, dataset: PosedDataset, control: Control) -> None:
+        super().__init__(dataset.spec, dataset.pair_options, dataset.surface_options)
+        self.dataset = dataset
+        self.control = control
+        self.scenes, self.splits, self.class_names = dataset.scenes, dataset.splits, dataset.class_names
+        self.provides, self.fields, self.damaged = dataset.provides, dataset.fields, dataset.damaged
+        self._image_of: dict[int, dict[int, int]] = {}
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of frames of a scene."""
+        return self.dataset.frame_count(scene)
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one frame, with its own geometry; see `PosedDataset.load`."""
+        return self.dataset.load(scene, frame, fields)
+
+    def scene_fingerprint(self, scene: int) -> str:
+        """Return that of the data."""
+        return self.dataset.scene_fingerprint(scene)
+
+    def verify(self) -> None:
+        """Check the data; see `Dataset.verify`."""
+        self.dataset.verify()
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Prepare the data; see `Dataset.prepare`."""
+        if self.control == "permuted" and min(map(self.frame_count, range(len(self.scenes)))) < 2:
+            raise UserError("permuted needs at least 2 frames in every scene", "control")
+        self.dataset.prepare(progress)
+
+    def prepare_surface(self, progress: Progress = silent) -> None:
+        """Prepare the data's surfaces; see `Dataset.prepare_surface`."""
+        self.dataset.prepare_surface(progress)
+
+    def pairs(self, scene: int) -> PairTable:
+        """Return the pairs of one scene."""
+        return self.dataset.pairs(scene)
+
+    def surface(self, scene: int) -> Surface:
+        """Return the surface of one scene."""
+        return self.dataset.surface(scene)
+
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+        """Decode the views that the data would, and withhold what the control withholds."""
+        scene, frames = self.dataset.chosen_frames(index, generator)
+        if self.control == "self":
+            return [self.load(scene, frames[0], fields) for _ in frames]
+        return [self._load_permuted(scene, frame, fields) for frame in frames]
+
+    def describe(self) -> list[str]:
+        """Return the data's lines for the log, and one that names the control."""
+        what = {
+            "self": "all views of a sample are its first, augmented apart",
+            "permuted": "images have the geometry of other frames",
+        }
+        return [*self.dataset.describe(), f"control {self.control}: {what[self.control]}"]
+
+    def _load_permuted(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Load the geometry of one frame with the image of another."""
+        if scene not in self._image_of:
+            pairs, frames = torch.zeros(0, 2, dtype=torch.int64), torch.arange(self.frame_count(scene))
+            if self.spec.views > 1:
+                pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
+                frames = pairs.unique()  # a frame without a pair is not shown otherwise either
+            self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
+        image = self.load(scene, self._image_of[scene][frame], fields - GEOMETRY)
+        return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
+
+
+def with_control(dataset: Dataset, control: Control | None) -> Dataset:
+    """Return a dataset with the samples of a control, or as it is without one.
+
+    Args:
+        dataset: posed, where there is a control.
+        control: `data.control`; None takes what the pair options say, `pairs.views: self` and
+            `pairs.geometry: permuted`, its former names.
+
+    Raises:
+        UserError: the data is not posed, or the two disagree.
+    """
+    former = dataset.pair_options.control if isinstance(dataset, PosedDataset) else None
+    if control is not None and former not in (None, control):
+        raise UserError(f"{control}, and the former names in pairs say {former}: keep one", "control")
+    if control is None and former is None:
+        return dataset
+    if not isinstance(dataset, PosedDataset):
+        raise UserError("only posed data has controls", "control")
+    return Controlled(dataset, control or former)
 
 
 def permute_frames(frames: Tensor, pairs: Tensor, generator: torch.Generator) -> dict[int, int]:
@@ -55,13 +174,15 @@ def with_geometry(image: View, geometry: View) -> View:
     Raises:
         UserError: if the two frames differ in size.
     """
-    if image.image is not None and geometry.size not in (None, image.image.shape[:2]):
+    if "image" in image and geometry.size not in (None, image["image"].shape[:2]):
         raise UserError(
-            f"geometry: permuted needs frames of one size within a scene, got {image.image.shape[:2]} in frame"
+            f"permuted needs frames of one size within a scene, got {image['image'].shape[:2]} in frame"
             f" {image.frame} and {geometry.size} in frame {geometry.frame}",
-            "data.pairs",
+            "control",
         )
-    return replace(image, size=geometry.size, **{name: getattr(geometry, name) for name in sorted(GEOMETRY)})
+    kept = {name: value for name, value in image.values.items() if name not in GEOMETRY}
+    taken = {name: value for name, value in geometry.values.items() if name in GEOMETRY}
+    return View(kept | taken, image.scene, image.frame, geometry.size)
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:

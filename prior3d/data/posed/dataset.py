@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.runner import Progress, silent
-from prior3d.data.posed.controls import GEOMETRY, permute_frames, with_geometry
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.errors import DamagedFile, UserError
+from prior3d.files import content_key
 from prior3d.jobs.store import Store
 from prior3d.randomness import generator
 
@@ -43,7 +43,7 @@ class PosedDataset(Dataset):
 
     Args:
         spec: what every dataset is told.
-        pairs: which two views of a scene make a pair, and whether samples are those of a control.
+        pairs: which two views of a scene make a pair.
         surface: how a scene's surface is fused from its frames.
     """
 
@@ -61,7 +61,6 @@ class PosedDataset(Dataset):
         self.store = Store(spec.cache)
         self._tables: dict[int, PairTable] = {}
         self._surfaces: dict[int, Surface] = {}
-        self._image_of: dict[int, dict[int, int]] = {}
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     @abstractmethod
@@ -79,8 +78,13 @@ class PosedDataset(Dataset):
         """
 
     @abstractmethod
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes when the scene's content does; cheap, so names, sizes and times of files."""
+
+    def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
+        """Return a text that changes when a scene of these frames does; see `Dataset.fingerprint`."""
+        scenes = range(len(self.scenes)) if frames is None else sorted({scene for scene, _ in frames})
+        return content_key({self.scenes[scene]: self.scene_fingerprint(scene) for scene in scenes})
 
     def __len__(self) -> int:
         return int(self._frame_ends[-1]) if self.scenes else 0
@@ -99,7 +103,11 @@ class PosedDataset(Dataset):
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene, from the cache or found now."""
         if scene not in self._tables:
-            facts = {"version": PAIRS_VERSION, "scene": self.cache_key(scene), "options": self.pair_options.mining}
+            facts = {
+                "version": PAIRS_VERSION,
+                "scene": self.scene_fingerprint(scene),
+                "options": self.pair_options.mining,
+            }
             entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
             self._count_damaged(entry)
@@ -114,31 +122,24 @@ class PosedDataset(Dataset):
         """Return the surface of one scene, from the cache or fused now from its frames."""
         if scene not in self._surfaces:
             options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
-            facts = {"version": SURFACE_VERSION, "scene": self.cache_key(scene), "options": options}
+            facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
             entry = self.store.build("surfaces", facts, lambda folder: self._fuse(scene, folder))
             self._surfaces[scene] = Surface(entry)
             self._count_damaged(entry)
         return self._surfaces[scene]
 
-    def sample(self, draw: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
+    def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
         """Decode one frame, or overlapping views of one scene; see the class and `Dataset.sample`."""
-        if self.spec.views == 1:
-            scene, frames = self._single_frame(draw)
-        else:
-            scene, frames = self._sampler.draw(generator)
-        if self.pair_options.views == "self":
-            frames = frames[:1] * len(frames)
-        if self.pair_options.geometry == "permuted":
-            return [self._load_permuted(scene, frame, fields) for frame in frames]
+        scene, frames = self.chosen_frames(index, generator)
         return [self.load(scene, frame, fields) for frame in frames]
+
+    def chosen_frames(self, index: int, generator: torch.Generator) -> tuple[int, list[int]]:
+        """Return the scene and the frames of a sample, see `sample`; nothing is decoded."""
+        return self._single_frame(index) if self.spec.views == 1 else self._sampler.draw(generator)
 
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
         lines = [f"{len(self.scenes)} scenes, {len(self)} frames"]
-        if self.pair_options.views == "self" and self.spec.views > 1:
-            lines.append("control: all views of a sample are its first, augmented apart (pairs.views: self)")
-        if self.pair_options.geometry == "permuted":
-            lines.append("control: images have the geometry of other frames (pairs.geometry: permuted)")
         if self.spec.views > 1:
             lines += describe_pairs([self.pairs(scene) for scene in range(len(self.scenes))])
             thinned = sum(self.frame_count(scene) > self.pair_options.max_frames for scene in range(len(self.scenes)))
@@ -163,20 +164,11 @@ class PosedDataset(Dataset):
         scene = int(np.searchsorted(self._frame_ends, index, side="right"))
         return scene, [index - int(self._frame_ends[scene]) + self.frame_count(scene)]
 
-    def _load_permuted(self, scene: int, frame: int, fields: frozenset[str]) -> View:
-        """Load the geometry of one frame with the image of another."""
-        if scene not in self._image_of:
-            pairs, frames = torch.zeros(0, 2, dtype=torch.int64), torch.arange(self.frame_count(scene))
-            if self.spec.views > 1:
-                pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
-                frames = pairs.unique()  # a frame without a pair is not shown otherwise either
-            self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
-        image_of = self._image_of[scene]
-        image = self.load(scene, image_of[frame], fields - GEOMETRY)
-        return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
-
     def _why_no_pairs(self) -> str:
         options = self.pair_options
+        if self.damaged:
+            where = f"of the {self.spec.split} split"
+            return f"no two views {where} overlap: {len(self.damaged)} files are damaged, the first: {self.damaged[0]}"
         if self.spec.views > 2 and any(len(table) for table in self._tables.values()):
             return f"no view of the {self.spec.split} split overlaps with {self.spec.views - 1} others: use fewer views"
         return (
@@ -215,24 +207,24 @@ class PosedDataset(Dataset):
 
 
 def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTable:
-    sizes = {view.depth.shape for view in views}
+    sizes = {view["depth"].shape for view in views}
     if len(sizes) > 1:
         raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}", "data")
     if len(views) < 2:
         return PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
-    depth = torch.from_numpy(np.stack([view.depth for view in views]))
+    depth = torch.from_numpy(np.stack([view["depth"] for view in views]))
     intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
-    poses = torch.from_numpy(np.stack([view.world_from_camera for view in views]))
+    poses = torch.from_numpy(np.stack([view["world_from_camera"] for view in views]))
     return mine_pairs(depth, intrinsics, poses, options)
 
 
 def _posed_frame(view: View) -> PosedFrame:
-    return PosedFrame(view.depth, _depth_intrinsics(view).double().numpy(), view.world_from_camera, view.image)
+    return PosedFrame(view["depth"], _depth_intrinsics(view).double().numpy(), view["world_from_camera"], view["image"])
 
 
 def _depth_intrinsics(view: View) -> Tensor:
     """Return the intrinsics [3, 3] float32 in pixels of the depth map, which may be smaller than the image."""
-    rows, columns = view.depth.shape
-    height, width = view.size or view.depth.shape
+    rows, columns = view["depth"].shape
+    height, width = view.size or (rows, columns)
     scale = np.diag([columns / width, rows / height, 1.0])
-    return torch.from_numpy(scale @ view.intrinsics).float()
+    return torch.from_numpy(scale @ view["intrinsics"]).float()

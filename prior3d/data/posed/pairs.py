@@ -27,10 +27,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which two views of a scene make a pair, and the controls of a study, which change samples of pairs only.
-
-    Neither control touches what is read frame by frame (probes, mining, surfaces, the offline stage of a prior), and
-    both show a run as many images, of the same frames.
+    """Which two views of a scene make a pair.
 
     Attributes:
         min_overlap: least share of the known pixels of both views that see a common surface, above 0 to 1.
@@ -40,13 +37,8 @@ class PairOptions:
         samples: points per view from which the overlap is estimated.
         max_angle: degrees between the optical axes of a pair at most.
         max_frames: frames per scene that are compared; a longer scene is thinned evenly.
-        views: "mined": the further views of a sample overlap with its first. "self": they ARE its first, which is the
-            one that would be drawn with "mined"; only their augmentation differs. What a prior then gains comes from
-            augmentation, not from seeing things from two sides.
-        geometry: "own": every image has its depth, intrinsics and pose. "permuted": those of another frame of its
-            scene, by one fixed permutation per scene and seed that leaves no frame in its place. The geometry of a
-            sample is that of a mined pair, so a prior finds as many matches as ever, between pixels that do not show
-            the same. With poses alone permuted depth and pose would contradict each other, and nothing would match.
+        views: "self" is the former name of `data.control: self`.
+        geometry: "permuted" is the former name of `data.control: permuted`.
     """
 
     min_overlap: float = 0.3
@@ -74,6 +66,11 @@ class PairOptions:
             raise ValueError(
                 "expected views: self or geometry: permuted, got both: an image matches itself by any geometry"
             )
+
+    @property
+    def control(self) -> Literal["self", "permuted"] | None:
+        """The control that the former names ask for, see `prior3d.data.posed.controls`."""
+        return "self" if self.views == "self" else "permuted" if self.geometry == "permuted" else None
 
     @property
     def mining(self) -> dict[str, float]:

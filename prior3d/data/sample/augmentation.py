@@ -1,80 +1,29 @@
-"""From decoded views to a sample's tensors: one affine map per view moves everything, colours change on their own."""
+"""From decoded views to a sample's tensors: one affine map per view moves everything, colors change on their own."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prior3d.contracts.dataset import View
+from prior3d.contracts.fields import ALWAYS, FIELDS, SURFACE_FIELDS, Field, FieldTable
+from prior3d.contracts.view import View
 from prior3d.data.sample.photometric import NEEDS_DRAWS, ColorChange, apply_change, draw_change
 from prior3d.data.sample.placement import Placement, centered, crop
 from prior3d.errors import UserError
-
-POSED_FIELDS = frozenset({"intrinsics", "world_from_camera", "surface", "surface_color"})
-"""Fields that tie pixels to the world: a mirrored image would be of another world."""
+from prior3d.recipe.sections import AugmentOptions
 
 _DRAWS = 4 + NEEDS_DRAWS
 
 
-@dataclass(frozen=True)
-class AugmentOptions:
-    """Augmentation of a run's images: `data.augment`.
-
-    The defaults are the colour changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
-    view on its own. `augment: null` switches all of it off: the largest centred crop of the run's aspect.
-
-    Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (colour changes only, no crops).
-
-    Args:
-        crop: least and greatest side of the crop, as a share of the largest crop that has the run's aspect.
-        brightness: factors are drawn from 1 - brightness to 1 + brightness.
-        contrast: likewise, about the image's mean brightness.
-        saturation: likewise, about each pixel's brightness.
-        hue: greatest turn of the hue, as a share of the full circle.
-        jitter: probability that brightness, contrast, saturation and hue change at all.
-        grayscale: probability that an image loses its colours.
-        blur: probability of a Gaussian blur.
-        blur_sigma: least and greatest standard deviation of the blur, in pixels of an image 240 pixels high; it grows
-            with the run's height, so that a recipe blurs alike at every size.
-        flip: probability of mirroring left and right; only for data without poses.
-    """
-
-    crop: tuple[float, float] = (0.6, 1.0)
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    flip: float = 0.0
-
-    def __post_init__(self) -> None:
-        low, high = self.crop
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"expected crop: [least, greatest] with 0 < least <= greatest <= 1, got {list(self.crop)}")
-        if not 0 <= self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"expected blur_sigma: [least, greatest] from 0 up, got {list(self.blur_sigma)}")
-        for name in ("brightness", "contrast", "saturation", "jitter", "grayscale", "blur", "flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"expected hue from 0 to 0.5, got {self.hue}")
-
-    def verify(self, fields: frozenset[str]) -> None:
-        """Raise UserError where these options cannot be applied to what a run reads.
-
-        Args:
-            fields: fields the run's priors need.
-        """
-        posed = sorted(fields & POSED_FIELDS)
-        if self.flip > 0 and posed:
-            raise UserError(
-                f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "data.augment.flip"
-            )
+def _refuse_mirrors(options: AugmentOptions, fields: frozenset[str], table: FieldTable) -> None:
+    posed = sorted(name for name in fields if name in table and not table[name].mirrors)
+    if options.flip > 0 and posed:
+        raise UserError(
+            f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "data.augment.flip"
+        )
 
 
 def assemble(
@@ -83,6 +32,7 @@ def assemble(
     options: AugmentOptions | None,
     fields: frozenset[str],
     generator: torch.Generator,
+    table: FieldTable = FIELDS,
 ) -> dict[str, Tensor]:
     """Make a sample's tensors, as `prior3d.contracts.fields` describes them without the batch axis.
 
@@ -92,44 +42,36 @@ def assemble(
         views: the V decoded views of one sample, each with its image or at least the size of it.
         size: height H and width W of the run.
         options: None for no augmentation.
-        fields: what to make. Those of the surface and of plugins are made elsewhere and skipped here.
+        fields: what to make. Those of the surface, and those that are in no table, are made elsewhere and skipped here.
         generator: the only source of randomness.
+        table: all fields there are, those that the dataset brings included.
 
     Returns:
-        The fields asked for, with a leading axis V where the table has one; `scene` and `frame` always.
+        The fields asked for, with a leading axis V where the table has one; packed ones with their `<name>_view`;
+        `scene` and `frame` always.
 
     Raises:
         UserError: if the options mirror images of a posed dataset.
-        ValueError: if a view lacks what a field is made of.
+        ValueError: if a view lacks what a field is made of, or holds something of another shape.
     """
     if options is not None:
-        options.verify(fields)
+        _refuse_mirrors(options, fields, table)
     draws = iter(torch.rand((len(views) + 2) * _DRAWS + 1, generator=generator, dtype=torch.float64).tolist())
     looks = [_look(view, size, options, draws) for view in views]
     sample = {
         "scene": torch.tensor(views[0].scene),
         "frame": torch.tensor([view.frame for view in views]),
     }
-    if fields & {"image", "image_clean"}:
-        _add_images(sample, looks, fields)
-    for name in ("depth", "semantic", "pseudo_depth"):
-        if name in fields:
-            maps = [look.placement.nearest(_part(look.view, name)) for look in looks]
-            sample[name] = torch.from_numpy(np.stack(maps).astype(np.int64 if name == "semantic" else np.float32))
-    if "normals" in fields:
-        maps = [look.placement.nearest_vectors(_part(look.view, "normals")) for look in looks]
-        sample["normals"] = torch.from_numpy(np.stack(maps).astype(np.float32)).movedim(-1, 1)
-    if "label" in fields:
-        sample["label"] = torch.tensor(_part(views[0], "label"))
-    if fields & {"pseudo_depth", "pseudo_kind"}:
-        sample["pseudo_kind"] = torch.tensor(_one_kind(views))
-    if "intrinsics" in fields:
-        moved = [look.placement.output_from_image @ _part(look.view, "intrinsics") for look in looks]
-        sample["intrinsics"] = torch.from_numpy(np.stack(moved).astype(np.float32))
-    if "world_from_camera" in fields:
-        poses = [_part(view, "world_from_camera") for view in views]
-        sample["world_from_camera"] = torch.from_numpy(np.stack(poses).astype(np.float32))
-    if fields & {"image_crops", "crop_from_image"}:
+    for field in table.values():
+        if field.name in _COLORED:
+            if field.name in fields:
+                sample[field.name] = _stack_images([_COLORED[field.name](look) for look in looks])
+        elif field.batches == "pack":
+            if field.rows_of is None and field.name not in SURFACE_FIELDS:
+                _add_rows(sample, looks, field, fields, table)
+        elif field.name not in _OF_CROPS | ALWAYS and fields & {field.name, field.made_from}:
+            sample[field.name] = _stacked(looks, field) if field.of_views else _shared(views, field)
+    if fields & _OF_CROPS:
         _add_crops(sample, views[int(next(draws) * len(views))], size, options, draws)
     return sample
 
@@ -142,14 +84,25 @@ class _Look:
     placement: Placement
     change: ColorChange | None
 
-    @property
+    @cached_property
     def clean(self) -> np.ndarray:
-        return self.placement.image(_part(self.view, "image"))
+        return self.placement.image(self.view["image"])
+
+    @property
+    def colored(self) -> np.ndarray:
+        return self.clean if self.change is None else apply_change(self.clean, self.change)
+
+
+_COLORED = {"image": lambda look: look.colored, "image_clean": lambda look: look.clean}
+"""The two fields that change colors apart: all others move by the table alone."""
+
+_OF_CROPS = frozenset({"image_crops", "crop_from_image"})
+"""The two fields of a sample's crops of one image, which are drawn apart from its views."""
 
 
 def _look(view: View, size: tuple[int, int], options: AugmentOptions | None, draws: Iterator[float]) -> _Look:
     """Draw how one view is cropped and coloured."""
-    image_size = view.size if view.image is None else view.image.shape[:2]
+    image_size = view["image"].shape[:2] if "image" in view else view.size
     if image_size is None:
         raise ValueError(f"expected the image or its size, got neither in scene {view.scene}, frame {view.frame}")
     side, across, down, flip = (next(draws) for _ in range(4))
@@ -163,22 +116,53 @@ def _look(view: View, size: tuple[int, int], options: AugmentOptions | None, dra
     return _Look(view, placement, draw_change(own, jitter, (options.jitter, options.grayscale, options.blur), sigma))
 
 
-def _colored(clean: np.ndarray, change: ColorChange | None) -> np.ndarray:
-    return clean if change is None else apply_change(clean, change)
-
-
 def _stack_images(images: Sequence[np.ndarray]) -> Tensor:
     """Return [V, 3, H, W] uint8 from images [H, W, 3]."""
     return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
 
 
-def _add_images(sample: dict[str, Tensor], looks: Sequence[_Look], fields: frozenset[str]) -> None:
-    clean = [look.clean for look in looks]
-    if "image" in fields:
-        colored = [_colored(image, look.change) for image, look in zip(clean, looks, strict=True)]
-        sample["image"] = _stack_images(colored)
-    if "image_clean" in fields:
-        sample["image_clean"] = _stack_images(clean)
+def _stacked(looks: Sequence[_Look], field: Field) -> Tensor:
+    """Return a field [V, ...] of all views, moved."""
+    values = np.stack([look.placement.move(field, look.view[field.name]) for look in looks]).astype(field.dtype)
+    has_channels = field.is_map and len(field.axes) == 5
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1) if has_channels else values))
+
+
+def _shared(views: Sequence[View], field: Field) -> Tensor:
+    """Return the one value of a field that all views have."""
+    values = [np.asarray(view[field.name], field.dtype) for view in views]
+    if any(not np.array_equal(value, values[0]) for value in values):
+        found = sorted({str(value.tolist()) for value in values})
+        raise ValueError(f"expected one {field.name} for all views of a sample, got {', '.join(found)}")
+    return torch.from_numpy(values[0].copy())
+
+
+def _add_rows(
+    sample: dict[str, Tensor], looks: Sequence[_Look], field: Field, fields: frozenset[str], table: FieldTable
+) -> None:
+    """Add a packed field, what else is asked for of its rows, and the view of each row."""
+    if not fields & table.rows_of(field.name):
+        return
+    along = [
+        table[name] for name in sorted(fields & table.rows_of(field.name)) if name not in (field.name, field.view_index)
+    ]
+    parts: dict[str, list[np.ndarray]] = {one.name: [] for one in (field, *along)}
+    for look in looks:
+        rows = np.asarray(look.view[field.name])
+        moved, kept = look.placement.boxes(rows) if field.moves == "boxes" else (rows, np.arange(len(rows)))
+        parts[field.name].append(moved)
+        for one in along:
+            values = np.asarray(look.view[one.name])
+            if len(values) != len(rows):
+                raise ValueError(
+                    f"expected {one.name} of {len(rows)} rows, as {field.name} has, got {len(values)} in scene"
+                    f" {look.view.scene}, frame {look.view.frame}"
+                )
+            parts[one.name].append(values[kept])
+    counts = [len(rows) for rows in parts[field.name]]
+    for one in (field, *along):
+        sample[one.name] = torch.from_numpy(np.concatenate(parts[one.name]).astype(one.dtype))
+    sample[field.view_index] = torch.arange(len(looks)).repeat_interleave(torch.tensor(counts))
 
 
 def _add_crops(
@@ -189,22 +173,7 @@ def _add_crops(
     draws: Iterator[float],
 ) -> None:
     looks = [_look(view, size, options, draws) for _ in range(2)]
-    image_from_whole = np.linalg.inv(centered(_part(view, "image").shape[:2], size).output_from_image)
+    image_from_whole = np.linalg.inv(centered(view["image"].shape[:2], size).output_from_image)
     crop_from_image = [look.placement.output_from_image @ image_from_whole for look in looks]
-    sample["image_crops"] = _stack_images([_colored(look.clean, look.change) for look in looks])
+    sample["image_crops"] = _stack_images([look.colored for look in looks])
     sample["crop_from_image"] = torch.from_numpy(np.stack(crop_from_image).astype(np.float32))
-
-
-def _part(view: View, name: str) -> np.ndarray:
-    """Return one part of a view, which must be there."""
-    part = getattr(view, name)
-    if part is None:
-        raise ValueError(f"expected {name} in every view, got none in scene {view.scene}, frame {view.frame}")
-    return part
-
-
-def _one_kind(views: Sequence[View]) -> int:
-    kinds = {view.pseudo_kind for view in views}
-    if len(kinds) != 1 or None in kinds:
-        raise ValueError(f"expected one pseudo_kind for all views of a sample, got {kinds}")
-    return kinds.pop()

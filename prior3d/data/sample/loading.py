@@ -4,23 +4,21 @@ A draw number names a sample of the run for good: it decides the sample and, wit
 of a rank follows from step, batch size, accumulation and world size, so a resumed run needs no sampler state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.fields import DERIVED_FIELDS, SURFACE_FIELDS
+from prior3d.contracts.dataset import Dataset, table_of
+from prior3d.contracts.fields import FIELDS, SURFACE_FIELDS, FieldTable
 from prior3d.data.posed.surface import SURFACE_NEEDS, add_surface
 from prior3d.data.sample.augmentation import AugmentOptions, assemble
 from prior3d.errors import DamagedFile, UserError
 from prior3d.randomness import generator
-
-PACKED = {"surface": "surface_view", "surface_color": "surface_view"}
-"""Fields of a varying number of rows: concatenated, with the view each row belongs to."""
 
 _ATTEMPTS = 20
 """How many draws may be damaged in a row before the data is called unusable."""
@@ -66,6 +64,9 @@ class DrawnSamples(TorchDataset):
         augment: None for none.
         seed: the run's seed.
         skip_damaged: let the next draw stand in for a damaged one, and report it with the batch.
+
+    Attributes:
+        table: all fields there are, those that the dataset brings included.
     """
 
     def __init__(
@@ -73,19 +74,20 @@ class DrawnSamples(TorchDataset):
     ) -> None:
         self.dataset = dataset
         self.fields = fields | SURFACE_NEEDS if fields & SURFACE_FIELDS else fields
-        self.decoded = self.fields | {DERIVED_FIELDS[name] for name in self.fields & DERIVED_FIELDS.keys()}
+        self.table = table_of(dataset)
+        self.decoded = self.table.declared(self.fields)
         self.augment = augment
         self.seed = seed
         self.skip_damaged = skip_damaged
 
-    def __getitem__(self, draw: int) -> dict[str, object]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         """Return the sample's tensors, with any damage met; errors travel as values, to be raised in one line."""
         damaged: list[Failure] = []
         for attempt in range(_ATTEMPTS):
-            stream = generator("draw", self.seed, draw, attempt)
+            stream = generator("draw", self.seed, index, attempt)
             try:
-                views = self.dataset.sample(draw + attempt, self.decoded, stream)
-                sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream)
+                views = self.dataset.sample(index + attempt, self.decoded, stream)
+                sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream, self.table)
                 if self.fields & SURFACE_FIELDS:
                     add_surface(sample, self.dataset, stream, color="surface_color" in self.fields)
             except DamagedFile as damage:
@@ -99,22 +101,32 @@ class DrawnSamples(TorchDataset):
         return {"error": UserError(f"{_ATTEMPTS} samples in a row are damaged, the last: {damaged[-1]}", "data")}
 
 
-def collate(samples: list[dict[str, object]]) -> dict[str, object]:
-    """Stack samples to a batch; packed fields are concatenated; damage and errors travel beside the tensors."""
+def collate(samples: list[dict[str, object]], table: FieldTable = FIELDS) -> dict[str, object]:
+    """Make a batch of samples, as `batched` does; damage and errors travel with the tensors."""
     for sample in samples:
         if "error" in sample:
             return {"error": sample["error"]}
     damaged = [failure for sample in samples for failure in sample.pop("damaged")]
-    batch: dict[str, object] = {}
+    return {**batched(samples, samples[0]["frame"].shape[0], table), "damaged": damaged}
+
+
+def batched(samples: Sequence[Mapping[str, Tensor]], views: int, table: FieldTable = FIELDS) -> dict[str, Tensor]:
+    """Stack the fields of samples to a batch; rows of packed ones are concatenated, and know their view in the batch.
+
+    Args:
+        samples: as `assemble` makes them.
+        views: views of each, V.
+        table: all fields there are.
+    """
+    batch: dict[str, Tensor] = {}
     for name in samples[0]:
-        if name in PACKED:
-            batch[name] = torch.cat([sample[name] for sample in samples])
-        elif name in PACKED.values():
-            views = samples[0]["frame"].shape[0]
-            batch[name] = torch.cat([sample[name] + views * b for b, sample in enumerate(samples)])
+        values = [sample[name] for sample in samples]
+        if name not in table or table[name].batches == "stack":
+            batch[name] = default_collate(values)
         else:
-            batch[name] = default_collate([sample[name] for sample in samples])
-    return {**batch, "damaged": damaged}
+            offset = views if table[name].is_view_index else 0
+            batch[name] = torch.cat([value + offset * b if offset else value for b, value in enumerate(values)])
+    return batch
 
 
 def make_loader(samples: DrawnSamples, stream: DrawStream, workers: int, pin_memory: bool = False) -> DataLoader:
@@ -124,7 +136,7 @@ def make_loader(samples: DrawnSamples, stream: DrawStream, workers: int, pin_mem
         batch_size=stream.batch_size,
         sampler=stream,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, table=samples.table),
         pin_memory=pin_memory,
         drop_last=True,
         worker_init_fn=_one_thread if workers else None,
@@ -138,10 +150,12 @@ def raise_errors(batch: Mapping[str, object]) -> None:
         raise error
 
 
-def to_float(batch: Mapping[str, Tensor], image_fields: frozenset[str]) -> dict[str, Tensor]:
+def to_float(batch: Mapping[str, Tensor], table: FieldTable = FIELDS) -> dict[str, Tensor]:
     """Turn byte images, already on the device, into float32 0..1."""
     return {
-        name: value.float() / 255 if name in image_fields and value.dtype == torch.uint8 else value
+        name: value.float() / 255
+        if name in table and table[name].moves == "resample" and value.dtype == torch.uint8
+        else value
         for name, value in batch.items()
     }
 

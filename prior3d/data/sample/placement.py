@@ -1,9 +1,17 @@
-"""Where an image lies in the output: one affine map, scale and translation, that moves everything of a view."""
+"""Where an image lies in the output: one affine map, scale and translation, that moves everything of a view.
+
+`Placement.move` does to a field what its entry in the table of fields says.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from prior3d.contracts.fields import Field
+
+_LEAST_BOX = 1e-3
+"""Pixels; a clipped box that is thinner has no area left but rounding."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,54 @@ class Placement:
         start = right if self.mirrored else left
         return np.array([[scale_x, 0, -scale_x * start], [0, scale_y, -scale_y * top], [0, 0, 1.0]])
 
+    def move(self, field: Field, value: np.ndarray) -> np.ndarray:
+        """Return the value of a field that is stacked, as it is in the output.
+
+        Args:
+            field: says how it moves; boxes move by `boxes`.
+            value: what a view holds of it.
+        """
+        if field.moves == "resample":
+            return self.resample(value)
+        if field.moves == "nearest":
+            return self.nearest(value)
+        if field.moves == "vectors":
+            return self.nearest_vectors(value)
+        return self.output_from_image @ value if field.moves == "intrinsics" else value
+
+    def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes [m, 4] clipped to the output, and which of the given ones, rows [m] int64, they are.
+
+        What has no area left is dropped.
+
+        Args:
+            boxes: [n, 4] left, top, right, bottom, pixels of the image.
+        """
+        corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
+        affine = self.output_from_image
+        moved = corners * affine.diagonal()[:2] + affine[:2, 2]
+        height, width = self.size
+        low, high = (side(axis=1).clip(0, (width, height)) for side in (moved.min, moved.max))
+        kept = np.flatnonzero((high - low > _LEAST_BOX).all(1))
+        return np.concatenate([low, high], axis=1)[kept], kept
+
+    def resample(self, values: np.ndarray) -> np.ndarray:
+        """Return [H, W] or [H, W, C]: values of pixels, resized with antialiasing.
+
+        Args:
+            values: [h', w'] or [h', w', C] uint8 or float32, the image's field of view at any resolution.
+        """
+        if values.shape[:2] != self.image_size:
+            ratios = np.divide(values.shape[:2], self.image_size)[::-1]
+            box = tuple(float(side) for side in np.array(self.box) * np.tile(ratios, 2))
+            return Placement(box, values.shape[:2], self.size, self.mirrored).resample(values)
+        values = values if values.dtype == np.uint8 else values.astype(np.float32)
+        if values.ndim == 2 or (values.dtype == np.uint8 and values.shape[2] == 3):
+            return self.image(values)
+        return np.stack([self.image(channel) for channel in np.moveaxis(values, -1, 0)], axis=-1)
+
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Return [H, W, 3] uint8: the box of an image [h, w, 3], resized with antialiasing."""
+        """Return [H, W, 3] uint8: the box of an image [h, w, 3] uint8, resized with antialiasing; [h, w] likewise."""
         height, width = self.size
         whole = self.box == (0, 0, width, height) and self.image_size == self.size
         if not whole:
@@ -42,19 +96,21 @@ class Placement:
         return image[:, ::-1] if self.mirrored else image
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
-        """Return [H, W]: the values nearest to the output's pixel centres.
+        """Return [H, W] or [H, W, C]: the values nearest to the output's pixel centers.
 
         Args:
-            values: [h', w'], the image's field of view at any resolution. Nothing is mixed across edges.
+            values: [h', w'] or [h', w', C], the image's field of view at any resolution. Nothing is mixed across edges.
         """
         rows = self._indices(values.shape[0], axis=0)
         columns = self._indices(values.shape[1], axis=1)
         return values[rows[:, None], columns[None, :]]
 
     def nearest_vectors(self, vectors: np.ndarray) -> np.ndarray:
-        """Return [H, W, 3] as `nearest` does, for vectors in camera axes: mirrored, they point the other way in x."""
+        """Return [H, W, C] as `nearest` does, for vectors; mirrored, their first component changes its sign."""
         placed = self.nearest(vectors)
-        return placed * np.array([-1, 1, 1], placed.dtype) if self.mirrored else placed
+        if not self.mirrored:
+            return placed
+        return placed * np.array([-1, *[1] * (placed.shape[-1] - 1)], placed.dtype)
 
     def _indices(self, cells: int, axis: int) -> np.ndarray:
         start, stop = self.box[1 - axis], self.box[3 - axis]

@@ -108,7 +108,7 @@ class SyntheticRooms(PosedDataset):
         """Return the number of views of a room."""
         return self.frames
 
-    def cache_key(self, scene: int) -> str:
+    def scene_fingerprint(self, scene: int) -> str:
         """Return a text that changes with whatever the room's content depends on."""
         return content_key(self._facts(scene))
 
@@ -123,11 +123,11 @@ class SyntheticRooms(PosedDataset):
         arrays = self._arrays(scene)
         view = View(scene=scene, frame=frame)
         if "normals" in fields:
-            view.normals = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
+            view["normals"] = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
         for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
-            setattr(view, name, np.array(arrays[name][frame]))
+            view[name] = np.array(arrays[name][frame])
         if "intrinsics" in fields:
-            view.intrinsics, view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+            view["intrinsics"], view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
         return view
 
     def __getstate__(self) -> dict[str, object]:

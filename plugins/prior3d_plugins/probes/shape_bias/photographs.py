@@ -141,5 +141,7 @@ class _Half(SingleImages):
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         path = self.path(scene, frame)
-        image = read_color(path) if "image" in fields else None
-        return View(image=image, size=image_size(path), label=self._labels[frame], scene=scene, frame=frame)
+        view = View({"label": self._labels[frame]}, scene, frame, image_size(path))
+        if "image" in fields:
+            view["image"] = read_color(path)
+        return view

@@ -9,7 +9,7 @@ import pytest
 import prior3d.registry.plugin_files
 from prior3d.errors import UserError
 from prior3d.registry import KINDS, Registry
-from prior3d.registry.plugin_files import classes_in, dropped_files, module_of, snake_case
+from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
 
 MINE = "from prior3d import Prior\n\nclass MyPrior(Prior):\n    pass\n"
 
@@ -41,6 +41,14 @@ def install(write, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, f"{name}_plugins", raising=False)
 
     return install
+
+
+def found_in(path):
+    """Kind and name of the plugins of a file, in its order."""
+    registry = Registry([path])
+    found = [p for kind in KINDS for p in registry.list(kind) if p.origin == f"file {path.name}"]
+    text = path.read_text()
+    return [(p.kind, p.name) for p in sorted(found, key=lambda p: text.index(f"class {p.target.partition(':')[2]}"))]
 
 
 def error_of(kind, name, files=()):
@@ -100,10 +108,70 @@ def test_classes_of_a_file_are_told_by_their_bases(write):
         class Unrelated(dict): ...
         """,
     )
-    assert classes_in(path) == [
-        ("priors", "Plain"), ("priors", "Renamed"), ("priors", "OfHidden"),
-        ("datasets", "Rooms"), ("datasets", "Generic"), ("probes", "Sight"),
+    assert found_in(path) == [
+        ("priors", "plain"), ("priors", "renamed"), ("priors", "of_hidden"),
+        ("datasets", "rooms"), ("datasets", "generic"), ("probes", "sight"),
     ]  # fmt: skip
+
+
+def test_every_base_that_the_table_names_is_recognized(write):
+    for kind, contract in KINDS.items():
+        for base, prefix in contract.bases.items():
+            path = write(f"{base.lower()}s.py", f"class Quick{base}({base}): ...\n")
+            assert found_in(path) == [(kind, f"{prefix}quick_{snake_case(base)}")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from prior3d.data.images.single_images import SingleImages\nclass MyImages(SingleImages): ...\n",
+         [("datasets", "my_images")]),
+        ("from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms\nclass MyScans(SyntheticRooms): ...\n",
+         [("datasets", "my_scans")]),
+        ("from prior3d_plugins.datasets import image_folder as p\nclass MyScans(p.ImageFolder): ...\n",
+         [("datasets", "my_scans")]),
+        ("import prior3d_plugins.probes.depth\nclass Far(prior3d_plugins.probes.depth.Depth): ...\n",
+         [("probes", "far")]),
+        ("from prior3d_plugins.priors.gaussian_distillation import GaussianDistillation as G\nclass Mine(G): ...\n",
+         [("priors", "mine")]),
+        ("try:\n    from prior3d import Prior\nexcept ImportError: ...\nif True:\n    class Mine(Prior): ...\n",
+         [("priors", "mine")]),
+        ("from prior3d import Prior\nfrom torch.utils.data import Dataset\n"
+         "class Images(Dataset): ...\nclass Mine(Prior): ...\n", [("priors", "mine")]),
+        ("class A(B): ...\nclass B(A): ...\nclass Mine(Prior): ...\n", [("priors", "mine")]),
+    ],
+    ids=["single images", "built-in", "module", "path", "re-exported", "guarded", "another Dataset", "circle"],
+)  # fmt: skip
+def test_a_class_is_followed_to_its_base_through_what_is_installed(write, text, found):
+    before = set(sys.modules)
+    assert found_in(write("mine.py", text)) == found
+    assert not {name for name in set(sys.modules) - before if name.startswith("prior3d_plugins.")}
+
+
+def test_a_class_is_followed_into_an_installed_distribution(write, install):
+    install("[prior3d.datasets]\nscans = acme_plugins:Scans\n", "from acme_base import Scans\n")
+    write("site/acme_base.py", "from prior3d import Dataset\nclass Scans(Dataset): ...\n")
+    path = write("mine.py", "from acme_plugins import Scans\nclass MyScans(Scans): ...\n")
+    assert "acme_base" not in sys.modules
+    with pytest.raises(UserError, match="holds no class"):  # acme_base has no plugin of its own: it is not looked at
+        Registry([path])
+    write("site/acme_plugins.py", "from prior3d import Dataset\nclass Scans(Dataset): ...\n")
+    assert found_in(path) == [("datasets", "my_scans")]
+
+
+def test_summaries_are_the_first_lines_of_docstrings_and_import_nothing(install, write):
+    mine = 'class Mine(Prior):\n    """Pulls.\n\n    Hard.\n    """\n'
+    text = f'"""The module."""\nfrom prior3d import Prior\n{mine}class B(Prior): ...\n'
+    install("[prior3d.priors]\nmine = acme_plugins:Mine\nbare = acme_plugins:B\ngone = acme_gone:G\n", text)
+    write("own.py", text.replace("Mine", "Own"))
+    registry = Registry(["own.py"])
+    found = {plugin.name: registry.summary(plugin) for plugin in registry.list("priors")}
+    assert (found["mine"], found["bare"], found["gone"], found["own"]) == ("Pulls.", "The module.", "", "Pulls.")
+    assert "acme_plugins" not in sys.modules
+    summaries = [
+        registry.summary(plugin) for kind in KINDS for plugin in registry.list(kind) if "prior3d " in plugin.origin
+    ]
+    assert summaries and all(summaries)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +196,10 @@ def test_unknown_name_with_a_suggestion_and_the_list(write, monkeypatch):
 
 
 def test_a_clash_is_an_error_only_when_the_name_is_used(install, write):
-    install("[prior3d.priors]\nview_invariance = acme_plugins:Mine\nfine = acme_plugins:Mine\n", MINE)
+    install(
+        "[prior3d.priors]\nview_invariance = acme_plugins:Mine\nfine = acme_plugins:Mine\n",
+        MINE.replace("MyPrior", "Mine"),
+    )
     write("view.py", "class ViewInvariance(Prior): ...\n")
     registry = Registry(["view.py"])
     assert [p.origin for p in registry.list("priors") if p.name == "view_invariance"] == [
@@ -183,7 +254,11 @@ def test_a_plugin_that_fails_to_import_breaks_only_its_own_use(install, write):
         " AttributeError: module 'prior3d.errors' has no attribute 'NotThere'"
     )
     found = {plugin.name: problem for plugin, problem in Registry().problems("priors").items()}
-    assert found == {"gone": "no module acme_gone"}
+    assert found == {
+        "gone": "no module acme_gone",
+        "bad": "no Bad in acme_plugins",
+        "not_there": "no NotThere in prior3d.errors",
+    }
 
 
 def test_a_file_that_fails_to_import_names_file_and_line(write):
@@ -218,7 +293,11 @@ def test_wrong_kind_and_wrong_contract(install):
         (None, "plugin file mine.py cannot be read: No such file or directory"),
         ("x = 1\nclass\n", "plugin file mine.py is not Python: line 2: invalid syntax"),
         ("x = '\0'\n", "plugin file mine.py is not Python: source code string cannot contain null bytes"),
-        ("x = 1\n", "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, Probe"),
+        (
+            "x = 1\n",
+            "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, SingleImages,"
+            " Reader, Probe, SparseEngine, SplatEngine, NeighbourEngine, Exporter, Runner",
+        ),
     ],
 )
 def test_a_named_file_must_hold_a_plugin(write, text, message):

@@ -1,13 +1,13 @@
+import contextlib
 import pickle
 from pathlib import Path
 
 import pytest
 
-from prior3d.data.sample.augmentation import AugmentOptions
 from prior3d.errors import UserError
 from prior3d.pretraining.run import origins
-from prior3d.recipe import Recipe, build_recipe, load_recipe, locate
-from prior3d.recipe.sections import OptimSection, PriorSection, ProbeSection
+from prior3d.recipe import Recipe, build_recipe, load_recipe
+from prior3d.recipe.sections import AugmentOptions, OptimSection, PriorSection, ProbeSection
 from prior3d.recipe.source import shipped_recipes
 from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
@@ -47,6 +47,9 @@ class ToyRooms(Dataset):
 
     def __len__(self):
         return 1
+
+    def fingerprint(self, frames=None):
+        return ""
 
     def sample(self, draw, fields, generator):
         return []
@@ -167,12 +170,109 @@ def test_there_are_no_probes_unless_said():
     assert load_recipe("r.yaml").probes == {}
 
 
-def test_plugins_are_relative_to_the_recipe_or_the_current_folder(tmp_path, monkeypatch, folder):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_text("from prior3d import Prior\nclass OwnPrior(Prior): ...\n")
-    recipe = load_recipe(folder / "r.yaml", ["priors.own_prior={}"], ["own.py"])
-    assert recipe.plugins == (folder / "toys.py", tmp_path / "own.py")
-    assert load_recipe(folder / "r.yaml", [f"plugins=[own.py, {folder}/toys.py]"]).plugins[0] == tmp_path / "own.py"
+def test_paths_are_relative_to_the_file_that_gives_them_and_to_the_current_folder_on_the_command_line(tmp_path, folder):
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "more.yaml").write_text("data: {root: other}\nbackbone: {weights: w.pt}\nplugins: [own.py]\n")
+    for place in (here, tmp_path):
+        (place / "own.py").write_text("from prior3d import Prior\nclass OwnPrior(Prior): ...\n")
+    with contextlib.chdir(here):
+        first = load_recipe(folder / "r.yaml", ["priors.own_prior={}"], ["own.py"])
+        both = load_recipe([folder / "r.yaml", tmp_path / "more.yaml"], [f"plugins=[{folder}/toys.py]"])
+        over = load_recipe(
+            folder / "r.yaml", ["data.root=x", "backbone.weights=../w.pt", f"plugins=[own.py, {folder}/toys.py]"]
+        )
+    assert first.data.options["root"] == str(folder / "frames")
+    assert first.plugins == (folder / "toys.py", here / "own.py")
+    assert (both.data.options["root"], both.backbone.weights) == (str(tmp_path / "other"), tmp_path / "w.pt")
+    assert over.data.options["root"] == str(here / "x")
+    assert over.backbone.weights == here / "../w.pt"
+    assert over.plugins[0] == here / "own.py"
+
+
+def test_home_and_variables_are_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCANS", str(tmp_path))
+    monkeypatch.setenv("SUB", "a$b")
+    Path("r.yaml").write_text(changed("root: frames", "root: ${SCANS}/x\n  cache: ~/c"))
+    recipe = load_recipe("r.yaml", ["backbone.weights=$SCANS/$SUB/$$5.pt"])
+    assert recipe.data.options["root"] == str(tmp_path / "x")
+    assert recipe.data.cache == Path("/home/me/c")
+    assert recipe.backbone.weights == tmp_path / "a$b" / "$5.pt"
+    assert build_recipe(recipe.to_dict()) == recipe
+    monkeypatch.delenv("SCANS")
+    assert message_of(changed("root: frames", "root: $SCANS/x")) == (
+        "r.yaml:6: data.root: the variable $SCANS is not set (write $$ for a dollar sign)"
+    )
+    assert message_of(changed("[toys.py]", "[toys.py, $SCANS.py]")) == (
+        "r.yaml:14: plugins[1]: the variable $SCANS is not set (write $$ for a dollar sign)"
+    )
+    assert message_of(changed("root: frames", "root: ~no-such-user/x")).startswith(
+        "r.yaml:6: data.root: ~no-such-user/x:"
+    )
+
+
+@pytest.fixture
+def more():
+    """A recipe that is laid over r.yaml."""
+    return Path("more.yaml").write_text
+
+
+def test_later_files_win_key_by_key_and_lists_are_replaced_as_a_whole(more):
+    more("data:\n  scenes: [one]\npriors:\n  far: {weight: 2}\n  near: {prior: toy_prior}\nprobes: {toy_probe: null}\n")
+    recipe = load_recipe(["r.yaml", "more.yaml"], ["seed=2"])
+    assert recipe.name == "r-more" and recipe.seed == 2
+    assert (recipe.data.options["scenes"], recipe.data.batch_size) == (["one"], 8)
+    assert (recipe.priors["far"].weight, recipe.priors["far"].warmup) == (2.0, 10)
+    assert list(recipe.priors) == ["toy_prior", "far", "near"]
+    assert recipe.probes == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {max_steps: x}\n", "more.yaml:1: trainer.max_steps: expected an integer, got the text 'x'"),
+        ("seed: 1\ndata: {sizes: 1}\n", "more.yaml:2: data.sizes: unknown key, did you mean 'size'?"),
+        ("seed: 1\nseed: 2\n", "more.yaml:2: seed: given twice, first in line 1"),
+        ("seed: 1\npriors: {far: {prior: null}}\n", "more.yaml:2: priors.far.prior: unknown prior 'far' "),
+        ("data: {pairs: {overlap: 1}}\nprobes: {other: {pixels: 1}}\n", "more.yaml:2: probes.other: unknown probe "),
+        ("priors: {toy_prior: null, far: null}\n", "more.yaml:1: priors: a recipe needs at least one prior; "),
+        ("trainer: null\n", "more.yaml:1: trainer.max_steps: required, but not given"),
+        ("data: {size: null}\n", "more.yaml:1: data.size: required, but not given"),
+        ("priors: {far: {warmup: x}}\n", "more.yaml:1: priors.far.warmup: expected an integer, got the text 'x'"),
+        ("seed: 1\noptim: {clip: x}\n", "more.yaml:2: optim.clip: expected a number, got the text 'x'"),
+        ("data: {pairs: 3}\n", "more.yaml:1: data.pairs: expected a section of keys, got 3"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_placed_in_the_file_that_made_them(more, text, message):
+    more(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(["r.yaml", "more.yaml"])
+    found = str(caught.value)
+    assert found == message or (message.endswith(" ") and found.startswith(message)), found
+
+
+def test_null_takes_entries_and_options_away():
+    Path("r.yaml").write_text(changed("root: frames", "root: frames\n  pairs: {overlap: 0.1}\n  on_damage: skip"))
+    recipe = load_recipe(
+        "r.yaml",
+        ["priors.far=null", "probes.toy_probe=null", "data.on_damage=null", "data.pairs.overlap=null", "data.scenes=",
+         "data.augment=null", "priors.toy_prior.temperature=null"],
+    )  # fmt: skip
+    assert (list(recipe.priors), recipe.probes) == (["toy_prior"], {})
+    assert (recipe.data.on_damage, recipe.data.options["pairs"], recipe.data.options["scenes"]) == (
+        "refuse",
+        {"overlap": 0.3},
+        [],
+    )
+    assert recipe.data.augment is None  # null is a value of its own there
+    assert recipe.priors["toy_prior"].options["temperature"] == 0.07
+
+
+def test_null_in_a_single_file_takes_nothing_away():
+    assert message_of(changed("temperature: 0.2", "temperature:")) == (
+        "r.yaml:10: priors.toy_prior.temperature: expected a number, got null"
+    )
 
 
 def test_a_shipped_recipe_is_found_by_its_name():
@@ -280,8 +380,8 @@ def test_files_that_are_no_recipes(content, message):
         ("pixels: 3", "pixel: 3", "r.yaml:13: probes.toy_probe.pixel: unknown key, did you mean 'pixels'?"),
         ("{toy_probe: {pixels: 3}}", "[toy_probe]", "r.yaml:13: probes: expected probes by name, got a list"),
         ("plugins: [toys.py]", "plugins: toys.py", "r.yaml:14: plugins: expected a list, got the text 'toys.py'"),
-        ("toys.py", "toy.py", "r.yaml:14: plugins: plugin file toy.py cannot be read: No such file or directory"),
-        ("toys.py", "r.yaml", "r.yaml:14: plugins: plugin file r.yaml is not Python: line "),
+        ("toys.py", "toy.py", "r.yaml:14: plugins[0]: plugin file toy.py cannot be read: No such file or directory"),
+        ("toys.py", "r.yaml", "r.yaml:14: plugins[0]: plugin file r.yaml is not Python: line "),
         ("backbone:", "seed: -1\nbackbone:", "r.yaml:1: seed: expected a number of at least 0, got -1"),
         ("backbone:", "optim: {lr: 0}\nbackbone:", "r.yaml:1: optim.lr: expected a number above 0, got 0"),
         (
@@ -342,9 +442,12 @@ def test_priors_are_needed():
             "command line: priors.near.prior: unknown prior 'toy_pri', did you mean 'toy_prior'? ",
         ),
         (["priors.near.weight=1"], "command line: priors.near: unknown prior 'near' "),
-        (["plugins=[gone.py]"], "command line: plugins: plugin file gone.py cannot be read: No such file or directory"),
+        (
+            ["plugins=[gone.py]"],
+            "command line: plugins[0]: plugin file gone.py cannot be read: No such file or directory",
+        ),
         (["trainer.max_steps=x", "seed=1"], "command line: trainer.max_steps: expected an integer, got the text 'x'"),
-        (["seed=1", "data.root="], "command line: data.root: expected text, got null"),
+        (["seed=1", "data.root="], "command line: data.root: required, but not given"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line_are_told_as_such(overrides, message):
@@ -393,15 +496,18 @@ def test_a_broken_plugin_breaks_only_the_recipe_that_names_it():
         ("optim", "command line: "),
         ("optim.clip", "command line: "),
         ("elsewhere", "r.yaml: "),
+        ("data.size[x].y", "r.yaml:4: "),
+        ("[0]", "r.yaml: "),
         ("--out", ""),
         (None, ""),
     ],
 )
 def test_errors_raised_later_are_located_too(key, place):
     recipe = load_recipe("r.yaml", ["seed=3", "optim.lr=1"])
-    error = locate(UserError("is wrong", key), recipe)
-    assert str(error) == place + (f"{key}: " if key else "") + "is wrong"
-    assert str(locate(error, recipe)) == str(error)
+    line = place + (f"{key}: " if key else "") + "is wrong"
+    with pytest.raises(UserError) as caught, recipe.source.locating(), recipe.source.locating():
+        raise UserError("is wrong", key)
+    assert str(caught.value) == line
 
 
 OWN_DATA = "probes: {elsewhere: {probe: toy_probe, split: validation, seeds: 3, data: {name: toy_rooms, root: other}}}"

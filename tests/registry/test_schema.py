@@ -80,7 +80,7 @@ class Everything:
     ) -> None: ...
 
 
-OPTIONS = read_options(Everything, "prior 'everything' (acme 1)", told=("backbone",))
+OPTIONS = read_options(Everything, "prior 'everything' (acme 1)", positional=("backbone",))
 
 
 def validate(**given):
@@ -264,8 +264,8 @@ class TensorDefault:
 )
 def test_constructors_that_cannot_be_a_schema(make, message):
     with pytest.raises(UserError) as caught:
-        read_options(make, "prior 'p' (acme 1)", told=("backbone",), reserved=["weight"], key="priors.p")
-    assert str(caught.value) == f"priors.p: prior 'p' (acme 1): {message}"
+        read_options(make, "prior 'p' (acme 1)", positional=("backbone",), reserved=["weight"])
+    assert str(caught.value) == f"prior 'p' (acme 1): {message}"
 
 
 class WrongDefault:
@@ -366,9 +366,9 @@ def test_a_dataclass_is_a_schema_too_with_its_default_factories():
 
         name: str
         extra: dict[str, Any] = field(default_factory=dict)
-        crop: "Later | None" = field(default_factory=Crop)  # noqa: F821
+        crop: Crop | None = field(default_factory=Crop)
 
-    options = read_options(Section, "section", names={"Later": Crop})
+    options = read_options(Section, "section")
     assert options.validate({"name": "x"}, "s") == {"name": "x", "extra": {}, "crop": Crop()}
     assert options.only(["name"]).validate({"name": "x"}, "s") == {"name": "x"}
     assert options.docs == {"name": "what it is called."}

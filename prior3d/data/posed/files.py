@@ -1,0 +1,398 @@
+"""What readers of folders share: which folders are scenes, which files make a frame, and frames read from files."""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from prior3d.contracts.fields import UNKNOWN_DEPTH
+from prior3d.contracts.reader import Camera, Frame, Recording
+from prior3d.contracts.view import View
+from prior3d.data.decoding import ImageHeader, read_16bit, read_calibrated_color, read_header
+from prior3d.data.images.listing import PathTable
+from prior3d.data.posed.cameras import read_pose
+from prior3d.errors import DamagedFile, UserError
+
+DEEPEST_SCENE = 3
+"""How many folders below the root a scene may lie (`building/room/sequence`)."""
+
+COLOR_EXTENSIONS = ("png", "jpg", "jpeg")
+
+_LOOKED_AT = 1000  # folders: enough for every scene of ScanNet, and no walk through a home folder
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """How the files of one sort are named within a scene.
+
+    Attributes:
+        what: the files are, for messages: "color".
+        folder: sub-folder of the scene; "" is the scene's own.
+        stem: regular expression of a name without its extension; group 1 is the number of the frame.
+        extensions: that are read, without their dot; upper case counts, too.
+    """
+
+    what: str
+    folder: str
+    stem: str
+    extensions: tuple[str, ...]
+
+    def find(self, scene: Path) -> dict[int, str]:
+        """Return {number of the frame: path of its file below the scene}.
+
+        Raises:
+            UserError: two files have the number of one frame.
+        """
+        found: dict[int, str] = {}
+        for number, name in self._matches(scene):
+            if number in found:
+                both = " and ".join(sorted((found[number], name)))
+                folder = scene / self.folder
+                raise UserError(f"two {self.what} files of frame {number} in {folder}: {both}; keep one", "root")
+            found[number] = name
+        return {number: os.path.join(self.folder, name) for number, name in found.items()}
+
+    def any_in(self, scene: Path) -> bool:
+        """Whether the scene has a file of this sort; looks no further than the first."""
+        return next(self._matches(scene), None) is not None
+
+    def seen_instead(self, scene: Path) -> str:
+        """Return in words which extensions are read, and which files with others lie there."""
+        named = re.compile(rf"(?:{self.stem})\.\w+", re.IGNORECASE)
+        names = sorted(entry.name for entry in _files_in(scene / self.folder))
+        others = [name for name in names if named.fullmatch(name) and not self._pattern.fullmatch(name)]
+        wanted = " ".join(f".{extension}" for extension in self.extensions)
+        folder = f" in {self.folder}" if self.folder else ""
+        seen = f"; seen{folder}: {_some(others)}" if others else f"; no file{folder} has another extension"
+        return f"{self.what} is read from {wanted}{seen}"
+
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:{self.stem})\.(?:{'|'.join(self.extensions)})", re.IGNORECASE)
+
+    def _matches(self, scene: Path) -> Iterator[tuple[int, str]]:
+        pattern = self._pattern
+        for entry in _files_in(scene / self.folder):
+            match = pattern.fullmatch(entry.name)
+            if match:
+                yield int(match[1]), entry.name
+
+
+class FrameFiles(NamedTuple):
+    """The files of one frame; without a pose it cannot be used, but its neighbors can."""
+
+    number: int
+    color: Path
+    depth: Path
+    pose: Path | None
+
+
+class SceneFiles(Sequence[FrameFiles]):
+    """The files of a scene's frames, in the order of their numbers; a few dozen bytes each.
+
+    Args:
+        folder: of the scene.
+        names: by sort ("color", "depth", "pose"): {number of the frame: path below the folder}.
+    """
+
+    def __init__(self, folder: Path, names: Mapping[str, Mapping[int, str]]) -> None:
+        self.folder = folder
+        self._numbers = np.array(sorted(names["color"]), np.int64)
+        self._names = {
+            sort: PathTable(of_sort.get(number, "") for number in self._numbers.tolist())
+            for sort, of_sort in names.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> FrameFiles:
+        names = {sort: table[index] for sort, table in self._names.items()}
+        paths = {sort: self.folder / name if name else None for sort, name in names.items()}
+        return FrameFiles(int(self._numbers[index]), **paths)
+
+
+def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> dict[str, Path]:
+    """Return {name: folder} of the scenes in a folder, sorted; the folder itself may be the only one.
+
+    A scene is named by its path below the root. What lies within a scene is not searched.
+
+    Args:
+        root: the folder.
+        is_scene: whether a folder holds a scene of the format.
+        expected: what a scene holds, for messages.
+
+    Raises:
+        UserError: there is no such folder, or no scene in it; the key is `root`.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}", "root")
+    found = {name: folder for folder, name, scene in _walk(root, is_scene) if scene}
+    if not found:
+        raise UserError(f"no scene in {root}: expected {expected}; {seen_in(root)}", "root")
+    return {name: found[name] for name in sorted(found)}
+
+
+def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
+    """Whether there is a scene in one of the first folders, the root before those in it: what `recognises` asks."""
+    return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
+
+
+def seen_in(folder: Path) -> str:
+    """Return in words what lies in a folder, for messages about what does not."""
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in _entries(folder))
+    return f"there is {_some(names)}" if names else "it is empty"
+
+
+def match_frames(scene: str, folder: Path, color: FileNames, depth: FileNames, pose: FileNames) -> SceneFiles:
+    """Return the frames of a scene in the order of their numbers.
+
+    A frame without a pose is one of a lost track; poses without images are left out.
+
+    Args:
+        scene: its name.
+        folder: where it lies.
+        color: how its color files are named.
+        depth: how its depth files are named.
+        pose: how its pose files are named.
+
+    Raises:
+        UserError: some frame has color and no depth, or the other way round, or two files of one sort.
+    """
+    sorts = (color, depth, pose)
+    colors, depths, poses = found = [names.find(folder) for names in sorts]
+    unmatched = (colors.keys() ^ depths.keys()) or (set() if colors else poses.keys())
+    if unmatched:
+        first = min(unmatched)
+        lacking = [names for names, files in zip(sorts[:2], found[:2], strict=True) if first not in files]
+        counts = ", ".join(f"{len(files)} {names.what}" for names, files in zip(sorts, found, strict=True))
+        lacks = " and no ".join(names.what for names in lacking)
+        raise UserError(
+            f"scene {scene} has {counts} files; the first unmatched is frame {first}, with no {lacks}"
+            f" ({'; '.join(names.seen_instead(folder) for names in lacking)})",
+            "root",
+        )
+    return SceneFiles(folder, {"color": colors, "depth": depths, "pose": poses})
+
+
+def nearest_file(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of these files in the scene or, sequences of one sensor often share it, in a folder above.
+
+    Args:
+        folder: of the scene.
+        root: the highest folder to look in.
+        names: paths below a folder.
+    """
+    above = folder
+    while True:
+        for name in names:
+            if (above / name).is_file():
+                return above / name
+        if above in (root, above.parent):
+            return None
+        above = above.parent
+
+
+def color_size(files: Iterable[Path]) -> tuple[int, int]:
+    """Return height and width of a scene's color images: those of the first that can be used.
+
+    Raises:
+        UserError: none can be read, or all have an EXIF orientation: nobody knows then of what the calibration is.
+    """
+    return _first(files, lambda header: header.problem_as_calibrated).size
+
+
+def depth_size(files: Iterable[Path]) -> tuple[int, int]:
+    """Return height and width of a scene's 16-bit depth maps: those of the first that can be used.
+
+    Raises:
+        UserError: none can be read, or none has 16 bits.
+    """
+    return _first(files, lambda header: header.problem_as_depth).size
+
+
+def _first(files: Iterable[Path], problem: Callable[[ImageHeader], str | None]) -> ImageHeader:
+    failures = []
+    for path in files:
+        try:
+            header = read_header(path)
+            why = problem(header)
+            if why is None:
+                return header
+            failures.append(f"{path}: {why}")
+        except DamagedFile as damage:
+            failures.append(str(damage))
+    raise UserError(f"none of {len(failures)} files can be used, the first: {failures[0]}", "root")
+
+
+class DepthCodes:
+    """What the values of 16-bit depth files mean: the options `depth_scale` and `invalid_depth`.
+
+    Args:
+        scale: units of the files per meter.
+        invalid: values that mean: not measured.
+
+    Raises:
+        UserError: with the name of the option that is wrong.
+    """
+
+    def __init__(self, scale: float, invalid: tuple[int, ...]) -> None:
+        if not scale > 0:
+            raise UserError(f"expected units per meter above 0, got {scale}", "depth_scale")
+        if not all(0 <= value <= 65535 for value in invalid):
+            raise UserError(f"expected values of 16 bits, 0 to 65535, got {list(invalid)}", "invalid_depth")
+        self.facts = f"depth {scale} {invalid}"
+        self._meters = (np.arange(65536) / scale).astype(np.float32)
+        self._meters[list(invalid)] = UNKNOWN_DEPTH
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return the depth map of a file, [h, w] float32 meters, 0 = unknown."""
+        return self._meters[read_16bit(path)]
+
+
+class FileRecording(Recording):
+    """A recording with a file for each field of each frame: a color image and a depth map, say.
+
+    Args:
+        frames: of the scene.
+        files: for each frame, field to file.
+        decoders: for each field but `image`, what makes its array of a file; files of other fields are not decoded.
+        more: further files that the scene's content depends on: poses, intrinsics.
+        facts: options that it depends on.
+        notes: for the log.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        files: Sequence[Mapping[str, Path]],
+        decoders: Mapping[str, Callable[[Path], np.ndarray]],
+        more: Sequence[Path] = (),
+        facts: str = "",
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.frames = frames
+        self.notes = notes
+        self._files = files
+        self._decoders = decoders
+        self._more = more
+        self._facts = facts
+
+    def read(self, frame: int, fields: frozenset[str]) -> View:
+        """Decode the files of one frame; see `Recording.read`."""
+        camera, values = self.frames[frame].camera, {}
+        for name, path in self._files[frame].items():
+            if name not in fields or name not in {"image", *self._decoders}:
+                continue
+            if name == "image":
+                values[name] = read_calibrated_color(path, camera.size)
+                continue
+            values[name] = self._decoders[name](path)
+            if name == "depth" and values[name].shape != camera.depth_size:
+                got, wanted = (f"{width}x{height}" for height, width in (values[name].shape, camera.depth_size))
+                raise DamagedFile(path, f"{got} pixels, where the scene's images have {wanted}")
+        return View(values, size=camera.size)
+
+    def fingerprint(self, frames: Sequence[int] | None = None) -> str:
+        """Return a text that changes with names, sizes and times of the files, and with the options."""
+        found = hashlib.sha256(self._facts.encode())
+        chosen = range(len(self.frames)) if frames is None else frames
+        for path in (*self._more, *(path for frame in chosen for path in self._files[frame].values())):
+            with contextlib.suppress(FileNotFoundError):  # found out when it is decoded
+                status = path.stat()
+                found.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns};".encode())
+        return found.hexdigest()
+
+
+class _PosedFrames(Sequence[Frame]):
+    """The frames of a scene of one camera; a pose file is read when its frame is asked for, and then kept."""
+
+    def __init__(self, files: SceneFiles, camera: Camera) -> None:
+        self._files = files
+        self._camera = camera
+        self._read: dict[int, Frame] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Frame:
+        if index not in self._read:
+            file = self._files[index]
+            self._read[index] = Frame(str(file.number), self._camera, *read_pose(file.pose))
+        return self._read[index]
+
+
+class RGBDFolder(FileRecording):
+    """A scene of one sensor with a color, a 16-bit depth and a pose file for each frame.
+
+    Args:
+        files: of the frames.
+        camera: of all of them.
+        depth: what the values of the depth files mean.
+        more: further files that the scene's content depends on.
+        notes: for the log.
+    """
+
+    def __init__(
+        self, files: SceneFiles, camera: Camera, depth: DepthCodes, more: Sequence[Path], notes: Sequence[str] = ()
+    ) -> None:
+        matrices = (camera.intrinsics, camera.depth_intrinsics)
+        facts = [depth.facts, *(None if matrix is None else matrix.tolist() for matrix in matrices)]
+        frames = _PosedFrames(files, camera)
+        super().__init__(frames, _FieldsOf(files), {"depth": depth.read}, more, str(facts), notes)
+
+
+class _FieldsOf(Sequence[Mapping[str, Path]]):
+    def __init__(self, files: SceneFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Mapping[str, Path]:
+        file = self._files[index]
+        pose = {} if file.pose is None else {"world_from_camera": file.pose}
+        return {"image": file.color, "depth": file.depth, **pose}
+
+
+def _walk(root: Path, is_scene: Callable[[Path], bool]) -> Iterator[tuple[Path, str, bool]]:
+    """Yield folders, their names as scenes, and whether they are, level by level; nothing within a scene."""
+    level = [(root, "")]
+    for _ in range(DEEPEST_SCENE + 1):
+        others = []
+        for folder, name in level:
+            scene = is_scene(folder)
+            yield folder, name or root.resolve().name, scene
+            others += [] if scene else [(folder, name)]
+        level = [
+            (folder / below, f"{name}/{below}".lstrip("/"))
+            for folder, name in others
+            for below in sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+        ]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except NotADirectoryError:
+        return []
+
+
+def _files_in(folder: Path) -> Iterator[os.DirEntry]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from entries
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,309 @@
+"""Posed datasets over readers: scenes by pattern, frames thinned, depth limited and moved to the color camera."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from prior3d.contracts.dataset import DataSpec, table_of
+from prior3d.contracts.fields import UNKNOWN_DEPTH
+from prior3d.contracts.reader import Camera, Frame, Reader, Recording
+from prior3d.contracts.view import View
+from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
+from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.pairs import PairOptions
+from prior3d.data.posed.registration import CameraPair
+from prior3d.data.posed.surface import SurfaceOptions
+from prior3d.errors import UserError, section
+
+_NAMED = 5
+"""Frames without a use that the log names."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is used of recordings, whatever their format.
+
+    Attributes:
+        scenes: to train on; empty = all that are not kept for validation or test.
+        validation_scenes: scenes of the split "validation".
+        test_scenes: scenes of the split "test".
+        min_depth: meters; nearer depth is dropped.
+        max_depth: meters; depth beyond is dropped.
+        frame_step: use every n-th frame.
+        max_frames: use at most this many frames of a scene, the first ones.
+        depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern; the first pattern
+            that fits counts.
+    """
+
+    scenes: tuple[str, ...] = ()
+    validation_scenes: tuple[str, ...] = ()
+    test_scenes: tuple[str, ...] = ()
+    min_depth: float = 0.0
+    max_depth: float | None = None
+    frame_step: int = 1
+    max_frames: int | None = None
+    depth_to_color: Mapping[str, Calibration] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_depth < (np.inf if self.max_depth is None else self.max_depth):
+            given = f"{self.min_depth} and {self.max_depth}"
+            raise UserError(f"expected 0 <= min_depth < max_depth, got {given}", "min_depth")
+        for option in ("frame_step", "max_frames"):
+            number = getattr(self, option)
+            if number is not None and number < 1:
+                raise UserError(f"expected at least 1, got {number}", option)
+
+    def within_limits(self, depth: np.ndarray) -> np.ndarray:
+        """Return depth [h, w] meters with what is too near or too far unknown."""
+        if self.min_depth > 0:
+            depth = np.where(depth < self.min_depth, np.float32(UNKNOWN_DEPTH), depth)
+        if self.max_depth is not None:
+            depth = np.where(depth > self.max_depth, np.float32(UNKNOWN_DEPTH), depth)
+        return depth
+
+
+@dataclass(frozen=True)
+class OpenScene:
+    """What is known of a scene before any of its images is decoded.
+
+    Attributes:
+        recording: as the reader opened it.
+        frames: indices into its frames: those that are used, in order.
+        world_from_color: [F, 4, 4] float64 poses of the color camera, meters.
+        cameras: all that took these frames.
+        camera_of: [F] index of each frame's camera.
+        left_out: problem to the names of the frames that have it.
+    """
+
+    recording: Recording
+    frames: Sequence[int]
+    world_from_color: np.ndarray
+    cameras: Sequence[Camera]
+    camera_of: np.ndarray
+    left_out: Mapping[str, Sequence[str]]
+
+    def camera(self, frame: int) -> Camera:
+        """Return the camera of a frame, by its index into `frames`."""
+        return self.cameras[self.camera_of[frame]]
+
+
+class RecordedScenes(PosedDataset):
+    """Recordings of any format as a dataset of posed views: `RecordedScenes(spec, [MyReader("scans")])`.
+
+    Views carry the pose and the intrinsics of the color camera, and depth registered to it at the depth maps' own
+    resolution. Frames that cannot be used (no pose, a pose that is not rigid) are left out, counted and named in the
+    log. Scenes are named by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+
+    Args:
+        spec: what every dataset is given.
+        readers: of the data; where two have a scene of one name, the first counts.
+        choice: what is used of it.
+        pairs: which two views of a scene make a pair.
+        surface: how a scene's surface is fused from its frames.
+        reader_key: the section that holds the readers' options, for messages; "" where they are among the dataset's.
+
+    Raises:
+        UserError: an option names no scene, or options contradict each other.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        readers: Sequence[Reader],
+        choice: Choice | None = None,
+        pairs: PairOptions = DEFAULT_PAIRS,
+        surface: SurfaceOptions = DEFAULT_SURFACE,
+        reader_key: str = "",
+    ) -> None:
+        super().__init__(spec, pairs, surface)
+        self.choice = choice or Choice()
+        self._reader_key = reader_key
+        readers_of = {name: reader for reader in reversed(readers) for name in reader.scenes()}
+        names = sorted(readers_of)
+        for pattern in self.choice.depth_to_color or {}:
+            _matching(names, (pattern,), "depth_to_color")
+        kept_apart = {
+            "validation": _matching(names, self.choice.validation_scenes, "validation_scenes"),
+            "test": _matching(names, self.choice.test_scenes, "test_scenes"),
+        }
+        self.splits = ("train", *(split for split, scenes in kept_apart.items() if scenes))
+        self.scenes = _of_split(names, self.choice.scenes, kept_apart, spec.split)
+        self._readers = [readers_of[name] for name in self.scenes]
+        self.provides = _provided(readers)
+        self.fields = tuple({field.name: field for reader in readers for field in reader.fields}.values())
+        if spec.views > 1 and "depth" not in self.provides:
+            raise UserError("this format has no depth, from which pairs of views are found; set views: 1", "views")
+        self._table = table_of(self)
+        self._open: dict[int, OpenScene] = {}
+
+    def frame_count(self, scene: int) -> int:
+        """Return the number of usable frames of a scene."""
+        return len(self.scene(scene).frames)
+
+    def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
+        """Decode one frame; see `PosedDataset.load`."""
+        opened = self.scene(scene)
+        camera, wanted = opened.camera(frame), self._table.declared(fields)
+        read = opened.recording.read(opened.frames[frame], wanted & self._readers[scene].provides)
+        view = View(dict(read.values), scene, frame, camera.size)
+        if "depth" in view:
+            view["depth"] = _registered(self.choice.within_limits(view["depth"]), camera)
+        if "intrinsics" in wanted:
+            view["intrinsics"] = camera.intrinsics.copy()
+        if "world_from_camera" in wanted:
+            view["world_from_camera"] = opened.world_from_color[frame].copy()
+        return view
+
+    def scene_fingerprint(self, scene: int) -> str:
+        """Return a text that changes with the scene's files, poses, cameras, or what is used of them."""
+        opened = self.scene(scene)
+        digest = hashlib.sha256(opened.world_from_color.tobytes() + opened.camera_of.tobytes())
+        for camera in opened.cameras:
+            facts = (
+                camera.size,
+                camera.depth_size,
+                camera.intrinsics,
+                camera.depth_intrinsics,
+                camera.color_from_depth,
+            )
+            for fact in facts:
+                digest.update(str(None if fact is None else np.asarray(fact).tolist()).encode())
+        facts = [self.choice.min_depth, self.choice.max_depth, digest.hexdigest()]
+        return json.dumps(["posed", self.scenes[scene], *facts, opened.recording.fingerprint(opened.frames)])
+
+    def scene(self, scene: int) -> OpenScene:
+        """Return a scene's frames, poses and cameras, read when first asked for.
+
+        Args:
+            scene: index into `scenes`.
+
+        Raises:
+            UserError: files of the scene do not fit together, it has no intrinsics, or its cameras cannot be used.
+        """
+        if scene not in self._open:
+            self._open[scene] = self._opened(scene)
+        return self._open[scene]
+
+    def verify(self) -> None:
+        """Check that every scene's files fit together, and that some frame can be used."""
+        if not any(self.frame_count(scene) for scene in range(len(self.scenes))):
+            left_out: Counter[str] = Counter()
+            for scene in range(len(self.scenes)):
+                left_out.update({why: len(names) for why, names in self.scene(scene).left_out.items()})
+            reasons = ", ".join(f"{why}: {count}" for why, count in sorted(left_out.items()))
+            raise UserError(f"no frame can be used ({reasons or 'there is none'})", "root")
+
+    def describe(self) -> list[str]:
+        """Return lines for the log: scenes, frames, pairs, and what was left out or goes unused."""
+        lines = super().describe()
+        notes: dict[str, list[str]] = {}
+        for scene, name in enumerate(self.scenes):
+            opened = self.scene(scene)
+            if opened.left_out:
+                count = sum(map(len, opened.left_out.values()))
+                whys = ", ".join(f"{why}: {_numbered(names)}" for why, names in sorted(opened.left_out.items()))
+                lines.append(f"{name}: {count} frames left out ({whys})")
+            for note in opened.recording.notes:
+                notes.setdefault(note, []).append(name)
+        for note, names in notes.items():
+            who = names[0] if len(names) == 1 else f"{len(names)} scenes"
+            lines.append(f"{'every scene' if len(names) == len(self.scenes) > 1 else who}: {note}")
+        return lines
+
+    def _opened(self, scene: int) -> OpenScene:
+        name, choice = self.scenes[scene], self.choice
+        with section(self._reader_key, elsewhere={"root": "root"}) if self._reader_key else nullcontext():
+            recording = self._readers[scene].open(name)
+            chosen = range(0, len(recording.frames), choice.frame_step)[: choice.max_frames]
+            frames = {index: recording.frames[index] for index in chosen}
+        left_out: dict[str, list[str]] = {}
+        for frame in frames.values():
+            if frame.problem is not None:
+                left_out.setdefault(frame.problem, []).append(frame.name)
+        used = {index: frame for index, frame in frames.items() if frame.problem is None}
+        fitting = [one for pattern, one in (choice.depth_to_color or {}).items() if names_scene(pattern, name)]
+        originals = list({id(frame.camera): frame.camera for frame in used.values()}.values())
+        cameras = [fitting[0].of_color(camera) if fitting else camera for camera in originals]
+        for camera in cameras:
+            if problem := camera_problem(camera):
+                raise UserError(f"scene {name}: {problem}", "root")
+        number = {id(camera): index for index, camera in enumerate(originals)}
+        camera_of = np.array([number[id(frame.camera)] for frame in used.values()], np.int64)
+        poses = np.array([_pose(frame, fitting) for frame in used.values()]).reshape(-1, 4, 4)
+        if fitting:
+            poses = poses @ np.linalg.inv(fitting[0].color_from_depth)
+        return OpenScene(recording, list(used), poses, cameras, camera_of, left_out)
+
+
+def names_scene(pattern: str, name: str) -> bool:
+    """Whether a pattern (`kitchen-*`), a name or a folder of scenes (`chess` of `chess/seq-01`) means a scene.
+
+    >>> names_scene("chess", "chess/seq-01"), names_scene("chess", "chessboard")
+    (True, False)
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern.rstrip('/')}/*")
+
+
+def _provided(readers: Sequence[Reader]) -> frozenset[str]:
+    """Return the fields that all readers decode, cameras and poses, and what is fused from them."""
+    decoded = frozenset.intersection(*(frozenset(reader.provides) for reader in readers))
+    fused = {"surface", "surface_color"} if decoded >= {"image", "depth"} else set()
+    return decoded | {"intrinsics", "world_from_camera"} | fused
+
+
+def _pose(frame: Frame, fitting: Sequence[Calibration]) -> np.ndarray:
+    """Return the pose [4, 4] of the color camera; of the depth camera where a calibration will move it."""
+    if fitting and frame.camera.color_from_depth is not None:
+        return frame.world_from_camera @ frame.camera.color_from_depth
+    return frame.world_from_camera
+
+
+def _registered(depth: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return the depth map as the color camera sees it, at its own resolution."""
+    if camera.depth_intrinsics is None:
+        return depth
+    moved = np.eye(4) if camera.color_from_depth is None else camera.color_from_depth
+    color = scaled(camera.intrinsics, camera.size, camera.depth_size)
+    return CameraPair(camera.depth_intrinsics, color, moved).register(depth)
+
+
+def _matching(scenes: Sequence[str], patterns: tuple[str, ...], key: str) -> set[str]:
+    """Return the scenes that patterns mean; a pattern that means none is an error."""
+    matching: set[str] = set()
+    for pattern in patterns:
+        names = {name for name in scenes if names_scene(pattern, name)}
+        if not names:
+            known = ", ".join(scenes[:10]) + (", ..." if len(scenes) > 10 else "")
+            raise UserError(f"no scene {pattern}; there are {known}", key)
+        matching |= names
+    return matching
+
+
+def _of_split(
+    names: Sequence[str], scenes: tuple[str, ...], kept_apart: Mapping[str, set[str]], split: str
+) -> list[str]:
+    """Return the scenes of a split, in order of their names."""
+    both = sorted(kept_apart["validation"] & kept_apart["test"])
+    if both:
+        raise UserError(f"scene {both[0]} is both for validation and for test", "test_scenes")
+    if split != "train":
+        if not kept_apart[split]:
+            raise UserError(f"this data has no split {split}: name scenes for it", f"{split}_scenes")
+        return [name for name in names if name in kept_apart[split]]
+    wanted = _matching(names, scenes, "scenes") or set(names)
+    wanted -= kept_apart["validation"] | kept_apart["test"]
+    if not wanted:
+        raise UserError("every scene is kept for validation or test: none is left to train on", "scenes")
+    return [name for name in names if name in wanted]
+
+
+def _numbered(names: Sequence[str]) -> str:
+    """Return how many frames there are, and which: the first of them."""
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)}, frame{'s' * (len(names) > 1)} {', '.join(names[:_NAMED])}{more}"
