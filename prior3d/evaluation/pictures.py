@@ -109,7 +109,7 @@ def _refuse_unread(subject: Subject) -> None:
 
 def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     section = read_section(BackboneSection, subject.content["backbone"], "backbone")
-    size = _own_size(section.name)
+    size = own_size(section.name)
     seed = own_options(TopLevel).validate({"seed": subject.content.get("seed", 0)}, "")["seed"]
     model = load_trained(subject, section, size, seed)
     if against is not None:
@@ -120,7 +120,7 @@ def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     return {subject.short_name: model}
 
 
-def _own_size(name: str) -> tuple[int, int]:
+def own_size(name: str) -> tuple[int, int]:
     """Return the size a model was made for; pictures are resized to whatever fits it near their own."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return (224, 224) if known is None else (known.input_size[1], known.input_size[2])

@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from prior3d.probes.tasks import ProbeTask
 from prior3d.registry.schema import plain
 from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Drawings, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
+from prior3d.reporting.report import Report
 
 SCORES = "scores.json"
 
@@ -64,26 +65,6 @@ class Arguments:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What an evaluation found.
-
-    Attributes:
-        folder: with report.md, report.json, figures, scores.json and events for TensorBoard.
-        metrics: label of a probe to column (a model or a control) to metric to value, the mean over probe seeds.
-        left_out: label of a probe that the data do not fit to the reason.
-    """
-
-    folder: Path
-    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        """The report to read."""
-        return self.folder / MARKDOWN
-
-
 def evaluate(
     run_or_model: object,
     against: object = None,
@@ -109,7 +90,7 @@ def evaluate(
         device: where to measure; auto takes a GPU if there is one.
 
     Returns:
-        The folder of the report, and the metrics.
+        The report: `metrics`, `text`, `figures`, `folder`.
 
     Raises:
         UserError: models, data or probes do not work; nothing is left behind.
@@ -235,7 +216,7 @@ def _measure_and_report(
         facts = {"device": device_name(device), "seconds": round(time.perf_counter() - started, 1)}
         _write(out, comparison, drawings, replace(about, facts={**about.facts, **facts}))
     console.print(f"{'' if is_new else 'nothing is new; '}report: {out / MARKDOWN}")
-    return Report(out, comparison.metrics(), dict(request.left_out))
+    return Report(out)
 
 
 def _prepare(request: Request, columns: Mapping[str, Column], console: Console) -> None:
@@ -324,7 +305,7 @@ def _describe(
     subject: Subject, request: Request, columns: Mapping[str, Column], key: str, against: Subject | None
 ) -> About:
     """Return what the report says beside the numbers."""
-    notes = notes_on_models(columns)
+    notes = [*notes_on_models(columns), *(f"{label} was left out: {why}." for label, why in request.left_out.items())]
     if subject.run is not None:
         notes.append(
             "One training run: the intervals hold the spread over scenes, not over training seeds. A claim about a"

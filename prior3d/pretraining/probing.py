@@ -130,6 +130,7 @@ class Probing:
                 "One training run: the intervals hold the spread over scenes, not over training seeds. A claim about a"
                 " prior needs several runs and a baseline.",
                 "`prior3d-eval` on this folder adds the features of both side by side, and a control of that capacity.",
+                *(f"{label} was left out: {why}." for label, why in self.parts.left_out.items()),
             ),
             {"device": device_name(probe_device(recipe)), "seconds": seconds, "seed": recipe.seed},
             {name: plain[name] for name in ("seed", "backbone", "data", "probes")},

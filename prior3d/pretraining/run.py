@@ -111,6 +111,8 @@ def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", registry: 
 def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
     """Verify the data and compute what is computed once; say what there is, and what is damaged."""
     progress = Bars(console)
+    for label, why in parts.left_out.items():
+        console.print(f"left out: {label}: {why}")
     surface = parts.dataset if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset) else None
     prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, surface)
     prepare_priors(parts, recipe, progress, console)

@@ -87,15 +87,6 @@ class Comparison:
     models: tuple[str, ...]
     pairs: tuple[Pair, ...]
 
-    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return label of a probe to column (a model or a control) to metric to value, the mean over seeds."""
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for section in self.sections:
-            by_column = found.setdefault(section.task.label, {})
-            for name in (*section.models, *section.controls):
-                by_column[name] = {row.metric: row.columns[name].value for row in section.rows if name in row.columns}
-        return found
-
 
 def compare(
     tasks: Sequence[ProbeTask], results: Results, models: Sequence[str], pairs: Sequence[Pair], resamples: int = 1000

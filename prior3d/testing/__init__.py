@@ -15,10 +15,12 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.probe_contract import check_probe
 
 __all__ = [
     "SIZE",
     "check_prior",
+    "check_probe",
     "evaluate",
     "example_backbone",
     "example_batch",

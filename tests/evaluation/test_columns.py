@@ -53,10 +53,10 @@ def test_of_another_encoder_it_is_not_said_that_the_decoder_is_missing(finished)
 
 def test_maps_of_two_strides_are_noted_with_who_has_a_decoder(finished, alone):
     made = columns(finished, against=alone)
-    assert notes_on_models(made)[-1] == (
-        f"The maps of {alone.parent.name} have a cell for every 32 pixels (no decoder), those of {finished.name} for every"
-        " 4 pixels (a decoder): part of the difference is resolution, not what was learnt."
-    )
+    assert (
+        f"The maps of {alone.parent.name} have a cell for every 32 pixels (no decoder), those of {finished.name} for"
+        " every 4 pixels (a decoder): part of the difference is resolution, not what was learnt."
+    ) in notes_on_models(made)
 
 
 def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finished, tmp_path):
