@@ -34,12 +34,20 @@ class UserError(Exception):
         option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
         if not key or (self.key or "").startswith("--"):
             return
-        if not self.key:
+        if not self.key or key.startswith("--"):  # an argument of the command line holds no sections
             self.key = key
         elif option in elsewhere:
             self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
         else:
             self.key = f"{key}{self.key}" if self.key.startswith("[") else f"{key}.{self.key}"
+
+
+class DoesNotFit(UserError):
+    """Two things do not fit together, such as a probe and data, and neither of them is at fault.
+
+    A probe that nobody asked for by name is left out because of it, with a line; anything else that a user can cause
+    is a plain `UserError` and ends the run.
+    """
 
 
 @contextmanager

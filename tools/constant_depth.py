@@ -9,17 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
+from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.probes.probe_data import ProbeData
+from prior3d.probes import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.registry import Registry
 from prior3d.study.matrix import TEST, Unit
 from prior3d.study.reading import read_matrix
-from prior3d_plugins.probes.depth import Depth, depth_errors
-
-_PARTS = ("train", "held_out")
+from prior3d_plugins.probes.depth import Depth
 
 
 def main() -> int:
@@ -42,13 +39,9 @@ def of_a_constant(task: ProbeTask) -> dict[str, float]:
     """Return the metrics of the mean depth of the training part, in the probe's range, guessed for every pixel."""
     data = ProbeData(task.parts, most=task.most)
     try:
-        train, truth = (data.field(part, "depth").take(torch.arange(len(data.frames[part]))) for part in _PARTS)
+        return metrics_of(task.probe, task.probe.controls(data)["constant guess"])
     finally:
         data.close()
-    low, high = task.probe.range
-    known_train, known = ((depth >= low) & (depth <= high) for depth in (train, truth))
-    guess = train[known_train].double().mean().expand_as(truth)
-    return task.probe.summarise({name: values.sum() for name, values in depth_errors(guess, truth, known).items()})
 
 
 if __name__ == "__main__":

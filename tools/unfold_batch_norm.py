@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from prior3d.backbone import Backbone
@@ -27,12 +26,9 @@ from prior3d.backbone.batch_norm import unfold_batch_norm
 from prior3d.backbone.weights import load_encoder, read_weights, save_weights
 from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
-from prior3d.probes.probe_data import ProbeData
-from prior3d.randomness import generator
+from prior3d.probes import ProbeData, mixed_batches
 from prior3d.recipe.yaml12 import load
 from prior3d_plugins.datasets.image_folder import ImageFolder
-
-_BATCH = 64
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,10 +72,7 @@ def _batches(photographs: ImageFolder) -> Iterator[Tensor]:
     """Yield all photographs, [N, 3, H, W] in 0..1, in an order that mixes their classes."""
     data = ProbeData({"held_out": photographs})
     try:
-        images = data.field("held_out", "image")
-        order = torch.randperm(len(images), generator=generator("unfold_batch_norm"))
-        for rows in order.tensor_split(max(1, len(order) // _BATCH)):  # no last batch of a few
-            yield images.take(rows).float() / 255
+        yield from mixed_batches(data.field("held_out", "image"), stream="unfold_batch_norm")
     finally:
         data.close()
 

@@ -1,7 +1,6 @@
-"""`prior3d-eval`: which models and data a command line names, and the way from there to a report; no measurements."""
+"""`prior3d-eval`: from names of models and data to a report on what their features are good for."""
 
-from prior3d.evaluation.arguments import Arguments
 from prior3d.evaluation.pictures import draw
-from prior3d.evaluation.run import run
+from prior3d.evaluation.run import Arguments, Report, evaluate, run
 
-__all__ = ["Arguments", "draw", "run"]
+__all__ = ["Arguments", "Report", "draw", "evaluate", "run"]

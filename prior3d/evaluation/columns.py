@@ -1,14 +1,21 @@
 """The columns of a comparison: one model, the other, both together, and a control of the same size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prior3d.backbone import Backbone
 from prior3d.errors import UserError
-from prior3d.evaluation.arguments import other_subject
-from prior3d.evaluation.models import Model, load_initial, load_other, load_trained, make_untrained
+from prior3d.evaluation.models import (
+    Model,
+    Subject,
+    find_other,
+    load_initial,
+    load_other,
+    load_trained,
+    make_untrained,
+    two_names,
+)
 from prior3d.evaluation.request import Request
-from prior3d.evaluation.subjects import Subject
 from prior3d.probes.results import AFTER, BEFORE
 
 ALONE = "model"
@@ -57,21 +64,27 @@ def build_columns(
     Raises:
         UserError: weights that do not fit or are not there, or a control of nothing or of another size.
     """
-    size, seed = request.data.size, request.seed
+    size, seed, names = request.data.size, request.seed, (BEFORE, AFTER)
     after = load_trained(subject, request.backbone, size, seed)
     if against is not None:
-        before = load_other(against, size, seed, "--against")
+        before, names = load_other(against, size, seed, "--against"), two_names(against, subject)
     else:
         before = None if subject.run is None else load_initial(subject, request.backbone, size, seed)
     if control is None:
-        return columns_of(before, after, make_untrained(after, size, seed), RANDOM)
+        return columns_of(before, after, make_untrained(after, size, seed), RANDOM, names)
     if before is None:
         raise UserError("there is nothing to be a control of: give --against, or a run", "--control")
-    trained = load_other(other_subject(control, "--control"), size, seed, "--control")
-    return columns_of(before, after, trained, GIVEN)
+    trained = load_other(find_other(control, "--control"), size, seed, "--control")
+    return columns_of(before, after, trained, GIVEN, names)
 
 
-def columns_of(before: Model | None, after: Model, control: Model, control_name: str) -> dict[str, Column]:
+def columns_of(
+    before: Model | None,
+    after: Model,
+    control: Model,
+    control_name: str,
+    names: tuple[str, str] = (BEFORE, AFTER),
+) -> dict[str, Column]:
     """Return the columns of a comparison, by name.
 
     Args:
@@ -79,39 +92,52 @@ def columns_of(before: Model | None, after: Model, control: Model, control_name:
         after: the model.
         control: takes the place of `after` beside `before`: as many channels, but nothing that `after` learnt.
         control_name: what it is called.
+        names: what `before` and `after` are called.
 
     Raises:
         UserError: the control is not of the size of `after`.
     """
     if before is None:
         return {ALONE: Column((after,), after.text)}
-    columns = {BEFORE: Column((before,), before.text), AFTER: Column((after,), after.text)}
+    first, second = names
+    columns = {first: Column((before,), before.text), second: Column((after,), after.text)}
     _check_size_of(control, after)
-    both, text = f"{BEFORE} + {AFTER}", f"features of {BEFORE} and of {control.text}, concatenated"
-    columns[both] = Column((before, after), f"features of {BEFORE} and {AFTER}, concatenated")
-    columns[f"{BEFORE} + {control_name}"] = Column((before, control), f"{text}: what as many more channels are worth")
+    text = f"features of {first} and of {control.text}, concatenated: what as many more channels are worth"
+    columns[f"{first} + {second}"] = Column((before, after), f"features of {first} and {second}, concatenated")
+    columns[f"{first} + {control_name}"] = Column((before, control), text)
     return columns
 
 
-def pairs_of(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Return which columns are compared: after with before, and both with the control."""
-    combined = [name for name in columns if "+" in name]
-    pairs = [(AFTER, BEFORE)] if {AFTER, BEFORE} <= set(columns) else []
-    return [*pairs, (combined[0], combined[1])] if len(combined) == 2 else pairs
+def single_names(columns: Mapping[str, Column]) -> list[str]:
+    """Return the names of the columns that are one model each."""
+    return [name for name, column in columns.items() if len(column.models) == 1]
+
+
+def pairs_of(columns: Mapping[str, Column]) -> list[tuple[str, str]]:
+    """Return which columns are compared: the model with the other one, and both with the control."""
+    single = single_names(columns)
+    combined = [name for name in columns if name not in single]
+    return [tuple(reversed(single)), tuple(combined)] if len(single) == 2 else []
 
 
 def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
     """Return what a reader has to mind about the models."""
-    if not {BEFORE, AFTER} <= set(columns):
+    if len(columns) == 1:
         return []
-    before, after = (columns[name].models[0] for name in (BEFORE, AFTER))
+    first, second = single_names(columns)
+    before, after = (columns[name].models[0] for name in (first, second))
     notes = []
     if before.digest == after.digest:
-        notes.append("before and after have the very same weights.")
+        notes.append(f"{first} and {second} have the very same weights.")
     if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
         notes.append(
-            f"The maps of before have a cell for every {_stride_of(before)}, those of after for every"
+            f"The maps of {first} have a cell for every {_stride_of(before)}, those of {second} for every"
             f" {_stride_of(after)}: part of the difference is resolution, not what was learnt."
+        )
+    if f"{first} + {RANDOM}" in columns:
+        notes.append(
+            "The control's features are random: more channels help a little whatever they hold. --control takes an"
+            " independently trained model of the same size, a harder control."
         )
     return notes
 

@@ -1,18 +1,169 @@
-"""Models with their weights: of a run before and after training, of files, of timm, and untrained ones."""
+"""Models by name, with their weights: of a run before and after training, of files, of timm, and untrained ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from prior3d.backbone import Backbone
-from prior3d.backbone.weights import load_encoder, read_weights
-from prior3d.errors import UserError
-from prior3d.evaluation.subjects import SAYS_ITS_MODEL, Subject
+from prior3d.backbone import Backbone, check_name
+from prior3d.backbone.weights import load_encoder, read_description, read_weights
+from prior3d.errors import UserError, section
 from prior3d.pretraining.building import make_backbone
 from prior3d.pretraining.folder import RunFolder, load_decoder
 from prior3d.randomness import stream_seed
-from prior3d.recipe.reading import read_section
-from prior3d.recipe.sections import BackboneSection
+from prior3d.recipe.reading import own_options, read_section
+from prior3d.recipe.sections import BackboneSection, DataSection
+from prior3d.recipe.source import Source, override, read_recipe
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+SAYS_ITS_MODEL = (
+    "a file that says it: backbone.safetensors of a run, or one of prior3d.backbone.save_weights(file, weights,"
+    " {'model': ...})"
+)
+"""What to name beside MODEL where MODEL itself may be any file: `backbone.name=...` is about MODEL alone."""
+
+RANDOM_WEIGHTS = "random:"
+"""In front of a name of timm: the model with random weights, where it is MODEL and beside it."""
+
+_UNREAD = ("priors", "optim", "trainer")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that a command line names.
+
+    Attributes:
+        name: as it was given.
+        content: sections of a recipe, as plain values, the command line's over the model's own.
+        source: where they were given.
+        run: the run folder, if it is one.
+        file: the weight file, if it is one.
+    """
+
+    name: str
+    content: dict[str, object]
+    source: Source
+    run: RunFolder | None = None
+    file: Path | None = None
+
+    @property
+    def short_name(self) -> str:
+        """A name for folders and titles."""
+        if self.run is not None:
+            return self.run.path.resolve().name
+        if self.file is None:
+            return self.name.replace(":", "-")
+        exported = self.file.name == RunFolder(self.file.parent).backbone.name
+        return self.file.resolve().parent.name if exported else self.file.stem
+
+
+def find_subject(name: str, overrides: Sequence[str] = ()) -> Subject:
+    """Find what a name means.
+
+    Args:
+        name: a folder, a file, a model of timm, or `random:` and a model of timm.
+        overrides: `key.path=value` each, over what the model brings.
+
+    Raises:
+        UserError: it is nothing of these, or a run that is not finished.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _run(name, RunFolder(path), overrides)
+    if path.is_file():
+        return _file(name, path, overrides)
+    if len(path.parts) > 1 or path.suffix in _WEIGHT_FILES:
+        raise UserError(f"no such run folder or weight file: {name}")
+    return _of_timm(name, overrides)
+
+
+def _run(name: str, folder: RunFolder, overrides: Sequence[str]) -> Subject:
+    if not folder.recipe.is_file():
+        raise UserError(f"{name} is no run folder: it holds no {folder.recipe.name}")
+    for file in (folder.initial, folder.backbone):
+        if not file.is_file():
+            go_on = f"go on with: prior3d-train --resume {folder.path}"
+            raise UserError(f"the run in {name} is not complete: it holds no {file.name}; {go_on}")
+    content, source = read_recipe(folder.recipe, overrides)
+    _refuse(source.overridden, ("backbone",), "a run is measured with its own model: leave this out")
+    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
+    trained_on, _ = read_recipe(folder.recipe)
+    _leave_options_behind(content, trained_on, source.overridden)
+    return Subject(name, content, source, run=folder)
+
+
+def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
+    about = read_description(path)
+    if about.get("what") not in (None, "encoder"):
+        raise UserError(f"{name} holds the {about['what']} of a run: name the run folder, or its backbone.safetensors")
+    brought = {key: about[key] for key in ("timm_options", "mean", "std") if key in about}
+    brought |= {"name": about["model"]} if "model" in about else {}
+    decoder = RunFolder(path.parent).decoder
+    if about and decoder.is_file() and path.name == RunFolder(path.parent).backbone.name:
+        brought |= read_description(decoder).get("decoder", {})
+    content: dict[str, object] = {"backbone": {**brought, "weights": str(path)}}
+    source = _override(content, overrides)
+    _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} is the weights already")
+    if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # others are for the reader
+        raise UserError(
+            f"{name} does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;"
+            f" after --against or --control, name {SAYS_ITS_MODEL}"
+        )
+    return Subject(name, content, source, file=path)
+
+
+def _of_timm(name: str, overrides: Sequence[str]) -> Subject:
+    model = name.removeprefix(RANDOM_WEIGHTS)
+    try:
+        check_name(model)
+    except UserError as error:
+        raise UserError(f"{name} is no run folder and no weight file, and {error.message}") from error
+    pretrained = model == name and not any(text.startswith("backbone.weights=") for text in overrides)
+    content: dict[str, object] = {"backbone": {"name": model, "pretrained": pretrained}}
+    source = _override(content, overrides)
+    _refuse(source.overridden, ("backbone.name",), f"{name} is the model already")
+    if model != name:
+        _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} has random weights")
+    return Subject(name, content, source)
+
+
+def find_other(name: str, flag: str) -> Subject:
+    """Find what a model beside the first one means; errors name the flag."""
+    with section(flag):
+        return find_subject(name)
+
+
+def two_names(first: Subject, second: Subject) -> tuple[str, str]:
+    """Return names to tell two models apart by: short ones, or as they were given, or by number."""
+    if first.short_name != second.short_name:
+        return first.short_name, second.short_name
+    if first.name != second.name:
+        return first.name, second.name
+    return f"{first.name}, 1", f"{second.name}, 2"
+
+
+def _override(content: dict[str, object], overrides: Sequence[str]) -> Source:
+    source = override(content, overrides)
+    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
+    return source
+
+
+def _refuse(overridden: frozenset[str], keys: Sequence[str], why: str) -> None:
+    for key in sorted(overridden):
+        if any(key == name or key.startswith(f"{name}.") for name in keys):
+            raise UserError(f"command line: {key}: {why}")
+
+
+def _leave_options_behind(content: dict, trained_on: dict, overridden: frozenset[str]) -> None:
+    """Drop the options of the dataset a run was trained on where the command line names another one."""
+    if not isinstance(content["data"], dict):  # for the reader to refuse
+        return
+    if content["data"].get("name") == trained_on["data"].get("name"):
+        return
+    given = {key.split(".")[1] for key in overridden if key.startswith("data.")}
+    fixed = own_options(DataSection).types
+    content["data"] = {key: value for key, value in content["data"].items() if key in fixed or key in given}
 
 
 @dataclass(frozen=True)
@@ -47,12 +198,12 @@ class Model:
         }
 
 
-def load_trained(subject: Subject, section: BackboneSection, size: tuple[int, int], seed: int) -> Model:
+def load_trained(subject: Subject, options: BackboneSection, size: tuple[int, int], seed: int) -> Model:
     """Return a model with the weights it is named for: trained, from a file, or timm's.
 
     Args:
         subject: the model.
-        section: its `backbone:`.
+        options: its `backbone:`.
         size: height and width of the images, pixels.
         seed: of weights that are random.
 
@@ -60,21 +211,21 @@ def load_trained(subject: Subject, section: BackboneSection, size: tuple[int, in
         UserError: weights that do not fit, are missing, or cannot be fetched.
     """
     if subject.run is not None:
-        backbone = make_backbone(_without_weights(section), size, seed)
+        backbone = make_backbone(_without_weights(options), size, seed)
         subject.run.load_trained(backbone)
-        return Model(f"{section.name}, the trained weights of {subject.name}", backbone, section)
+        return Model(f"{options.name}, the trained weights of {subject.name}", backbone, options)
     if subject.file is not None:
-        return _from_file(subject.file, section, size, seed)
-    backbone = make_backbone(section, size, seed)
-    return Model(f"{section.name} with {_weights_of(section, backbone)}", backbone, section)
+        return _from_file(subject.file, options, size, seed)
+    backbone = make_backbone(options, size, seed)
+    return Model(f"{options.name} with {_weights_of(options, backbone)}", backbone, options)
 
 
-def load_initial(subject: Subject, section: BackboneSection, size: tuple[int, int], seed: int) -> Model:
+def load_initial(subject: Subject, options: BackboneSection, size: tuple[int, int], seed: int) -> Model:
     """Return the model of a run with its weights before training."""
-    backbone = make_backbone(_without_weights(section), size, seed)
+    backbone = make_backbone(_without_weights(options), size, seed)
     subject.run.load_initial(backbone)
-    text = f"{section.name}, the initial weights of {subject.name} ({_weights_of(section, backbone)})"
-    return Model(text, backbone, section)
+    text = f"{options.name}, the initial weights of {subject.name} ({_weights_of(options, backbone)})"
+    return Model(text, backbone, options)
 
 
 def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) -> Model:
@@ -82,45 +233,48 @@ def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) ->
 
     Keys on the command line are those of the first one: no error advises to set `backbone.weights` for this one.
     """
-    try:
-        section = read_section(BackboneSection, subject.content["backbone"], "backbone")
-        return load_trained(subject, section, size, seed)
-    except UserError as error:
-        message = error.message
-        if error.key == "backbone.pretrained":
+    with section(flag):
+        options = read_section(BackboneSection, subject.content["backbone"], "backbone")
+        try:
+            return load_trained(subject, options, size, seed)
+        except UserError as error:
+            if error.key != "backbone.pretrained":
+                raise
             why = str(error.__cause__).partition("\n")[0]
-            message = f"cannot fetch timm's weights of {section.name} ({why}); name {SAYS_ITS_MODEL}"
-        raise UserError(message, flag) from error
+            raise UserError(
+                f"cannot fetch timm's weights of {options.name} ({why}); name {RANDOM_WEIGHTS}{options.name} for random"
+                f" ones, or {SAYS_ITS_MODEL}"
+            ) from error
 
 
 def make_untrained(like: Model, size: tuple[int, int], seed: int) -> Model:
     """Return a model of the same size with random weights of its own."""
-    section = _without_weights(like.section)
-    backbone = make_backbone(section, size, stream_seed("control", seed))
-    return Model(f"{section.name} with random weights", backbone, section)
+    options = _without_weights(like.section)
+    backbone = make_backbone(options, size, stream_seed("control", seed))
+    return Model(f"{options.name} with random weights", backbone, options)
 
 
-def _from_file(file: Path, section: BackboneSection, size: tuple[int, int], seed: int) -> Model:
+def _from_file(file: Path, options: BackboneSection, size: tuple[int, int], seed: int) -> Model:
     decoder = RunFolder(file.parent).decoder
-    backbone = make_backbone(_without_weights(section), size, seed)
+    backbone = make_backbone(_without_weights(options), size, seed)
     load_encoder(backbone.encoder.model, read_weights(file, key=None), str(file), key=None)
-    text = f"{section.name} with the weights of {file}"
+    text = f"{options.name} with the weights of {file}"
     if backbone.decoder is None:
-        return Model(text, backbone, section)
+        return Model(text, backbone, options)
     if not decoder.is_file():
         raise UserError(f"there is no {decoder.name} beside {file}: leave this out", "backbone.decoder_stride")
     load_decoder(backbone, decoder)
-    return Model(f"{text} and {decoder.name}", backbone, section)
+    return Model(f"{text} and {decoder.name}", backbone, options)
 
 
-def _without_weights(section: BackboneSection) -> BackboneSection:
-    return replace(section, pretrained=False, weights=None)
+def _without_weights(options: BackboneSection) -> BackboneSection:
+    return replace(options, pretrained=False, weights=None)
 
 
-def _weights_of(section: BackboneSection, backbone: Backbone) -> str:
-    if section.weights is not None:
-        return f"the weights of {section.weights}"
-    if section.pretrained:
+def _weights_of(options: BackboneSection, backbone: Backbone) -> str:
+    if options.weights is not None:
+        return f"the weights of {options.weights}"
+    if options.pretrained:
         tag = (getattr(backbone.encoder.model, "pretrained_cfg", None) or {}).get("tag")
         return f"timm's weights{f' ({tag})' if tag else ''}"
     return "random weights"

@@ -1,24 +1,62 @@
-"""`prior3d-eval --pictures`: features of one or two models on the user's own images; no probe, no training."""
+"""`prior3d-eval --pictures`: features of one or two models on the user's own images; no probe, training or label."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import timm
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
-from prior3d.errors import UserError
-from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
-from prior3d.evaluation.models import Model, load_initial, load_other, load_trained
-from prior3d.evaluation.subjects import Subject, find_subject
+from prior3d.contracts.probe import FeatureKind
+from prior3d.contracts.runner import Progress, silent
+from prior3d.data.decoding import image_size, read_color
+from prior3d.data.images.listing import list_files
+from prior3d.errors import DamagedFile, UserError
+from prior3d.evaluation.models import (
+    Model,
+    Subject,
+    find_other,
+    find_subject,
+    load_initial,
+    load_other,
+    load_trained,
+    two_names,
+)
+from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder
+from prior3d.files import write_atomically
 from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.progress import Bars
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.pictures import write_pictures
+from prior3d.probes import FrozenModel, evenly_spaced
+from prior3d.probes.pictures import (
+    check_sizes,
+    cluster_figure,
+    fit_matched_clusters,
+    fit_shared_axes,
+    pca_figure,
+    read_maps,
+    read_places,
+    sample_places,
+)
 from prior3d.recipe.reading import TopLevel, own_options, read_section
 from prior3d.recipe.sections import BackboneSection
 
 _LONG_SIDE = 448
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+_PAGE = 6
+"""Images on a page."""
+
+_MOST = 60
+"""Images that are drawn; of more, as many are chosen evenly."""
+
+_FITTED = 48
+"""Images that axes and clusters are fitted to, evenly chosen; all pages are drawn with these."""
 
 
 def draw(arguments: Arguments, images: Sequence[str]) -> int:
@@ -47,13 +85,14 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         _refuse_unread(subject)
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
-        against = other_subject(arguments.against, "--against") if arguments.against else None
+        against = find_other(arguments.against, "--against") if arguments.against else None
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")
         check_folder(out)
         console = Console(highlight=False, soft_wrap=True)
         frozen = {name: _freeze(model, device) for name, model in models.items()}
-        files = write_pictures(frozen, [Path(image) for image in images], out, _LONG_SIDE, progress=Bars(console))
+        paths = [Path(image) for image in images]
+        files = write_pictures(frozen, paths, out, _LONG_SIDE, progress=Bars(console), say=console.print)
         for file in files:
             console.print(f"{file}")
     return 0
@@ -70,27 +109,18 @@ def _refuse_unread(subject: Subject) -> None:
 
 def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     section = read_section(BackboneSection, subject.content["backbone"], "backbone")
-    size = _own_size(section.name)
+    size = own_size(section.name)
     seed = own_options(TopLevel).validate({"seed": subject.content.get("seed", 0)}, "")["seed"]
     model = load_trained(subject, section, size, seed)
     if against is not None:
         other = load_other(against, size, seed, "--against")
-        return dict(zip(_two_names(against, subject), (other, model), strict=True))
+        return dict(zip(two_names(against, subject), (other, model), strict=True))
     if subject.run is not None:
         return {"before": load_initial(subject, section, size, seed), "after": model}
     return {subject.short_name: model}
 
 
-def _two_names(first: Subject, second: Subject) -> tuple[str, str]:
-    """Return names to tell two models apart by: short ones, or as they were given, or by number."""
-    if first.short_name != second.short_name:
-        return first.short_name, second.short_name
-    if first.name != second.name:
-        return first.name, second.name
-    return f"{first.name}, 1", f"{second.name}, 2"
-
-
-def _own_size(name: str) -> tuple[int, int]:
+def own_size(name: str) -> tuple[int, int]:
     """Return the size a model was made for; pictures are resized to whatever fits it near their own."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return (224, 224) if known is None else (known.input_size[1], known.input_size[2])
@@ -99,3 +129,134 @@ def _own_size(name: str) -> tuple[int, int]:
 def _freeze(model: Model, device: str) -> FrozenModel:
     # with the statistics the model has: a few pictures are not enough to estimate others
     return FrozenModel([deepcopy(model.backbone).eval().requires_grad_(False).to(device)], device)
+
+
+@torch.no_grad()
+def write_pictures(
+    models: Mapping[str, FrozenModel],
+    paths: Sequence[Path],
+    out: Path,
+    size: int = 448,
+    *,
+    kind: FeatureKind = "dense",
+    k: int = 6,
+    seed: int = 0,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Write pictures of the features of models on images: `pca.png` and `clusters.png`, numbered if there are many.
+
+    Axes and clusters are fitted once, so that colours mean the same on all pages. Memory does not grow with the number
+    of images.
+
+    Args:
+        models: title to model.
+        paths: image files, and folders that are searched for some.
+        out: folder to write to; made if it is missing.
+        size: long side of the images as models see them, pixels, whatever their own size; each model's short and long
+            side are then rounded to whole cells of its coarsest map.
+        kind: which features: dense or encoder.
+        k: clusters of each model.
+        seed: of k-means.
+        progress: shows how far it is.
+        say: takes a line where not all images are drawn.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: no images, one that cannot be read, or that a model cannot take.
+    """
+    files = find_images(paths)
+    if len(files) > _MOST:
+        say(f"{len(files)} images: {_MOST} of them are drawn, evenly chosen; name fewer for others")
+        files = [files[index] for index in evenly_spaced(len(files), _MOST).tolist()]
+    with _readable():
+        check_sizes(models, {working_size(image_size(path), size) for path in files})
+    out = Path(out).expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    samples = _sample(models, files, size, kind, progress)
+    axes, clusters = fit_shared_axes(samples), fit_matched_clusters(samples, k, seed)
+    pages = [files[start : start + _PAGE] for start in range(0, len(files), _PAGE)]
+    written = []
+    for number, page in enumerate(progress(pages, "drawing", len(pages)), 1):
+        images = [read_image(path, size) for path in page]
+        maps = read_maps(models, images, kind)
+        names = [path.name for path in page]
+        ending = f"-{number:0{len(str(len(pages)))}d}.png" if len(pages) > 1 else ".png"
+        written.append(_save(pca_figure(images, maps, axes, names), out / f"pca{ending}"))
+        written.append(_save(cluster_figure(images, maps, clusters, names), out / f"clusters{ending}"))
+    return written
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return image files, and those below folders, in the order given and then by name.
+
+    Raises:
+        UserError: a path is missing, is no image, or no image is found.
+    """
+    files = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            found = [path / name for name in list_files(path, _ENDINGS)]
+            if not found:
+                raise UserError(f"no images ({' '.join(_ENDINGS)}) in {path}")
+            files += found
+        else:
+            files.append(path)
+    if not files:
+        raise UserError("no images are given: name files or folders")
+    with _readable():
+        for path in files:
+            image_size(path)  # the header alone: a wrong name is known before any model runs
+    return files
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """Return an image as [3, H, W] in 0..1, its long side `size` pixels.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    with _readable():
+        picture = Image.fromarray(read_color(path))
+    height, width = working_size((picture.height, picture.width), size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def working_size(own: tuple[int, int], size: int) -> tuple[int, int]:
+    """Return height and width, in pixels, of an image of its own height and width whose long side becomes `size`."""
+    return tuple(max(round(side * size / max(own)), 1) for side in own)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except DamagedFile as error:
+        raise UserError(f"cannot read the image {error}") from error
+
+
+def _sample(
+    models: Mapping[str, FrozenModel], files: Sequence[Path], size: int, kind: FeatureKind, progress: Progress
+) -> dict[str, Tensor]:
+    """Return by model the features [R, C] at the same places of some of the images, one image in memory at a time."""
+    chosen = evenly_spaced(len(files), _FITTED).tolist()
+    places = sample_places(len(chosen))
+    rows: dict[str, list[Tensor]] = {name: [] for name in models}
+    for index, here in zip(progress(chosen, "encoding", len(chosen)), places, strict=True):
+        maps = read_maps(models, [read_image(files[index], size)], kind)
+        for name, (features,) in maps.items():
+            rows[name].append(read_places(features, here))
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
+    return path

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prior3d.errors import UserError
-from prior3d.evaluation.subjects import Subject
+from prior3d.evaluation.models import Subject
 from prior3d.messages import unknown_key
-from prior3d.probes.tasks import DoesNotFit, ProbeTask, build_tasks
+from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
 from prior3d.recipe.reading import (
     TopLevel,
     or_empty,
@@ -21,15 +21,15 @@ from prior3d.recipe.reading import (
 )
 from prior3d.recipe.sections import BackboneSection, DataSection, ProbeSection
 from prior3d.recipe.source import Source
+from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
 
-DEFAULT_PROBES = ("correspondence", "segmentation", "depth")
-"""Of these, the ones that the data fit, where neither a recipe nor the command line names probes."""
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
+"""What is measured on what where neither a recipe nor the command line says so."""
 
 ALL_PROBES = "all"
 """In place of names: every probe there is that the data fit."""
 
-_DEFAULT_DATA = {"name": "synthetic_rooms", "size": [96, 128], "batch_size": 1}
 _KEYS = ("seed", "backbone", "data", "probes", "plugins")
 _OF_TRAINING = ("priors", "optim", "trainer")
 
@@ -83,25 +83,24 @@ def build_request(
     top = own_options(TopLevel).validate({key: content[key] for key in ("seed", "plugins") if key in content}, "")
     registry = read_plugin_files(top["plugins"], source, plugins)
     backbone = read_section(BackboneSection, content["backbone"], "backbone")
-    data = read_plugged(DataSection, _with_defaults(content.get("data")), "data", "datasets", "name", registry)
-    wanted, named = _choose(or_empty(content.get("probes")), labels, source, registry)
+    defaults = load(DEFAULTS.read_text(encoding="utf-8"), DEFAULTS.name).value
+    given = or_empty(content.get("data"))
+    given = {**defaults["data"], **given} if isinstance(given, Mapping) else given
+    data = read_plugged(DataSection, given, "data", "datasets", "name", registry)
+    wanted, named = _choose(or_empty(content.get("probes")), labels, source, registry, defaults["probes"])
     probes = _with_seeds(read_probes(wanted, registry), seeds, source.overridden)
-    left_out = _unfit({label: probes[label] for label in probes if label not in named}, data, registry, top["seed"])
-    if not set(probes) - set(left_out):
+    tasks, left_out = build_fitting_tasks(probes, data, registry, top["seed"], wanted=named)
+    if not tasks:
         reasons = "; ".join(f"{label} {why}" for label, why in left_out.items())
         others = "" if ALL_PROBES in labels else f" (--probes {ALL_PROBES} takes whatever fits)"
         raise UserError(f"no probe fits this data: {reasons}{others}", "data.name")
-    fitting = {label: section for label, section in probes.items() if label not in left_out}
-    tasks = build_tasks(fitting, data, registry, top["seed"])
+    fitting = {label: one for label, one in probes.items() if label not in left_out}
     return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], registry)
 
 
-def _with_defaults(given: object) -> object:
-    given = or_empty(given)
-    return {**_DEFAULT_DATA, **given} if isinstance(given, Mapping) else given
-
-
-def _choose(given: object, labels: Sequence[str], source: Source, registry: Registry) -> tuple[object, frozenset[str]]:
+def _choose(
+    given: object, labels: Sequence[str], source: Source, registry: Registry, defaults: Mapping[str, object]
+) -> tuple[object, frozenset[str]]:
     """Return the sections of the probes to measure, and the labels that the command line names.
 
     Those have to fit the data. A recipe named its probes for data of its own, which may not be these.
@@ -115,9 +114,11 @@ def _choose(given: object, labels: Sequence[str], source: Source, registry: Regi
         labels = [label for label in every if label not in taken_away]
     elif not labels:
         in_recipe = [label for label in given if f"probes.{label}" in source.lines]
-        labels = [label for label in dict.fromkeys([*(in_recipe or DEFAULT_PROBES), *given]) if label not in taken_away]
         set_here = {key.split(".")[1] for key in source.overridden if key.startswith("probes.")}
         named = (set(given) - set(in_recipe)) | set_here
+        given = given if in_recipe else {**defaults, **given}
+        every = dict.fromkeys([*(in_recipe or defaults), *given])
+        labels = [label for label in every if label not in taken_away]
     for key in sorted(source.overridden):
         section, _, rest = key.partition(".")
         label = rest.partition(".")[0]
@@ -137,14 +138,3 @@ def _with_seeds(
         label: section if f"probes.{label}.seeds" in overridden else replace(section, seeds=seeds)
         for label, section in probes.items()
     }
-
-
-def _unfit(probes: Mapping[str, ProbeSection], data: DataSection, registry: Registry, seed: int) -> dict[str, str]:
-    """Return the probes that the data do not fit, with the reason; what is at fault by itself is refused."""
-    found = {}
-    for label, section in probes.items():
-        try:
-            build_tasks({label: section}, data, registry, seed)
-        except DoesNotFit as error:
-            found[label] = error.message
-    return found

@@ -1,36 +1,136 @@
-"""An evaluation from a command line to a report: check, prepare, measure, draw, write."""
+"""An evaluation from names of models to a report: check, prepare, measure, plot, write; a later one goes on."""
 
+import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
 from prior3d.data.preparing import DatasetUse, prepare_datasets
-from prior3d.errors import UserError
-from prior3d.evaluation import output
-from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
-from prior3d.evaluation.columns import ALONE, Column, build_columns, pairs_of
+from prior3d.errors import UserError, section
+from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
+from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
-from prior3d.evaluation.subjects import Subject, find_subject
+from prior3d.files import content_key
 from prior3d.pretraining.building import checkpoint_of
 from prior3d.pretraining.cores import share_cores
 from prior3d.pretraining.progress import Bars
-from prior3d.probes.classifier import checkpoint_classifier
-from prior3d.probes.measuring import applies, check_size, evaluate
-from prior3d.probes.results import AFTER, BEFORE, Results
+from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
+from prior3d.probes.keys import keys_of
+from prior3d.probes.measuring import Measuring, applies, check_size
+from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.reporting import Drawings, compare, tabulate
-from prior3d.reporting.writing import MARKDOWN, device_name
+from prior3d.registry.schema import plain
+from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Drawings, compare, device_name, tabulate, write_report
+from prior3d.reporting.events import write_events
+from prior3d.reporting.report import Report
+
+SCORES = "scores.json"
+
+Weights = Mapping[str, Tensor]
+"""A state dict."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What `prior3d-eval` is asked for.
+
+    Attributes:
+        model: a run folder, a weight file or a model of timm.
+        against: another such, to compare with; None for the run's initial weights, or nothing.
+        control: another such, of the size of the model and trained independently; None for random weights.
+        probes: what to measure, by name; none for those of the run's recipe, or the default ones.
+        seeds: number of measurements, each with a different probe seed.
+        out: folder for the report.
+        overrides: `key.path=value` each.
+        plugins: further plugin files.
+        device: where to measure.
+    """
+
+    model: str
+    against: str | None = None
+    control: str | None = None
+    probes: Sequence[str] = ()
+    seeds: int | None = None
+    out: Path | None = None
+    overrides: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def evaluate(
+    run_or_model: object,
+    against: object = None,
+    control: object = None,
+    probes: Sequence[str] = (),
+    seeds: int | None = None,
+    out: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    plugins: Sequence[str | Path] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Report:
+    """Measure a model with probes and write a report; `prior3d-eval` as a function.
+
+    Args:
+        run_or_model: a run, the folder of one, a weight file, a model of timm, or `random:` and a model of timm.
+        against: another such, to compare with; None for a run's initial weights, and nothing otherwise.
+        control: another such, of the size of the model and trained independently; None for random weights.
+        probes: names, or labels of a run's recipe; none for the recipe's or the default ones, `all` for what fits.
+        seeds: number of measurements, each with a different probe seed.
+        out: folder for the report; by default in the run folder, or in the current one.
+        overrides: dotted keys of `data`, `probes` or `backbone` to values.
+        plugins: files with further datasets and probes.
+        device: where to measure; auto takes a GPU if there is one.
+
+    Returns:
+        The report: `metrics`, `text`, `figures`, `folder`.
+
+    Raises:
+        UserError: models, data or probes do not work; nothing is left behind.
+
+    >>> evaluate("resnet1O")
+    Traceback (most recent call last):
+    prior3d.errors.UserError: resnet1O is no run folder and no weight file, and timm has no model 'resnet1O', ...
+    """
+    arguments = Arguments(
+        model=_name_of(run_or_model),
+        against=None if against is None else _name_of(against),
+        control=None if control is None else _name_of(control),
+        probes=list(probes),
+        seeds=seeds,
+        out=None if out is None else Path(out),
+        overrides=[f"{key}={json.dumps(plain(value))}" for key, value in (overrides or {}).items()],
+        plugins=[str(file) for file in plugins],
+        device=device,
+    )
+    return measure_and_report(arguments, Console(quiet=True))
 
 
 def run(arguments: Arguments) -> int:
-    """Measure models and write a report; everything is checked before anything is written.
+    """Run `prior3d-eval`: measure models and write a report, saying how far it is.
 
     Returns:
         The exit status 0.
+
+    Raises:
+        UserError: models, data or probes do not work; nothing is left behind.
+    """
+    measure_and_report(arguments, Console(highlight=False, soft_wrap=True))
+    return 0
+
+
+def measure_and_report(arguments: Arguments, console: Console) -> Report:
+    """Measure models and write a report; everything is checked before anything is written.
+
+    Args:
+        arguments: what is asked for.
+        console: shows progress and the table.
 
     Raises:
         UserError: models, data or probes do not work; nothing is left behind.
@@ -39,13 +139,45 @@ def run(arguments: Arguments) -> int:
     with subject.source.locating():
         device = choose_device(arguments.device)
         share_cores("cpu" if device == "cpu" else "gpu")
-        against = other_subject(arguments.against, "--against") if arguments.against else None
+        against = find_other(arguments.against, "--against") if arguments.against else None
         out = arguments.out or default_folder(subject, against, "eval")
         check_folder(out)
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
         columns = build_columns(subject, request, against, arguments.control)
-        _measure_and_report(subject, request, columns, against, out, device)
-    return 0
+        return _measure_and_report(subject, request, columns, against, out, device, console)
+
+
+def choose_device(device: str) -> str:
+    """Return cpu or cuda; auto takes a GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU that torch can use", "--device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError where a folder cannot be made or written to; nothing is left there."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is no folder", "--out")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".prior3d-", dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {existing}: {error.strerror}", "--out") from error
+
+
+def default_folder(subject: Subject, against: Subject | None, what: str) -> Path:
+    """Return where results go: into the run folder, or into the current one."""
+    suffix = "" if against is None else f"-against-{against.short_name}"
+    if subject.run is not None:
+        return subject.run.path / f"{what}{suffix}"
+    return Path(f"{what}-{subject.short_name}{suffix}")
+
+
+def _name_of(model: object) -> str:
+    """Return what names a model on a command line: the folder of a run, or the path or name as it is."""
+    folder = getattr(model, "folder", model)  # of a finished run, as `prior3d.train` returns it
+    return str(getattr(folder, "path", folder))
 
 
 def _measure_and_report(
@@ -55,27 +187,35 @@ def _measure_and_report(
     against: Subject | None,
     out: Path,
     device: str,
-) -> None:
+    console: Console,
+) -> Report:
     started = time.perf_counter()
-    console = Console(highlight=False, soft_wrap=True)
     started_from = _checkpoints(request.tasks, columns)
     for task in request.tasks:
         for model in {id(model): model for column in columns.values() for model in column.models}.values():
-            with task.locating():
+            with task.section():
                 task.probe.check(model.backbone)
     _prepare(request, columns, console)
-    results, key = output.open_results(out, subject, request, columns, started_from)
-    about = output.describe(subject, request, columns, key, against)
-    is_new = output.key_of_report(out) != key or not _is_complete(request, columns, results)
+    results, key = _open_results(out, subject, request, columns, started_from)
+    about = _describe(subject, request, columns, key, against)
+    is_new = _key_of_report(out) != key or not _is_complete(request, columns, results)
     drawings = Drawings()
     if is_new:
-        _measure(request, columns, started_from, results, drawings, console, device)
-    comparison = compare(request.tasks, results, list(columns), pairs_of(list(columns)))
+        Measuring(device, request.data.workers, started_from).run(
+            request.tasks,
+            {name: column.backbones for name, column in columns.items()},
+            results,
+            progress=Bars(console),
+            plot=drawings,
+            plotted=single_names(columns),
+        )
+    comparison = compare(request.tasks, results, list(columns), pairs_of(columns))
     console.print(tabulate(comparison, about.title))
     if is_new:
         facts = {"device": device_name(device), "seconds": round(time.perf_counter() - started, 1)}
-        output.write(out, comparison, drawings, replace(about, facts={**about.facts, **facts}))
+        _write(out, comparison, drawings, replace(about, facts={**about.facts, **facts}))
     console.print(f"{'' if is_new else 'nothing is new; '}report: {out / MARKDOWN}")
+    return Report(out)
 
 
 def _prepare(request: Request, columns: Mapping[str, Column], console: Console) -> None:
@@ -84,16 +224,15 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
         console.print(f"{name}: {column.text}")
     for label, why in request.left_out.items():
         console.print(f"left out: {label}: {why}")
-    datasets = _datasets(request.tasks)
-    prepare_datasets(datasets, request.data.on_damage, Bars(console), console.print)
-    for use in datasets:
-        dataset = use.dataset
-        if not sum(dataset.frame_count(scene) for scene in range(len(dataset.scenes))):
-            raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on", use.key)
+    prepare_datasets(_datasets(request.tasks), request.data.on_damage, Bars(console), console.print)
     models = {id(model): model for column in columns.values() for model in column.models}
-    for size in {use.dataset.spec.size for use in datasets}:
-        for model in models.values():
-            check_size(model.backbone, size)
+    for task in request.tasks:
+        with task.section(), section("data"):
+            for dataset in task.parts.values():
+                if not sum(dataset.frame_count(scene) for scene in range(len(dataset.scenes))):
+                    raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on")
+                for model in models.values():
+                    check_size(model.backbone, dataset.spec.size)
 
 
 def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
@@ -106,6 +245,23 @@ def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     return list(found.values())
 
 
+def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, Weights]:
+    """Return the weights of the columns with their classifiers, if a probe needs them.
+
+    Raises:
+        UserError: there is no classifier.
+    """
+    asking = [task.label for task in tasks if task.probe.needs_classifier]
+    found = {}
+    for name in single_names(columns) if asking else ():
+        (model,) = columns[name].models
+        weights = checkpoint_of(model.section)
+        if weights is None or checkpoint_classifier(model.backbone, weights) is None:
+            raise UserError(f"needs a classifier, and {name} has none: {model.text}", f"probes.{asking[0]}")
+        found[name] = weights
+    return found
+
+
 def _is_complete(request: Request, columns: Mapping[str, Column], results: Results) -> bool:
     return all(
         results.has(task.label, name)
@@ -115,41 +271,64 @@ def _is_complete(request: Request, columns: Mapping[str, Column], results: Resul
     )
 
 
-def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, Mapping[str, Tensor]]:
-    """Return the weights of the columns with their classifiers, if a probe needs them.
-
-    Raises:
-        UserError: there is no classifier.
-    """
-    asking = [task.label for task in tasks if task.probe.needs_classifier]
-    found = {}
-    for name, column in columns.items() if asking else ():
-        if len(column.models) == 1:
-            (model,) = column.models
-            weights = checkpoint_of(model.section)
-            if weights is None or checkpoint_classifier(model.backbone, weights) is None:
-                raise UserError(f"needs a classifier, and {name} has none: {model.text}", f"probes.{asking[0]}")
-            found[name] = weights
-    return found
-
-
-def _measure(
+def _open_results(
+    out: Path,
+    subject: Subject,
     request: Request,
     columns: Mapping[str, Column],
-    started_from: Mapping[str, Mapping[str, Tensor]],
-    results: Results,
-    drawings: Drawings,
-    console: Console,
-    device: str,
-) -> None:
-    evaluate(
-        request.tasks,
-        {name: column.backbones for name, column in columns.items()},
-        results,
-        device,
-        workers=request.data.workers,
-        progress=Bars(console),
-        started_from=started_from,
-        draw=drawings,
-        drawn=[name for name in columns if name in (BEFORE, AFTER, ALONE)],
+    started_from: Mapping[str, Weights],
+) -> tuple[Results, str]:
+    """Return what is measured already, here or by the run itself, and a key of all that the report depends on."""
+    weights = {name: column.key for name, column in columns.items()}
+    classifiers = {
+        name: classifier_digest(columns[name].backbones[0], checkpoint) for name, checkpoint in started_from.items()
+    }
+    keys = keys_of(request.tasks, request.probes, request.data, request.registry, weights, classifiers)
+    results = Results.load(out / SCORES)
+    results.file = out / SCORES
+    results.keep_only(keys)
+    if subject.run is not None:
+        results.adopt(Results.load(subject.run.scores), single_names(columns))
+    texts = {name: column.text for name, column in columns.items()}
+    scores = {task.label: [keys(task.label, name) for name in columns] for task in request.tasks}
+    return results, content_key({"scores": scores, "columns": texts})
+
+
+def _key_of_report(out: Path) -> str | None:
+    """Return the key of the report that is there already."""
+    if not ((out / JSON).is_file() and (out / MARKDOWN).is_file()):
+        return None
+    return json.loads((out / JSON).read_text(encoding="utf-8")).get("key")
+
+
+def _describe(
+    subject: Subject, request: Request, columns: Mapping[str, Column], key: str, against: Subject | None
+) -> About:
+    """Return what the report says beside the numbers."""
+    notes = [*notes_on_models(columns), *(f"{label} was left out: {why}." for label, why in request.left_out.items())]
+    if subject.run is not None:
+        notes.append(
+            "One training run: the intervals hold the spread over scenes, not over training seeds. A claim about a"
+            " prior needs several runs and a baseline."
+        )
+    name = subject.short_name
+    title = f"{name} against {against.short_name}" if against else f"{name}, before and after training"
+    return About(
+        title if len(columns) > 1 else f"{name}, frozen features",
+        {name: column.text for name, column in columns.items()},
+        {name: column.models[0].facts() for name, column in columns.items() if len(column.models) == 1},
+        tuple(notes),
+        {"seed": request.seed},
+        request.to_plain(),
+        key,
     )
+
+
+def _write(out: Path, comparison: Comparison, drawings: Drawings, about: About) -> None:
+    """Write the report and the events in place of earlier ones."""
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = list(out.glob("events.out.tfevents.*"))
+    write_events(out, comparison, drawings.figures)
+    write_report(out, comparison, drawings.figures, about)
+    for file in earlier:
+        file.unlink()

@@ -1,6 +1,6 @@
 """From a recipe to objects: dataset, backbone, priors; every refusal happens here, before any data is read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from prior3d.data.sample.augmentation import refuse_mirrors
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
 from prior3d.pretraining.objective import JointObjective, Term
-from prior3d.probes.tasks import ProbeTask, build_tasks
+from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
 from prior3d.randomness import reseed
 from prior3d.recipe.sections import BackboneSection
 from prior3d.registry.schema import construct
@@ -30,12 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parts:
-    """What a recipe names, made and found to fit together."""
+    """What a recipe names, made and found to fit together.
+
+    Attributes:
+        dataset: of the training.
+        backbone: with its initial weights.
+        objective: the priors.
+        probes: those that their data fit.
+        left_out: label to the reason for each of the other probes, which nobody asked for on the command line.
+    """
 
     dataset: Dataset
     backbone: Backbone
     objective: JointObjective
     probes: list[ProbeTask]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def build(recipe: "Recipe", registry: "Registry") -> Parts:
@@ -59,8 +68,9 @@ def build(recipe: "Recipe", registry: "Registry") -> Parts:
         with section("data"):
             refuse_single_values(backbone, reads)
     _check_statistics(backbone, recipe.backbone)
-    probes = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset)
-    return Parts(dataset, backbone, objective, probes)
+    wanted = {key.split(".")[1] for key in recipe.source.overridden if key.startswith("probes.")}
+    probes, left_out = build_fitting_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset, wanted)
+    return Parts(dataset, backbone, objective, probes, left_out)
 
 
 def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Dataset:
@@ -175,8 +185,8 @@ def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -
     table = table_of(dataset)
     reads = (*prior.needs, *prior.prepares, *(field for field in prior.encodes if "/" not in field))
     named = {part for need in (*reads, *prior.encodes) for part in need.split("|")}
-    for field in sorted(table.probes_only & named):
-        raise UserError(f"needs {field} labels, which are for probes only", key)
+    for name in sorted(table.probes_only & named):
+        raise UserError(f"needs {name} labels, which are for probes only", key)
     missing = dict.fromkeys(missing_fields(reads, dataset.provides, table))
     if missing:
         raise UserError(f"{name} needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)

@@ -1,11 +1,12 @@
 """Optimiser, parameter groups and learning-rate schedule of a run."""
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from prior3d.backbone.optimization import cosine_fall, decaying_groups, warm_up
 
 if TYPE_CHECKING:
     from prior3d.recipe import OptimSection
@@ -21,12 +22,7 @@ def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimS
     rates = ((encoder, options.lr * options.encoder_lr_scale), *((module, options.lr) for module in others))
     for module, rate in rates:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        for decay, chosen in (
-            (options.weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
-            (0.0, [parameter for parameter in parameters if parameter.ndim <= 1]),
-        ):
-            if chosen:
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+        groups += decaying_groups(parameters, rate, options.weight_decay)
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
     return torch.optim.AdamW(groups, lr=options.lr)
@@ -43,10 +39,10 @@ def learning_rate_factor(options: "OptimSection", max_steps: int) -> Callable[[i
     def factor(step: int) -> float:
         progress = min(step / max(max_steps, 1), 1.0)
         decay = {
-            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "cosine": cosine_fall(progress, 1),
             "poly": (1 - progress) ** options.poly_power,
             "constant": 1.0,
         }[options.schedule]
-        return decay * min(1.0, (step + 1) / max(options.warmup, 1))
+        return decay * warm_up(step, options.warmup)
 
     return factor

@@ -1,7 +1,7 @@
 """Probes before and after training, and the report of both in the run folder."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,10 @@ from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
-from prior3d.probes.measuring import FrozenModels, evaluate
+from prior3d.probes.measuring import Measuring
 from prior3d.probes.results import AFTER, BEFORE, Results
-from prior3d.reporting import About, Drawings, compare, tabulate, write_report
+from prior3d.reporting import About, Drawings, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
-from prior3d.reporting.writing import device_name
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
@@ -46,13 +45,14 @@ class Probing:
         self._initial = deepcopy(parts.backbone) if parts.probes else None
         if self._initial is not None:
             folder.load_initial(self._initial)
-        # of before, whose predictions are drawn beside those of after
         for task in parts.probes:
-            with task.locating():
+            with task.section():
                 task.probe.check(parts.backbone, trains=recipe.backbone.train != "frozen")
         checkpoint = _checkpoint(parts, recipe)
         self._classifier = None if checkpoint is None else classifier_digest(parts.backbone, checkpoint)
-        self._frozen = FrozenModels(dict.fromkeys((BEFORE, AFTER), checkpoint))
+        started_from = None if checkpoint is None else dict.fromkeys((BEFORE, AFTER), checkpoint)
+        # one for both: predictions of before are plotted beside those of after
+        self._measuring = Measuring(probe_device(recipe), recipe.data.workers, started_from)
 
     def before(self) -> None:
         """Measure the initial weights."""
@@ -61,8 +61,12 @@ class Probing:
             self._evaluate({BEFORE: self._initial}, results)
             self._save(results)
 
-    def after(self) -> None:
-        """Measure the trained weights; print the table and write the report."""
+    def after(self, idle: Collection[str] = ()) -> None:
+        """Measure the trained weights; print the table and write the report.
+
+        Args:
+            idle: labels of the priors that never acted: their loss was 0 in every step, and nothing is due to them.
+        """
         if not self.parts.probes:
             return
         started = time.perf_counter()
@@ -79,20 +83,17 @@ class Probing:
             seconds = round(time.perf_counter() - started, 1)
             steps = {BEFORE: 0, AFTER: self.recipe.trainer.max_steps}
             write_events(self.folder.path, comparison, drawings.figures, steps)
-            write_report(self.folder.path, comparison, drawings.figures, self._about(models, seconds))
+            write_report(self.folder.path, comparison, drawings.figures, self._about(models, seconds, idle))
         self.console.print(f"report: {self.folder.report}")
 
     def _evaluate(self, models: dict[str, Backbone], results: Results, drawings: Drawings | None = None) -> None:
-        evaluate(
+        self._measuring.run(
             self.parts.probes,
             {name: [backbone] for name, backbone in models.items()},
             results,
-            probe_device(self.recipe),
-            workers=self.recipe.data.workers,
             progress=Bars(self.console, f"{list(models)[-1]}: "),
-            frozen=self._frozen,
-            draw=drawings,
-            drawn=list(models),
+            plot=drawings,
+            plotted=list(models),
         )
 
     def _results(self, models: dict[str, Backbone]) -> Results:
@@ -108,17 +109,19 @@ class Probing:
         metrics = results.metrics({task.label: task.probe for task in self.parts.probes})
         write_json(self.folder.probes, metrics)
 
-    def _about(self, models: dict[str, Backbone], seconds: float) -> About:
+    def _about(self, models: dict[str, Backbone], seconds: float, idle: Collection[str]) -> About:
         recipe, steps = self.recipe, self.recipe.trainer.max_steps
         start = "random weights" if recipe.backbone.weights is None else f"the weights of {recipe.backbone.weights}"
         start = "timm's weights" if recipe.backbone.pretrained else start
-        priors = ", ".join(recipe.priors)
+        priors = ", ".join(label for label in recipe.priors if label not in idle) or "no prior that acted"
+        never = f"; {', '.join(sorted(idle))} never acted, the loss was 0 in every step" if idle else ""
         texts = {
             BEFORE: f"{recipe.backbone.name} before training: {start}",
-            AFTER: f"{recipe.backbone.name} after {steps} steps with {priors}",
+            AFTER: f"{recipe.backbone.name} after {steps} steps with {priors}{never}",
         }
         facts = {name: {"backbone": recipe.backbone.name, "sha256": model.digest()} for name, model in models.items()}
         plain = recipe.to_dict()
+        plain["probes"] = {task.label: plain["probes"][task.label] for task in self.parts.probes}
         return About(
             f"{recipe.name}: before and after training",
             {name: texts[name] for name in models},
@@ -127,6 +130,7 @@ class Probing:
                 "One training run: the intervals hold the spread over scenes, not over training seeds. A claim about a"
                 " prior needs several runs and a baseline.",
                 "`prior3d-eval` on this folder adds the features of both side by side, and a control of that capacity.",
+                *(f"{label} was left out: {why}." for label, why in self.parts.left_out.items()),
             ),
             {"device": device_name(probe_device(recipe)), "seconds": seconds, "seed": recipe.seed},
             {name: plain[name] for name in ("seed", "backbone", "data", "probes")},

@@ -122,6 +122,8 @@ def prepare(parts: Parts, recipe: "Recipe", console: Console, runner: Runner | N
         runner: does the work per scene; `local` by default.
     """
     progress = Bars(console)
+    for label, why in parts.left_out.items():
+        console.print(f"left out: {label}: {why}")
     prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, runner)
     prepare_priors(parts, recipe, progress, console, runner)
 

@@ -1,27 +1,19 @@
 """Linear heads on frozen feature maps: standardise the channels, then one linear map; trained on batches of images."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prior3d.backbone.optimization import cosine_fall, warm_up
 from prior3d.geometry import full_precision
-from prior3d.probes.models import FrozenModel, concatenate
-from prior3d.probes.probe_data import Array, Part, ProbeData
+from prior3d.probes.features import FrozenMaps, Standardization, evenly_spaced
 from prior3d.randomness import generator
-
-MapKind = Literal["dense", "encoder"]
-"""Features with a place for every cell of the image: see `prior3d.probes.models.Kind`."""
 
 _STATISTICS_IMAGES = 512
 """Training images, evenly spaced, whose mean and spread the channels are standardised by."""
-
-_NUMBERS = 2**25
-"""Numbers a prediction at full resolution may take at a time: 128 MiB."""
 
 _WEIGHT_DECAY = 1e-3
 _INITIAL = 0.01
@@ -49,51 +41,27 @@ class Schedule:
     def at(self, step: int, channels: int) -> float:
         """Return the learning rate of a step."""
         warmup = _WARMUP * self.steps
-        falling = 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / max(self.steps - warmup, 1)))
-        return self.lr * min(1.0, 64 / channels) * min(1.0, (step + 1) / max(warmup, 1)) * falling
-
-
-class FrozenMaps:
-    """The feature maps of one part of the data, those of several backbones side by side; rows go to the device."""
-
-    def __init__(self, model: FrozenModel, data: ProbeData, part: Part, kind: MapKind) -> None:
-        self.device = model.device
-        self._parts: tuple[Array, ...] = data.features(model, part, kind)
-        self.channels = sum(part.shape[1] for part in self._parts)
-        self.size: tuple[int, int] = self._parts[0].shape[-2:]
-
-    def __len__(self) -> int:
-        return len(self._parts[0])
-
-    def take(self, rows: Tensor, unit_length: bool = False) -> Tensor:
-        """Return the maps of images [n, C, h, w] in float32, of unit length along the channels if asked."""
-        return concatenate([part.take(rows, self.device).float() for part in self._parts], unit_length)
-
-    def batches(self, numbers_each: int) -> Iterator[Tensor]:
-        """Yield the rows of all images in order, as many at a time as memory allows for so many numbers per image."""
-        yield from torch.arange(len(self)).split(max(1, min(64, _NUMBERS // numbers_each)))
+        falling = cosine_fall(max(step - warmup, 0), self.steps - warmup)
+        return self.lr * min(1.0, 64 / channels) * warm_up(step, warmup) * falling
 
 
 class LinearHead(nn.Module):
     """Channels, standardised, to outputs, at each cell on its own: batch normalisation and a 1 x 1 convolution.
 
     The normalisation has no scale and shift of its own, which the linear map makes superfluous, and its statistics are
-    those of the training part, computed once: batches of a few images would only blur them. Channels that never vary
-    say nothing, and become 0.
+    those of the training part, computed once: batches of a few images would only blur them.
 
     Args:
-        mean: of each channel, [C].
-        std: of each channel, [C].
+        standardization: of the channels.
         bias: numbers per cell that the linear map gives at first, [K].
         activate: these numbers [n, h, w, K] to what is predicted of each cell, [n, h, w, *].
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, bias: Tensor, activate: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, standardization: Standardization, bias: Tensor, activate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        # half precision has 11 bits: what varies by less than this share of the mean is rounding
-        varies = std > 1e-4 * mean.abs() + 1e-30
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("scale", torch.where(varies, 1 / std, 0).float())
+        mean = standardization.mean
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", standardization.scale)
         self.weight = nn.Parameter(torch.zeros(len(bias), len(mean), device=mean.device))
         self.bias = nn.Parameter(bias.detach().clone().float().to(mean.device))
         self.activate = activate
@@ -131,7 +99,7 @@ class Fitting:
         between cells has no finer detail, and upsampling it to all pixels takes most of the time.
         """
         with full_precision(features.device):
-            head = LinearHead(*_statistics(features), self.bias, self.activate)
+            head = LinearHead(_standardization(features), self.bias, self.activate)
             with torch.no_grad():
                 start = torch.randn(head.weight.shape, generator=generator(self.name, "head", seed))
                 head.weight.copy_(_INITIAL * start)
@@ -174,18 +142,16 @@ def _sides(truth: Tensor, predicted: Tensor) -> Iterator[tuple[int, int]]:
 
 
 @torch.no_grad()
-def _statistics(features: FrozenMaps) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation [C] of the channels, in float64."""
-    count = min(_STATISTICS_IMAGES, len(features))
-    rows = torch.linspace(0, len(features) - 1, count).round().long()
+def _standardization(features: FrozenMaps) -> Standardization:
+    rows = evenly_spaced(len(features), _STATISTICS_IMAGES)
     total, squares = torch.zeros(2, features.channels, dtype=torch.float64, device=features.device)
     for chosen in rows.split(32):
         maps = features.take(chosen).double()
         total += maps.sum((0, 2, 3))
         squares += maps.square().sum((0, 2, 3))
-    cells = count * features.size[0] * features.size[1]
+    cells = len(rows) * features.size[0] * features.size[1]
     mean = total / cells
-    return mean, (squares / cells - mean.square()).clamp_min(0).sqrt()
+    return Standardization.of(mean, (squares / cells - mean.square()).clamp_min(0).sqrt())
 
 
 def _order(images: int, schedule: Schedule, choice: torch.Generator) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import full_precision
+from prior3d.probes.features import Standardization
 from prior3d.randomness import generator
 
 Take = Callable[[Tensor], Tensor]
@@ -30,20 +31,19 @@ class LogisticRegression:
     """A fitted classifier: standardised channels, one linear map.
 
     Attributes:
-        mean, scale: of the channels, [C]; channels that do not vary have scale 0.
+        standardize: the channels.
         weight: [K, C].
         bias: [K].
     """
 
-    mean: Tensor
-    scale: Tensor
+    standardize: Standardization
     weight: Tensor
     bias: Tensor
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Return logits [n, K] of vectors [n, C]."""
         with full_precision(vectors.device):
-            return (vectors.float() - self.mean) * self.scale @ self.weight.T + self.bias
+            return self.standardize(vectors.float()) @ self.weight.T + self.bias
 
     def predict(self, take: Take, count: int) -> Tensor:
         """Return the class of each of `count` vectors, [count] int64 on the CPU."""
@@ -72,7 +72,8 @@ def fit_logistic(
     """
     rows = torch.arange(len(labels)) if rows is None else rows
     chunks = rows.split(_ROWS)
-    mean, scale = (start.mean, start.scale) if start else _standardisation(take, chunks)
+    standardize = start.standardize if start else _standardization(take, chunks)
+    mean = standardize.mean
     weight = (start.weight.clone() if start else mean.new_zeros(classes, len(mean))).requires_grad_(True)
     bias = (start.bias.clone() if start else mean.new_zeros(classes)).requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -84,7 +85,7 @@ def fit_logistic(
         loss = 0.5 * penalty * weight.square().sum()
         loss.backward()
         for chunk in chunks:
-            logits = (take(chunk) - mean) * scale @ weight.T + bias
+            logits = standardize(take(chunk)) @ weight.T + bias
             part = F.cross_entropy(logits, labels[chunk].to(logits.device), reduction="sum") / len(rows)
             part.backward()
             loss = loss.detach() + part.detach()
@@ -92,7 +93,7 @@ def fit_logistic(
 
     with full_precision(mean.device), torch.enable_grad():
         optimizer.step(closure)
-    return LogisticRegression(mean, scale, weight.detach(), bias.detach())
+    return LogisticRegression(standardize, weight.detach(), bias.detach())
 
 
 def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
@@ -122,10 +123,8 @@ def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence
     return penalties[losses.index(min(losses))]
 
 
-def _standardisation(take: Take, chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and the reciprocal of the standard deviation of each channel, 0 where a channel does not vary."""
+def _standardization(take: Take, chunks: Sequence[Tensor]) -> Standardization:
     count = sum(map(len, chunks))
     mean = sum(take(chunk).double().sum(0) for chunk in chunks) / count
     std = (sum((take(chunk).double() - mean).square().sum(0) for chunk in chunks) / count).sqrt()
-    varies = std > 1e-4 * mean.abs() + 1e-30  # half precision has 11 bits: what varies by less is rounding
-    return mean.float(), torch.where(varies, 1 / std, 0).float()
+    return Standardization.of(mean, std)

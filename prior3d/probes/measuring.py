@@ -5,29 +5,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.backbone.batch_norm import reestimate_batch_norm
-from prior3d.contracts.probe import Probe
+from prior3d.contracts.probe import Measured, Probe, measured
 from prior3d.contracts.runner import Progress, silent
 from prior3d.contracts.scores import Scores
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.probes.classifier import checkpoint_classifier
+from prior3d.probes.features import mixed_batches
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.randomness import generator
 
-Draw = Callable[[Sequence[ProbeTask], Mapping[str, FrozenModel], ProbeData], None]
-"""Draws models on the data that some tasks share."""
+Plot = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
+"""Plots models on the data of a task; see `prior3d.contracts.probe.Probe.plot`."""
 
-_IMAGES, _BATCH = 256, 64
+_IMAGES = 256
 """Training images whose statistics BatchNorm layers get, without augmentation, as probes see images."""
-
 
 Weights = Mapping[str, Tensor]
 """A state dict."""
@@ -47,9 +47,12 @@ def freeze(
     copies = [deepcopy(backbone).requires_grad_(False).to(device) for backbone in backbones]
     for copy in copies:
         _check_weights(copy)
-        check_size(copy, data.size)
+        with section("data"):
+            check_size(copy, data.size)
+        images = data.field("train" if "train" in data.parts else "held_out", "image")
+        batches = mixed_batches(images, device, stream="batch norm", most=_IMAGES, even=False)
         # pooled, too: some families have a layer between the last map and the pooling
-        reestimate_batch_norm(copy, partial(copy, reads=("dense", "pooled")), _training_images(data, device))
+        reestimate_batch_norm(copy, partial(copy, reads=("dense", "pooled")), batches)
     if started_from is None:
         return FrozenModel(copies, device)
     return FrozenModel(copies, device, checkpoint_classifier(copies[0], started_from))
@@ -62,71 +65,106 @@ def _check_weights(backbone: Backbone) -> None:
 
 
 def check_size(backbone: Backbone, size: tuple[int, int]) -> None:
-    """Raise UserError where a backbone, made for one size, cannot take a probe's images."""
+    """Refuse a size of images that a backbone, made for another one, cannot take.
+
+    Raises:
+        UserError: with the key `size`.
+    """
+    if problem := size_problem(backbone, size):
+        raise UserError(problem, "size")
+
+
+def size_problem(backbone: Backbone, size: tuple[int, int]) -> str | None:
+    """Return why a backbone, made for one size, cannot take images of another; None if it can."""
     if tuple(size) == backbone.size:
-        return
+        return None
     try:
         with torch.no_grad():
             device = next(backbone.parameters()).device
             backbone.eval()(torch.zeros(1, 3, *size, device=device), ("dense",))
     except (AssertionError, RuntimeError, ValueError) as error:
         height, width = size
-        name = backbone.encoder.name
-        raise UserError(f"{name} cannot take images of {height} x {width} pixels ({error})", "data.size") from error
+        return f"{backbone.encoder.name} cannot take images of {height} x {width} pixels ({error})"
+    return None
 
 
-def evaluate(
-    tasks: Sequence[ProbeTask],
-    models: Mapping[str, Sequence[Backbone]],
-    results: Results,
-    device: str | torch.device,
-    *,
-    controls: bool = True,
-    workers: int = 0,
-    progress: Progress = silent,
-    started_from: Mapping[str, Weights] | None = None,
-    frozen: "FrozenModels | None" = None,
-    draw: Draw | None = None,
-    drawn: Sequence[str] = (),
-) -> None:
-    """Measure models with probes; what `results` holds already is not measured again.
+class Measuring:
+    """Measures models with probes, and keeps the models as they were measured, for a later call that plots them.
 
     Args:
-        tasks: the probes, their datasets prepared.
-        models: name to the backbones whose features it concatenates: mostly one.
-        results: receives the scores.
         device: to measure on.
-        controls: measure what needs no model, too.
         workers: processes that decode.
-        progress: shows how far it is.
         started_from: name of a model to the weights it had before training, with their classifier.
-        frozen: keeps the models as they were measured, for a later call that draws them.
-        draw: draws what some models get right and wrong; called with the tasks of the same data, at the end of each.
-        drawn: names of those models.
     """
-    frozen = FrozenModels(started_from) if frozen is None else frozen
-    for group in _by_data(tasks):
-        todo = [
-            (name, task)
-            for name, backbones in models.items()
-            for task in group
-            if applies(task, backbones) and not results.has(task.label, name)
-        ]
-        plain = [task for task in group if controls and _lacks_controls(task, results)]
-        if not (todo or plain or draw):
-            continue
-        with opened(group, workers, progress) as data:
-            for task in plain:
-                with task.locating():
-                    controls = task.probe.controls(data)
-                for name, scores in controls.items():
-                    results.put(task.label, name, [scores], control=True)
-            for name, task in progress(todo, f"probes on {data.parts['held_out'].spec.split} images", len(todo)):
-                started = time.perf_counter()
-                scores = measure(task, frozen.get(group, name, models[name], data, device), data)
-                results.put(task.label, name, scores, time.perf_counter() - started)
-            for show in progress([draw], "drawing", 1) if draw else ():
-                show(group, {name: frozen.get(group, name, models[name], data, device) for name in drawn}, data)
+
+    def __init__(
+        self, device: str | torch.device, workers: int = 0, started_from: Mapping[str, Weights] | None = None
+    ) -> None:
+        self.device, self.workers = device, workers
+        self._frozen = _FrozenModels(device, started_from or {})
+        self._shown: dict[tuple[str, str], Any] = {}
+
+    def run(
+        self,
+        tasks: Sequence[ProbeTask],
+        models: Mapping[str, Sequence[Backbone]],
+        results: Results,
+        *,
+        progress: Progress = silent,
+        plot: Plot | None = None,
+        plotted: Sequence[str] = (),
+    ) -> None:
+        """Measure models and controls; what `results` holds already is not measured again.
+
+        Args:
+            tasks: the probes, their datasets prepared.
+            models: name to the backbones whose features it concatenates: mostly one.
+            results: receives the scores.
+            progress: shows how far it is.
+            plot: plots some of the models; called for each task while its data is open.
+            plotted: names of those models.
+
+        Raises:
+            UserError: with the key of the probe or the data that cannot be measured.
+        """
+        for group in _by_data(tasks):
+            todo = [
+                (name, task)
+                for name, backbones in models.items()
+                for task in group
+                if applies(task, backbones) and not results.has(task.label, name)
+            ]
+            without_controls = [task for task in group if _lacks_controls(task, results)]
+            if not (todo or without_controls or plot):
+                continue
+            with opened(group, self.workers, progress) as data:
+                for task in without_controls:
+                    _measure_controls(task, models, results, data)
+                what = f"probes on {data.parts['held_out'].spec.split} images"
+                for name, task in progress(todo, what, len(todo)):
+                    started = time.perf_counter()
+                    found = self._measure(task, group, name, models[name], data)
+                    results.put(task.label, name, found, time.perf_counter() - started)
+                if plot is not None:
+                    shown = {name: self._frozen.get(group, name, models[name], data) for name in plotted}
+                    for task in progress(group, "figures", len(group)):
+                        with task.section():
+                            plot(task, shown, data, _Shown(list(plotted), partial(self._show, task, shown, data)))
+
+    def _measure(
+        self, task: ProbeTask, group: Sequence[ProbeTask], name: str, backbones: Sequence[Backbone], data: ProbeData
+    ) -> list[Scores]:
+        with task.section():
+            found = _by_seed(task, self._frozen.get(group, name, backbones, data), data)
+        self._shown[task.label, name] = found[0].shown
+        return [one.scores for one in found]
+
+    def _show(self, task: ProbeTask, models: Mapping[str, FrozenModel], data: ProbeData, name: str) -> object:
+        """Return what a measurement returned to be shown; it is measured again where another process did that."""
+        key = task.label, name
+        if key not in self._shown:
+            self._shown[key] = measured(task.probe.measure(models[name], data, 0)).shown
+        return self._shown[key]
 
 
 def applies(task: ProbeTask, backbones: Sequence[Backbone]) -> bool:
@@ -134,48 +172,26 @@ def applies(task: ProbeTask, backbones: Sequence[Backbone]) -> bool:
     return len(backbones) == 1 or not task.probe.needs_classifier
 
 
-class FrozenModels:
-    """Models as probes see them: each backbone frozen once for each data that its statistics are estimated on.
+def measure(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Scores]:
+    """Measure a model with one probe, once per seed where seeds make a difference, from `first_seed` upwards."""
+    with task.section():
+        return [one.scores for one in _by_seed(task, model, data, first_seed)]
 
-    Args:
-        started_from: as of `evaluate`.
-    """
 
-    def __init__(self, started_from: Mapping[str, Weights] | None = None) -> None:
-        self._started_from = started_from or {}
-        self._single: dict[tuple[str, int], FrozenModel] = {}
-        self._made: dict[tuple[str, str], FrozenModel] = {}
-        self._originals: list[Backbone] = []
+@contextmanager
+def opened(tasks: Sequence[ProbeTask], workers: int = 0, progress: Progress = silent) -> Iterator[ProbeData]:
+    """Open the data that some tasks share; what was kept of it is removed at the end."""
+    with tasks[0].section():
+        data = ProbeData(tasks[0].parts, most=tasks[0].most, workers=workers, progress=progress)
+    try:
+        yield data
+    finally:
+        data.close()
 
-    def get(
-        self,
-        group: Sequence[ProbeTask],
-        name: str,
-        backbones: Sequence[Backbone],
-        data: ProbeData,
-        device: str | torch.device,
-    ) -> FrozenModel:
-        """Return a model frozen for the data of a group of tasks."""
-        key = group[0].label, name
-        if key not in self._made:
-            started_from = self._started_from.get(name)
-            singles = [self._freeze(group[0].label, backbone, data, device, started_from) for backbone in backbones]
-            self._made[key] = singles[0] if len(singles) == 1 else FrozenModel.side_by_side(singles)
-        return self._made[key]
 
-    def _freeze(
-        self,
-        label: str,
-        backbone: Backbone,
-        data: ProbeData,
-        device: str | torch.device,
-        started_from: Weights | None,
-    ) -> FrozenModel:
-        key = label, id(backbone)
-        if key not in self._single:
-            self._single[key] = freeze([backbone], data, device, started_from)
-            self._originals.append(backbone)  # alive, so that no other one gets its id
-        return self._single[key]
+def _by_seed(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Measured]:
+    seeds = task.seeds if task.probe.seeded else 1
+    return [measured(task.probe.measure(model, data, first_seed + number)) for number in range(seeds)]
 
 
 def _lacks_controls(task: ProbeTask, results: Results) -> bool:
@@ -183,21 +199,14 @@ def _lacks_controls(task: ProbeTask, results: Results) -> bool:
     return has_some and not results.has_controls(task.label)
 
 
-def measure(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Scores]:
-    """Measure a model with one probe, once per seed where seeds make a difference, from `first_seed` upwards."""
-    seeds = task.seeds if task.probe.seeded else 1
-    with task.locating():
-        return [task.probe.measure(model, data, first_seed + number) for number in range(seeds)]
-
-
-@contextmanager
-def opened(tasks: Sequence[ProbeTask], workers: int = 0, progress: Progress = silent) -> Iterator[ProbeData]:
-    """Open the data that some tasks share; what was kept of it is removed at the end."""
-    data = ProbeData(tasks[0].parts, most=tasks[0].most, workers=workers, progress=progress)
-    try:
-        yield data
-    finally:
-        data.close()
+def _measure_controls(task: ProbeTask, models: Iterable[str], results: Results, data: ProbeData) -> None:
+    with task.section():
+        found = task.probe.controls(data)
+        for name in found:
+            if name in models:
+                raise UserError(f"a model has the name of its control, {name}: rename the model's file or folder")
+    for name, scores in found.items():
+        results.put(task.label, name, [scores], control=True)
 
 
 def _by_data(tasks: Iterable[ProbeTask]) -> list[list[ProbeTask]]:
@@ -208,10 +217,44 @@ def _by_data(tasks: Iterable[ProbeTask]) -> list[list[ProbeTask]]:
     return list(groups.values())
 
 
-def _training_images(data: ProbeData, device: str | torch.device) -> Iterator[Tensor]:
-    images = data.field("train" if "train" in data.parts else "held_out", "image")
-    rows = torch.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().long()
-    # Mixed: batches of one scene or class vary less than the data does, and the variance between them would be lost.
-    rows = rows[torch.randperm(len(rows), generator=generator("batch norm"))]
-    for chosen in rows.split(_BATCH):
-        yield images.take(chosen, device).float() / 255
+class _FrozenModels:
+    """Models as probes see them: each backbone frozen once for each data that its statistics are estimated on."""
+
+    def __init__(self, device: str | torch.device, started_from: Mapping[str, Weights]) -> None:
+        self._device, self._started_from = device, started_from
+        self._single: dict[tuple[str, int], FrozenModel] = {}
+        self._made: dict[tuple[str, str], FrozenModel] = {}
+        self._originals: list[Backbone] = []
+
+    def get(self, group: Sequence[ProbeTask], name: str, backbones: Sequence[Backbone], data: ProbeData) -> FrozenModel:
+        """Return a model frozen for the data of a group of tasks."""
+        key = group[0].label, name
+        if key not in self._made:
+            singles = [self._freeze(group[0].label, name, backbone, data) for backbone in backbones]
+            self._made[key] = singles[0] if len(singles) == 1 else FrozenModel.side_by_side(singles)
+        return self._made[key]
+
+    def _freeze(self, label: str, name: str, backbone: Backbone, data: ProbeData) -> FrozenModel:
+        key = label, id(backbone)
+        if key not in self._single:
+            self._single[key] = freeze([backbone], data, self._device, self._started_from.get(name))
+            self._originals.append(backbone)  # alive, so that no other one gets its id
+        return self._single[key]
+
+
+class _Shown(Mapping[str, Any]):
+    """What measurements returned to be shown, by name of the model; looked for when it is asked for."""
+
+    def __init__(self, names: Sequence[str], find: Callable[[str], Any]) -> None:
+        self._names, self._find = names, find
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._find(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

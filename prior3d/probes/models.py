@@ -2,17 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone
-
-Kind = Literal["dense", "encoder", "pooled"]
-"""dense: the decoder's map, or the encoder's last one; encoder: all of the encoder's maps, brought to one stride and
-concatenated, no decoder; pooled: one vector per image."""
+from prior3d.contracts.probe import FeatureKind
 
 ENCODER_STRIDE = 8
 """Pixels per cell of the `encoder` features of a pyramid; a ViT's keep their own."""
@@ -49,7 +45,7 @@ class FrozenModel:
         return made
 
     @torch.no_grad()
-    def read(self, images: Tensor, kind: Kind = "dense") -> tuple[Tensor, ...]:
+    def read(self, images: Tensor, kind: FeatureKind = "dense") -> tuple[Tensor, ...]:
         """Return the features of each part: maps [N, C, h, w], of equal size, or vectors [N, C].
 
         Args:
@@ -80,7 +76,7 @@ def concatenate(parts: Sequence[Tensor], unit_length: bool = False) -> Tensor:
     return torch.cat([F.normalize(part.float(), dim=1) for part in parts], 1) / len(parts) ** 0.5
 
 
-def _read(backbone: Backbone | nn.Module, images: Tensor, kind: Kind) -> Tensor:
+def _read(backbone: Backbone | nn.Module, images: Tensor, kind: FeatureKind) -> Tensor:
     if kind == "dense":
         return backbone(images, ("dense",)).dense
     if kind == "pooled":

@@ -1,9 +1,9 @@
 """The data of a probe: images and labels of two parts, and the features of models, each computed once and kept."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from prior3d.contracts.dataset import Dataset, table_of
+from prior3d.contracts.probe import FeatureKind, Part
 from prior3d.contracts.runner import Progress, silent
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import batched, to_float
 from prior3d.errors import DamagedFile, UserError
-from prior3d.probes.models import FrozenModel, Kind
+from prior3d.probes.models import FrozenModel
 from prior3d.randomness import generator
-
-Part = Literal["train", "held_out"]
 
 _BATCH = 32
 
@@ -59,6 +58,7 @@ class ProbeData:
         self.frames = {part: chosen_frames(dataset, most) for part, dataset in self.parts.items()}
         self._tables = {part: table_of(dataset) for part, dataset in self.parts.items()}
         self._arrays: dict[tuple, Array | Rows] = {}
+        self._shared: dict[str, Any] = {}
         for part, dataset in self.parts.items():
             if not self.frames[part]:
                 raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on", "data")
@@ -66,6 +66,10 @@ class ProbeData:
     def close(self) -> None:
         """Remove what was kept."""
         self._arrays.clear()
+        for kept in self._shared.values():
+            if hasattr(kept, "close"):
+                kept.close()
+        self._shared.clear()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -74,6 +78,17 @@ class ProbeData:
         for key in [key for key in self._arrays if key[0] is model]:
             for part in self._arrays.pop(key):
                 part.remove()
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what a probe reads or computes once for all models on this data; closed with it, if it can be.
+
+        Args:
+            name: of what is made; it changes with all that this depends on.
+            make: called the first time.
+        """
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
 
     def groups(self, part: Part) -> tuple[list[str], Tensor]:
         """Return names of groups and the group [N] of each frame: scenes where there are several, else images."""
@@ -113,7 +128,7 @@ class ProbeData:
                 self._arrays[key] = self._keep(path, (decoded[name] for decoded in shown), part, field.kept_as)
         return self._arrays[key]
 
-    def features(self, model: FrozenModel, part: Part, kind: Kind = "dense") -> tuple["Array", ...]:
+    def features(self, model: FrozenModel, part: Part, kind: FeatureKind = "dense") -> tuple["Array", ...]:
         """Return the features of a model for all frames of a part, one array [N, C, h, w] or [N, C] per backbone."""
         if model.beside:
             arrays = tuple(array for one in model.beside for array in self.features(one, part, kind))
@@ -133,7 +148,7 @@ class ProbeData:
                 )
             yield decoded
 
-    def _extract(self, model: FrozenModel, part: Part, kind: Kind) -> tuple["Array", ...]:
+    def _extract(self, model: FrozenModel, part: Part, kind: FeatureKind) -> tuple["Array", ...]:
         images = self.field(part, "image")
         arrays: list[Array] = []
         starts = range(0, len(images), _BATCH)

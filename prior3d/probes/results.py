@@ -1,7 +1,7 @@
 """Scores of several models under several probes: kept as JSON, each under a key of what it was measured on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _FORMAT = 2
 
 
 @dataclass
-class Measured:
+class Origin:
     """How one column of one probe came about.
 
     Attributes:
@@ -45,17 +45,17 @@ class Results:
     """
 
     scores: dict[str, dict[str, list[Scores]]] = field(default_factory=dict)
-    measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Origin]] = field(default_factory=dict)
     file: Path | None = None
     _keys: Keys | None = field(default=None, init=False, repr=False)
-    _aside: dict[str, dict[str, tuple[list[Scores], Measured]]] = field(default_factory=dict, init=False, repr=False)
+    _aside: dict[str, dict[str, tuple[list[Scores], Origin]]] = field(default_factory=dict, init=False, repr=False)
 
     def put(
         self, label: str, column: str, scores: list[Scores], seconds: float | None = None, control: bool = False
     ) -> None:
         """Set what a probe measured of a model, or of a control."""
         self.scores.setdefault(label, {})[column] = scores
-        found = Measured(self._key(label, column, control), seconds, control)
+        found = Origin(self._key(label, column, control), seconds, control)
         self.measured.setdefault(label, {})[column] = found
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,15 +81,21 @@ class Results:
                 if self._key(label, column, found.control) is None:
                     self._aside.setdefault(label, {})[column] = scores, found
 
-    def adopt(self, others: "Results") -> None:
-        """Take over what others have measured of the very same."""
-        for label, columns in others.measured.items():
-            for column, found in columns.items():
-                if self._is_wanted(label, column, found) and not self.has(label, column):
-                    self.scores.setdefault(label, {})[column] = others.scores[label][column]
-                    self.measured.setdefault(label, {})[column] = found
+    def adopt(self, others: "Results", columns: Iterable[str]) -> None:
+        """Reuse scores that another run measured on the same inputs, whatever it called the models.
 
-    def _is_wanted(self, label: str, column: str, found: Measured) -> bool:
+        Args:
+            others: what was measured.
+            columns: the models that are wanted.
+        """
+        for label, theirs in others.measured.items():
+            for column, found in theirs.items():
+                for name in [column] if found.control else columns:
+                    if self._is_wanted(label, name, found) and not self.has(label, name):
+                        self.scores.setdefault(label, {})[name] = others.scores[label][column]
+                        self.measured.setdefault(label, {})[name] = found
+
+    def _is_wanted(self, label: str, column: str, found: Origin) -> bool:
         return found.key is not None and found.key == self._key(label, column, found.control)
 
     def _key(self, label: str, column: str, control: bool) -> str | None:
@@ -116,7 +122,7 @@ class Results:
         everything = {label: dict(columns) for label, columns in self._aside.items()}
         for label, columns in self.scores.items():
             for column, scores in columns.items():
-                found = self.measured.get(label, {}).get(column, Measured())
+                found = self.measured.get(label, {}).get(column, Origin())
                 everything.setdefault(label, {})[column] = scores, found
         plain = {
             label: {
@@ -138,5 +144,5 @@ class Results:
             for column, entry in columns.items():
                 scores = [Scores.from_plain(one) for one in entry.pop("scores")]
                 results.scores.setdefault(label, {})[column] = scores
-                results.measured.setdefault(label, {})[column] = Measured(**entry)
+                results.measured.setdefault(label, {})[column] = Origin(**entry)
         return results

@@ -3,7 +3,6 @@
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from prior3d.figures import panels, to_picture
-from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 
 if TYPE_CHECKING:
@@ -26,28 +24,16 @@ _MOST_NAMES = 24
 """Classes that the legend names, those with the most pixels."""
 
 
-class KeptPredictions:
-    """Predictions for a few held-out images, kept from a measurement until its model is gone."""
+def rows_shown(data: ProbeData) -> Tensor:
+    """Return the rows [n] of the held-out images that figures show, evenly spaced."""
+    count = len(data.frames["held_out"])
+    shown = min(_IMAGES, count)
+    return ((torch.arange(shown) + 0.5) * count / shown).long()
 
-    def __init__(self) -> None:
-        self._of: WeakKeyDictionary[FrozenModel, Tensor] = WeakKeyDictionary()
 
-    def rows(self, data: ProbeData) -> Tensor:
-        """Return the rows of the held-out images that are shown, evenly spaced."""
-        count = len(data.frames["held_out"])
-        shown = min(_IMAGES, count)
-        return ((torch.arange(shown) + 0.5) * count / shown).long()
-
-    def put(self, model: FrozenModel, predictions: Tensor) -> None:
-        """Keep the predictions of a model for these rows."""
-        self._of[model] = predictions.cpu()
-
-    def of(self, models: Mapping[str, FrozenModel], measure: Callable[[FrozenModel], object]) -> dict[str, Tensor]:
-        """Return the predictions of models by name; what has none yet is measured."""
-        for model in models.values():
-            if model not in self._of:
-                measure(model)
-        return {name: self._of[model] for name, model in models.items()}
+def images_shown(data: ProbeData) -> Tensor:
+    """Return the held-out images that figures show, [n, 3, H, W] in 0..1."""
+    return data.field("held_out", "image").take(rows_shown(data)).float() / 255
 
 
 class Panel(NamedTuple):
@@ -57,8 +43,8 @@ class Panel(NamedTuple):
     show: "Callable[[Axes, np.ndarray, int], None]"
 
 
-def draw_side_by_side(images: Tensor, columns: Mapping[str, Panel]) -> "Figure":
-    """Draw images and, beside each, what belongs to it.
+def plot_side_by_side(images: Tensor, columns: Mapping[str, Panel]) -> "Figure":
+    """Plot images and, to the right of each, what belongs to it.
 
     Args:
         images: [N, 3, H, W] in 0..1.
@@ -74,10 +60,10 @@ def draw_side_by_side(images: Tensor, columns: Mapping[str, Panel]) -> "Figure":
     return figure
 
 
-def draw_classes(
+def plot_classes(
     images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor], names: Sequence[str], ignore: int
 ) -> "Figure":
-    """Draw class maps over the images, their names beneath.
+    """Plot class maps over the images, with the names of the classes below.
 
     Args:
         images: [N, 3, H, W] in 0..1.
@@ -94,7 +80,7 @@ def draw_classes(
         axis.imshow((1 - weight) * grey[row][..., None] + weight * colours[classes])
 
     maps = {"truth": truth, **predicted}
-    figure = draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+    figure = plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
     counts = torch.stack([torch.bincount(values.flatten().int(), minlength=256) for values in maps.values()]).sum(0)
     counts[ignore] = 0
     most = [index for index in counts.argsort(descending=True)[:_MOST_NAMES].tolist() if counts[index]]
@@ -103,8 +89,10 @@ def draw_classes(
     return figure
 
 
-def draw_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
-    """Draw depth maps in metres, those of one image on one scale, that of the truth.
+def plot_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
+    """Plot depth maps in meters, those of one image on one scale, the range of its true depth.
+
+    What is predicted beyond that range has the color of its end, which the figure says.
 
     Args:
         images: [N, 3, H, W] in 0..1.
@@ -118,18 +106,20 @@ def draw_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) 
         axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)
 
     maps = {"truth": truth.float(), **{title: values.float() for title, values in predicted.items()}}
-    figure = draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+    figure = plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
     columns, axes = 1 + len(maps), list(figure.axes)
     for row in range(len(images)):
         shown = axes[row * columns + 1].images[0]
-        bar = figure.colorbar(shown, ax=axes[row * columns : (row + 1) * columns], fraction=0.02, pad=0.005)
+        bar = figure.colorbar(
+            shown, ax=axes[row * columns : (row + 1) * columns], fraction=0.02, pad=0.005, extend="both"
+        )
         bar.ax.tick_params(labelsize=7)
-        bar.set_label("depth, m", fontsize=7)
+        bar.set_label("depth, m; clipped to the truth's range", fontsize=7)
     return figure
 
 
-def draw_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
-    """Draw normals as colours: red to the right, green up, blue towards the camera; unknown ones white.
+def plot_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
+    """Plot normals as colours: red to the right, green up, blue towards the camera; unknown ones white.
 
     Args:
         images: [N, 3, H, W] in 0..1.
@@ -142,7 +132,7 @@ def draw_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor])
         axis.imshow(np.where((normals == 0).all(0)[..., None], 1.0, colours.clip(0, 1)))
 
     maps = {"truth": truth.float(), **{title: values.float() for title, values in predicted.items()}}
-    return draw_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
+    return plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
 
 
 def class_colours(count: int) -> np.ndarray:

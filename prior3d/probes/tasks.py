@@ -1,26 +1,20 @@
 """From recipe sections to probes with their data; every refusal happens here, before any data is read."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import missing_fields
-from prior3d.contracts.probe import Probe
-from prior3d.errors import UserError
-from prior3d.probes.probe_data import Part
+from prior3d.contracts.probe import Part, Probe
+from prior3d.errors import DoesNotFit, UserError, section
 from prior3d.recipe.sections import DataSection, ProbeSection
-from prior3d.registry.schema import construct, options_of
+from prior3d.registry.schema import construct
 
 if TYPE_CHECKING:
     from prior3d.registry import Registry
-
-
-class DoesNotFit(UserError):
-    """A probe and its data, neither of them at fault, do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,9 @@ class ProbeTask:
         label: the probe's key in the recipe.
         probe: what measures.
         parts: the data; tasks of equal data share these objects.
-        seeds: how often it is measured, each time with other draws of its own.
+        seeds: number of measurements, each with a different probe seed.
         most: images per part at most; None for all.
-        data_key: where the recipe says what the data is, for errors.
+        has_own_data: whether the data is in the probe's own section, not the run's.
     """
 
     label: str
@@ -41,23 +35,22 @@ class ProbeTask:
     parts: Mapping[Part, Dataset]
     seeds: int
     most: int | None
-    data_key: str = "data"
+    has_own_data: bool = False
 
-    @contextmanager
-    def locating(self) -> Iterator[None]:
-        """Give errors that the probe raises, by the names of its own options, the keys of the recipe."""
-        try:
-            yield
-        except UserError as error:
-            key = f"probes.{self.label}"
-            head, _, rest = (error.key or "").partition(".")
-            if head == "data":
-                key = ".".join([self.data_key, *([rest] if rest else [])])
-            elif head in options_of(type(self.probe)).types:
-                key = f"{key}.{error.key}"
-            elif head:
-                raise
-            raise UserError(error.message, key) from error
+    @property
+    def data_key(self) -> str:
+        """Where the recipe says what the data is."""
+        return f"probes.{self.label}.data" if self.has_own_data else "data"
+
+    def section(self) -> AbstractContextManager[None]:
+        """Give errors that the probe or its data raise, by the names of their options, the keys of the recipe."""
+        return probe_section(self.label, self.has_own_data)
+
+
+def probe_section(label: str, has_own_data: bool) -> AbstractContextManager[None]:
+    """Give errors the keys of a probe's section; those about `data` are of the run's where it has none of its own."""
+    elsewhere = {"backbone": "backbone"} | ({} if has_own_data else {"data": "data"})
+    return section(f"probes.{label}", elsewhere)
 
 
 def build_tasks(
@@ -80,132 +73,142 @@ def build_tasks(
         DoesNotFit: with the key path, where a probe and its data do not fit together.
         UserError: with the key path, where either does not exist or is at fault by itself.
     """
-    probes = {label: _probe(label, section, registry) for label, section in sections.items()}
+    return build_fitting_tasks(sections, data, registry, seed, training, wanted=sections)[0]
+
+
+def build_fitting_tasks(
+    sections: Mapping[str, ProbeSection],
+    data: DataSection,
+    registry: "Registry",
+    seed: int = 0,
+    training: Dataset | None = None,
+    wanted: Collection[str] = (),
+) -> tuple[list[ProbeTask], dict[str, str]]:
+    """Make the probes of a recipe that their data fit; see `build_tasks`.
+
+    Args:
+        sections: `probes:`.
+        data: `data:`.
+        registry: finds the plugins.
+        seed: the run's.
+        training: the training part of `data`, where it is made already.
+        wanted: labels of probes that are asked for by name: these have to fit.
+
+    Returns:
+        The tasks, and label to the reason for each probe that is left out.
+
+    Raises:
+        DoesNotFit: a probe that is wanted does not fit its data.
+        UserError: a probe or data that do not exist, or are at fault by themselves.
+    """
+    probes = {label: _make_probe(label, one, registry) for label, one in sections.items()}
+    datasets = _Datasets(data, registry, seed, training)
+    fitting, left_out = {}, {}
+    for label, one in sections.items():
+        try:
+            fitting[label] = _fit(label, one, probes[label], datasets, probes[label].views)
+        except DoesNotFit as error:
+            if label in wanted:
+                raise
+            left_out[label] = error.message
     views: dict[str, int] = {}
-    for label, section in sections.items():
-        name = _data_name(section)
+    for label in fitting:  # data is shared, as the probe with the most views needs it
+        name = repr(sections[label].data)
         views[name] = max(views.get(name, 1), probes[label].views)
-    made: dict[tuple[str, Split], Dataset] = {} if training is None else {(repr(None), "train"): training}
-
-    def dataset(label: str, section: ProbeSection, split: Split) -> Dataset:
-        name = _data_name(section)
-        if (name, split) not in made:
-            made[name, split] = _dataset(
-                label, section, data, split, 1 if split == "train" else views[name], seed, registry
-            )
-        return made[name, split]
-
-    tasks = [
-        ProbeTask(
-            label,
-            probes[label],
-            _parts(label, section, probes[label], dataset),
-            section.seeds,
-            section.max_images,
-            _data_key(label, section),
-        )
-        for label, section in sections.items()
-    ]
-    for task in tasks:
-        _check_data(task)
-    return tasks
+    tasks = []
+    for label, task in fitting.items():
+        most = views[repr(sections[label].data)]
+        shared = most == probes[label].views
+        tasks.append(task if shared else _fit(label, sections[label], probes[label], datasets, most))
+    return tasks, left_out
 
 
-def _probe(label: str, section: ProbeSection, registry: "Registry") -> Probe:
-    cls = registry.get("probes", section.probe, f"probes.{label}")
-    return construct(cls, key=f"probes.{label}", options=section.options, registry=registry)
+class _Datasets:
+    """The datasets of probes, each made once.
+
+    Args:
+        data: `data:`.
+        registry: finds the plugins.
+        seed: the run's.
+        training: the training part of `data`, where it is made already.
+    """
+
+    def __init__(self, data: DataSection, registry: "Registry", seed: int, training: Dataset | None) -> None:
+        self._data, self._registry, self._seed = data, registry, seed
+        self._made: dict[tuple[str, Split, int], Dataset] = {}
+        if training is not None:
+            self._made[repr(None), "train", 1] = training
+
+    def get(self, probe: ProbeSection, split: Split, views: int = 1) -> Dataset:
+        """Return one split of the data of a probe; errors have keys that are relative to the probe's section.
+
+        Args:
+            probe: the section of the probe.
+            split: which part.
+            views: views per sample.
+        """
+        key = repr(probe.data), split, views
+        if key not in self._made:
+            self._made[key] = self._make(probe, split, views)
+        return self._made[key]
+
+    def _make(self, probe: ProbeSection, split: Split, views: int) -> Dataset:
+        source = self._data if probe.data is None else probe.data
+        cls = self._registry.get("datasets", source.name, "data.name")
+        size = source.size or self._data.size
+        spec = DataSpec(size=size, views=views, split=split, cache=Path(self._data.cache), seed=self._seed)
+        return construct(cls, spec, key="data", options=source.options, registry=self._registry)
 
 
-def _parts(
-    label: str, section: ProbeSection, probe: Probe, dataset: Callable[[str, ProbeSection, Split], Dataset]
-) -> dict[Part, Dataset]:
+def _make_probe(label: str, one: ProbeSection, registry: "Registry") -> Probe:
     key = f"probes.{label}"
-    if section.data is None:
-        splits = _splits(label, section, dataset)
-        if section.split not in splits:
+    return construct(registry.get("probes", one.probe, key), key=key, options=one.options, registry=registry)
+
+
+def _fit(label: str, one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> ProbeTask:
+    has_own_data = one.data is not None
+    with probe_section(label, has_own_data):
+        parts = _parts(one, probe, datasets, views)
+        probe.check_data(parts)
+    return ProbeTask(label, probe, parts, one.seeds, one.max_images, has_own_data)
+
+
+def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> dict[Part, Dataset]:
+    train = None
+    with suppress(UserError):  # data without a training part: the held-out one says what is wrong with all of it
+        train = datasets.get(one, "train")
+    if train is not None:
+        _check_needs(one, probe, train)
+        if one.data is None and one.split not in train.splits:
+            splits = ", ".join(train.splits)
             raise DoesNotFit(
-                f"is measured on the {section.split} split, and this data has only {', '.join(splits)}: hold some of it"
-                f" out (data.{section.split}_scenes or data.{section.split}_fraction, by the kind of data) or leave the"
-                " probe out",
-                key,
+                f"is measured on the {one.split} split, and this data has only {splits}: hold some of it out"
+                f" ({one.split}_scenes or {one.split}_fraction, by the kind of data) or leave the probe out"
             )
-    held_out = dataset(label, section, section.split)
-    name = section.data.name if section.data else "data.name"
-    missing = missing_fields(probe.needs, held_out.provides, table_of(held_out))
-    if missing:
-        what = f"the data ({type(held_out).__name__})" if section.data is None else name
-        raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide", key)
+    held_out = datasets.get(one, one.split, views)
+    _check_needs(one, probe, held_out)
     parts: dict[Part, Dataset] = {"held_out": held_out}
     if "train" in held_out.splits:
-        parts["train"] = dataset(label, section, "train")
-        _check_classes(key, parts)
+        parts["train"] = datasets.get(one, "train")
+        _check_classes(parts)
     elif probe.trains:
         splits = ", ".join(held_out.splits)
-        raise DoesNotFit(f"trains on labels, and its data has no training split, only {splits}", key)
+        raise DoesNotFit(f"trains on labels, and its data has no training split, only {splits}")
     return parts
 
 
-def _splits(
-    label: str, section: ProbeSection, dataset: Callable[[str, ProbeSection, Split], Dataset]
-) -> Sequence[Split]:
-    """Return the splits of the data, which its training part knows, or, where it has none, its held-out part."""
-    try:
-        return dataset(label, section, "train").splits
-    except UserError as no_training_part:
-        try:
-            return dataset(label, section, section.split).splits
-        except DoesNotFit:  # such as several views of single images: no fault of the data
-            raise
-        except UserError:
-            raise no_training_part from None
+def _check_needs(one: ProbeSection, probe: Probe, dataset: Dataset) -> None:
+    missing = missing_fields(probe.needs, dataset.provides, table_of(dataset))
+    if missing:
+        what = f"the data ({type(dataset).__name__})" if one.data is None else one.data.name
+        raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide")
 
 
-def _check_classes(key: str, parts: Mapping[Part, Dataset]) -> None:
+def _check_classes(parts: Mapping[Part, Dataset]) -> None:
     train, held_out = (parts[part].class_names for part in ("train", "held_out"))
     if train != held_out:
         differing = sorted(set(train) ^ set(held_out))[:5]
         raise DoesNotFit(
             f"{len(train)} classes in the training split and {len(held_out)} in the held-out one"
-            f" ({', '.join(differing)} in only one of them): both need the same",
-            key,
+            f" ({', '.join(differing)} in only one of them): both need the same"
         )
-
-
-def _check_data(task: ProbeTask) -> None:
-    try:
-        with task.locating():
-            task.probe.check_data(task.parts)
-    except UserError as error:
-        raise DoesNotFit(error.message, error.key) from error
-
-
-def _data_key(label: str, section: ProbeSection) -> str:
-    return "data" if section.data is None else f"probes.{label}.data"
-
-
-def _data_name(section: ProbeSection) -> str:
-    return repr(section.data)
-
-
-def _dataset(
-    label: str, section: ProbeSection, data: DataSection, split: Split, views: int, seed: int, registry: "Registry"
-) -> Dataset:
-    own = section.data
-    key = _data_key(label, section)
-    name, options = (data.name, data.options) if own is None else (own.name, own.options)
-    size = data.size if own is None or own.size is None else own.size
-    cls = registry.get("datasets", name, f"{key}.name")
-    spec = DataSpec(size=size, views=views, split=split, cache=Path(data.cache), seed=seed)
-    try:
-        made = construct(cls, spec, key=key, options=options, registry=registry)
-    except UserError as error:
-        if error.key == f"{key}.views":  # which nobody set
-            raise DoesNotFit(f"needs {views} views of a scene: {error.message}", f"probes.{label}") from error
-        if own is None:
-            raise
-        # datasets name their own options `data.<option>`; these are of another section
-        names = "|".join(options_of(cls).types)
-        message = re.sub(rf"(?<![\w./])data\.(?=(?:{names})\b)", f"{key}.", error.message)
-        where = error.key.replace("data", key, 1) if error.key and error.key.startswith("data") else error.key
-        raise UserError(message, where) from error
-    return made

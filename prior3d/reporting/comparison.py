@@ -1,7 +1,7 @@
 """From scores to numbers that can be shown: every metric of every column, with its interval, and the differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prior3d.contracts.probe import Probe
@@ -31,12 +31,29 @@ class Row:
     by_seed: dict[str, tuple[float, ...]]
     differences: dict[Pair, Estimate]
 
-    def verdict(self, pair: Pair) -> str:
-        """Return better, worse or unclear: of the first of a pair against the second."""
+    def verdict(self, pair: Pair, controls: Iterable[str] = ()) -> str:
+        """Return better, worse, unclear or gained: of the first of a pair against the second.
+
+        Args:
+            pair: of columns.
+            controls: columns that need no model: what has surely become better, and is yet no better than one of them,
+                has only gained.
+        """
         change = self.differences.get(pair)
         if change is None or not is_sure(change) or change.low <= 0 <= change.high:
             return "unclear"
-        return "better" if (change.value < 0) == self.lower_is_better else "worse"
+        if (change.value < 0) != self.lower_is_better:
+            return "worse"
+        return "gained" if self.unbeaten(pair[0], controls) else "better"
+
+    def unbeaten(self, column: str, controls: Iterable[str]) -> list[str]:
+        """Return the controls that a model is no better than, the best one first."""
+        sign = 1 if self.lower_is_better else -1
+        if column not in self.columns:
+            return []
+        ours = sign * self.columns[column].value
+        values = {name: sign * self.columns[name].value for name in controls if name in self.columns}
+        return sorted((name for name, value in values.items() if value <= ours), key=values.__getitem__)
 
 
 @dataclass(frozen=True)

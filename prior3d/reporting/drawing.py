@@ -1,12 +1,12 @@
-"""Figures of models on the data of probes, drawn while that data is open."""
+"""Figures of models on the data of probes, plotted while that data is open."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.pictures import draw_clusters, draw_pca
+from prior3d.probes.pictures import plot_clusters, plot_pca
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask
 
@@ -18,7 +18,7 @@ _IMAGES = 4
 
 
 class Drawings:
-    """Collects figures: the features of all models once, and what each probe draws. Called as `measuring.Draw`.
+    """Collects figures: the features of all models once, and what each probe plots. Called as `measuring.Plot`.
 
     Attributes:
         figures: name, such as `depth/predictions`, to figure, in the order of a report.
@@ -28,16 +28,16 @@ class Drawings:
         self.figures: dict[str, Figure] = {}
 
     @torch.no_grad()
-    def __call__(self, tasks: Sequence[ProbeTask], models: Mapping[str, FrozenModel], data: ProbeData) -> None:
-        """Draw models on the data that some tasks share."""
+    def __call__(
+        self, task: ProbeTask, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Any]
+    ) -> None:
+        """Plot models on the data of a task."""
         if not self.figures:
             images = _some_images(data)
-            self.figures["features/pca"] = draw_pca(models, images)
-            self.figures["features/clusters"] = draw_clusters(models, images)
-        for task in tasks:
-            with task.locating():
-                drawn = task.probe.draw(models, data)
-            self.figures |= {f"{task.label}/{name}": figure for name, figure in drawn.items()}
+            self.figures["features/pca"] = plot_pca(models, images)
+            self.figures["features/clusters"] = plot_clusters(models, images)
+        plotted = task.probe.plot(models, data, shown)
+        self.figures |= {f"{task.label}/{name}": figure for name, figure in plotted.items()}
 
 
 def _some_images(data: ProbeData) -> torch.Tensor:

@@ -1,17 +1,20 @@
 """A report to read: the answer first, then a table per probe with what its metrics mean, figures, and what to mind."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prior3d.contracts.probe import Probe
+from prior3d.reporting.about import About, describe_data
 from prior3d.reporting.comparison import Comparison, Pair, Row, Section
-from prior3d.reporting.notes import notes_on
-from prior3d.reporting.plain import describe_data
 from prior3d.reporting.table import interval, marked, number
 
-if TYPE_CHECKING:
-    from prior3d.reporting.writing import About
+_FEW = 10
+"""Scenes below which an interval over them is rough."""
+
+_FROZEN = (
+    "Unless a probe says otherwise, features are frozen, and BatchNorm statistics were estimated again on the same"
+    " images for every model."
+)
 
 _CAPTIONS = {
     "features/pca": "Features as colours: the first three principal components in ONE basis for all columns, so equal"
@@ -20,7 +23,7 @@ _CAPTIONS = {
 }
 
 
-def to_markdown(comparison: Comparison, about: "About", figures: Mapping[str, str], versions: Mapping[str, str]) -> str:
+def to_markdown(comparison: Comparison, about: About, figures: Mapping[str, str], versions: Mapping[str, str]) -> str:
     """Return the text of report.md.
 
     Args:
@@ -34,7 +37,7 @@ def to_markdown(comparison: Comparison, about: "About", figures: Mapping[str, st
         lines += [*_section(section, comparison), *_figures(section.task.label, figures), ""]
     if any(name.startswith("features/") for name in figures):
         lines += ["## Features", *_figures("features", figures), ""]
-    notes = [*about.notes, *notes_on(comparison)]
+    notes = [*about.notes, *_notes_on(comparison)]
     lines += ["## What to mind", "", *(f"- {note}" for note in notes), ""]
     facts = {**about.facts, **versions}
     lines += ["## How", "", "; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
@@ -54,12 +57,10 @@ def _summary(comparison: Comparison) -> Iterator[str]:
         after, before = pair
         values = f"{number(row.columns[before].value)} → {number(row.columns[after].value)}"
         change = row.differences[pair]
-        verdicts = [other.verdict(pair) for other in section.rows]
-        counts = ", ".join(f"{verdicts.count(word)} {word}" for word in ("better", "worse", "unclear"))
         yield (
             f"- **{section.task.label}**, {marked(row)}: {values}"
             f" ({number(change.value, True)} {interval(change, True)}".rstrip()
-            + f"), {row.verdict(pair)}; of {len(verdicts)} metrics {counts}"
+            + f"), {_judged(row, pair, section)}; {_counted(section, pair)}"
         )
     yield ""
     if pair:
@@ -67,11 +68,31 @@ def _summary(comparison: Comparison) -> Iterator[str]:
             "In brackets are 95 % intervals. Better and worse are said where the interval of the change leaves 0 out;"
             " they are not corrected for the number of metrics."
         )
+        verdicts = (row.verdict(pair, section.controls) for section in comparison.sections for row in section.rows)
+        if "gained" in verdicts:
+            yield "Gained is what has surely become better, and yet does not beat a control, which needs no model."
     else:
         yield "In brackets are 95 % intervals."
 
 
-def _columns(about: "About") -> Iterator[str]:
+def _judged(row: Row, pair: Pair, section: Section) -> str:
+    """Return the verdict, with the best control where the model does not beat it."""
+    unbeaten = row.unbeaten(pair[0], section.controls)
+    against = f", but the control {unbeaten[0]} has {number(row.columns[unbeaten[0]].value)}" if unbeaten else ""
+    return f"{row.verdict(pair, section.controls)}{against}"
+
+
+def _counted(section: Section, pair: Pair) -> str:
+    """Return how many metrics go which way, with the names of those that got worse."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "unclear": [], "gained": []}
+    for row in section.rows:
+        found[row.verdict(pair, section.controls)].append(row.metric)
+    worse = f" ({'; '.join(found['worse'])})" if found["worse"] else ""
+    counts = [f"{len(metrics)} {word}{worse if word == 'worse' else ''}" for word, metrics in found.items()]
+    return f"of {len(section.rows)} metrics {', '.join(counts if found['gained'] else counts[:-1])}"
+
+
+def _columns(about: About) -> Iterator[str]:
     yield "| column | what it is | weights (sha256) |"
     yield "|---|---|---|"
     for name, text in about.columns.items():
@@ -111,7 +132,7 @@ def _table(section: Section, columns: Sequence[str], pair: Pair | None, controls
         if not any(name in row.columns for name in (*columns, *controls)):
             continue
         cells = [_value(row, name, True) for name in columns]
-        cells += [_change(row, pair)] if pair else []
+        cells += [_change(row, pair, controls)] if pair else []
         cells += [_value(row, name, False) for name in controls]
         yield f"| {marked(row)} | {' | '.join(cells)} |"
 
@@ -129,12 +150,12 @@ def _value(row: Row, column: str, with_interval: bool) -> str:
     return f"{number(found.value)}{spread} {interval(found) if with_interval else ''}".rstrip()
 
 
-def _change(row: Row, pair: Pair) -> str:
+def _change(row: Row, pair: Pair, controls: Sequence[str]) -> str:
     found = row.differences.get(pair)
     if found is None:
         return ""
-    text = f"{number(found.value, True)} {interval(found, True)}".rstrip()
-    return text if row.verdict(pair) == "unclear" else f"**{text}** {row.verdict(pair)}"
+    text, verdict = f"{number(found.value, True)} {interval(found, True)}".rstrip(), row.verdict(pair, controls)
+    return text if verdict == "unclear" else f"**{text}** {verdict}"
 
 
 def _data_line(section: Section) -> str:
@@ -171,3 +192,42 @@ def _explanation(probe: Probe) -> str:
     text = inspect.getdoc(type(probe)) or type(probe).__name__
     paragraphs = text.partition("\nArgs:")[0].partition("\nReference:")[0].strip().split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _notes_on(comparison: Comparison) -> list[str]:
+    """Return a sentence on everything in what was measured that limits what the numbers say."""
+    sections = comparison.sections
+    notes = [
+        *_on_groups(sections),
+        *_of(
+            (section for section in sections if section.task.parts["held_out"].spec.split == "validation"),
+            "measured on the validation split: to choose by, not to report.",
+        ),
+        *_of(
+            (section for section in sections if section.task.probe.seeded and section.task.seeds == 1),
+            "one seed of what the probe draws (its head, its order, its labels): more show their spread (`seeds: 3`,"
+            " or --seeds of prior3d-eval).",
+        ),
+    ]
+    return [*notes, _FROZEN]
+
+
+def _on_groups(sections: Iterable[Section]) -> Iterator[str]:
+    one, few = [], []
+    for section in sections:
+        scenes = describe_data(section.task)["held_out"]["scenes"]
+        if scenes == 1:
+            one.append(section)
+        elif scenes < _FEW:
+            few.append(section)
+    yield from _of(
+        one,
+        "a single scene or folder: the interval is over its images, which are alike; it says nothing about others.",
+    )
+    yield from _of(few, f"fewer than {_FEW} scenes: the interval over them is rough.")
+
+
+def _of(sections: Iterable[Section], text: str) -> Iterator[str]:
+    labels = [section.task.label for section in sections]
+    if labels:
+        yield f"{', '.join(labels)}: {text}"

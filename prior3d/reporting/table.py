@@ -1,6 +1,7 @@
 """The table in the terminal, and how numbers are written everywhere."""
 
 import math
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
@@ -13,7 +14,7 @@ from prior3d.reporting.comparison import Comparison, Pair, Row, is_sure
 _NUMBER = 5
 """Characters that a number takes."""
 
-_STYLES = {"better": "green", "worse": "red", "unclear": ""}
+_STYLES = {"better": "green", "worse": "red", "unclear": "", "gained": ""}
 
 
 def tabulate(comparison: Comparison, title: str) -> Group:
@@ -48,7 +49,7 @@ def _table(comparison: Comparison, title: str, models: list[str], pair: Pair | N
         if rows and len(comparison.sections) > 1:
             table.add_row(Text(section.task.label, style="bold"))
         for row in rows:
-            change = _change(row, models[0], pair)
+            change = _change(row, models[0], pair, section.controls)
             table.add_row(marked(row), *_values(row, models), change, *_values(row, controls))
         table.add_section()
     return table
@@ -62,14 +63,14 @@ def _values(row: Row, columns: list[str]) -> list[str]:
     return [number(row.columns[name].value) if name in row.columns else "" for name in columns]
 
 
-def _change(row: Row, model: str, pair: Pair | None) -> Text:
+def _change(row: Row, model: str, pair: Pair | None, controls: Sequence[str]) -> Text:
     found = row.columns.get(model) if pair is None else row.differences.get(pair)
     if found is None:
         return Text("")
     half = f"± {number(found.high - found.value)}" if is_sure(found) else ""
     if pair is None:
         return Text(half)
-    return Text(f"{number(found.value, True)} {half}".rstrip(), style=_STYLES[row.verdict(pair)])
+    return Text(f"{number(found.value, True)} {half}".rstrip(), style=_STYLES[row.verdict(pair, controls)])
 
 
 def marked(row: Row) -> str:

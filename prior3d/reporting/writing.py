@@ -1,49 +1,25 @@
-"""Writing a report: figures first, then what refers to them, each file whole or not there."""
+"""Writing a report: figures first, then report.json and report.md, which refer to them, each whole or not there."""
 
 import io
 import json
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from prior3d import __version__
 from prior3d.files import write_atomically
-from prior3d.reporting.comparison import Comparison
+from prior3d.probes.statistics import Estimate
+from prior3d.reporting.about import About, describe_data, versions
+from prior3d.reporting.comparison import Comparison, Row, Section, is_sure
 from prior3d.reporting.markdown import to_markdown
-from prior3d.reporting.plain import to_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JSON, MARKDOWN, FIGURES = "report.json", "report.md", "figures"
 
-
-@dataclass(frozen=True)
-class About:
-    """What a report says beside the numbers.
-
-    Attributes:
-        title: of the report.
-        columns: model to what it is, in words.
-        models: model to facts about it: backbone, weights, their hash, parameters.
-        notes: what a reader has to mind, a sentence each.
-        facts: how it was measured: device, seconds, seed.
-        sections: the recipe's sections on data and probes, as plain values.
-        key: changes with all that the numbers depend on.
-    """
-
-    title: str
-    columns: Mapping[str, str]
-    models: Mapping[str, Mapping[str, object]]
-    notes: tuple[str, ...] = ()
-    facts: Mapping[str, object] = field(default_factory=dict)
-    sections: Mapping[str, object] = field(default_factory=dict)
-    key: str | None = None
+FORMAT = 1
+"""Of report.json."""
 
 
 def write_report(folder: Path, comparison: Comparison, figures: "Mapping[str, Figure]", about: About) -> Path:
@@ -61,33 +37,81 @@ def write_report(folder: Path, comparison: Comparison, figures: "Mapping[str, Fi
         content = io.BytesIO()
         figure.savefig(content, format="png")
         write_atomically(folder / files[name], content.getvalue())
-    plain = {**to_plain(comparison, about, files), "versions": _versions()}
+    plain = {**to_plain(comparison, about, files), "versions": versions()}
     write_atomically(folder / JSON, json.dumps(plain, indent=1, allow_nan=False).encode())
-    write_atomically(folder / MARKDOWN, to_markdown(comparison, about, files, _versions()).encode())
+    write_atomically(folder / MARKDOWN, to_markdown(comparison, about, files, versions()).encode())
     for stale in set((folder / FIGURES).glob("*.png")) - {folder / file for file in files.values()}:
         stale.unlink()
     return folder / MARKDOWN
 
 
-def device_name(device: str) -> str:
-    """Return what a device, cpu or cuda, is in words."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+def to_plain(comparison: Comparison, about: About, figures: Mapping[str, str]) -> dict[str, object]:
+    """Return a report as JSON can hold it.
+
+    Args:
+        comparison: the numbers.
+        about: what else is said.
+        figures: name to file, relative to the report.
+    """
+    return {
+        "format": FORMAT,
+        "title": about.title,
+        "key": about.key,
+        "columns": dict(about.columns),
+        "models": {name: dict(facts) for name, facts in about.models.items()},
+        "probes": {section.task.label: _section(section) for section in comparison.sections},
+        "figures": dict(figures),
+        "notes": list(about.notes),
+        "measured": dict(about.facts),
+        "recipe": dict(about.sections),
+    }
+
+
+def _section(section: Section) -> dict[str, object]:
+    task = section.task
+    return {
+        "probe": type(task.probe).__name__,
+        "data": describe_data(task),
+        "seeds": task.seeds if task.probe.seeded else 1,
+        "models": list(section.models),
+        "controls": list(section.controls),
+        "metrics": {row.metric: _row(row, section.controls) for row in section.rows},
+    }
+
+
+def _row(row: Row, controls: Sequence[str]) -> dict[str, object]:
+    return {
+        "lower is better": row.lower_is_better,
+        "columns": {
+            name: {**_estimate(found), "by seed": [_finite(value) for value in row.by_seed[name]]}
+            for name, found in row.columns.items()
+        },
+        "differences": {
+            f"{ours} - {theirs}": {
+                **_estimate(found),
+                "p": _finite(found.p),
+                "verdict": row.verdict((ours, theirs), controls),
+                "controls not beaten": row.unbeaten(ours, controls),
+            }
+            for (ours, theirs), found in row.differences.items()
+        },
+    }
+
+
+def _estimate(found: Estimate) -> dict[str, object]:
+    sure = is_sure(found)
+    return {
+        "value": _finite(found.value),
+        "interval": [found.low, found.high] if sure else None,
+        "spread over seeds": _finite(found.spread),
+        "standard error": _finite(found.standard_error) if sure else None,
+        "groups": found.groups,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-
-
-def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in ("torch", "timm", "torchmetrics", "faiss-cpu") if _is_installed(name)}
-    return {"prior3d": __version__, "python": platform.python_version(), **found}
-
-
-def _is_installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

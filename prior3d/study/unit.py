@@ -58,7 +58,9 @@ class Bench:
         if recipe.priors:
             self._prepare_together(recipe, registry)
             parts = build(recipe, registry)
-            backbone, tasks = parts.backbone, parts.probes
+            backbone = parts.backbone
+            # all of them: a study that lost an endpoint without a word would be a wrong one
+            tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, parts.dataset)
             add_noise(backbone, start.noise, recipe.seed)
             if start.batch_norm == "training images":
                 take_statistics(backbone, parts.dataset)

@@ -20,6 +20,7 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.probe_contract import check_probe
 from prior3d.testing.reader import check_reader
 from prior3d.testing.runner import check_runner
 from prior3d.testing.view import check_view
@@ -29,6 +30,7 @@ __all__ = [
     "check_dataset",
     "check_engine",
     "check_prior",
+    "check_probe",
     "check_reader",
     "check_runner",
     "check_view",

@@ -48,7 +48,7 @@ class Glow(Probe):
         names, groups = data.groups("held_out")
         return {"dark": by_group(names, groups, {"sum": torch.zeros(len(groups)), "count": torch.ones(len(groups))})}
 
-    def draw(self, models, data):
+    def plot(self, models, data, shown):
         figure = Figure((1, 1))
         figure.suptitle(" ".join(models))
         return {"glow": figure}

@@ -142,7 +142,7 @@ def test_data_without_labels(refused, finished, tmp_path):
     line = refused(finished, *images, "--probes", "segmentation")
     assert line.endswith("probes.segmentation: needs semantic, which the data (ImageFolder) does not provide")
     line = refused(finished, *images, "--probes", "correspondence")
-    assert "probes.correspondence: needs 2 views of a scene: single images make samples of 1 view" in line
+    assert line.endswith("needs depth, intrinsics, world_from_camera, which the data (ImageFolder) does not provide")
 
 
 def test_a_probe_that_does_not_fit_and_is_named(refused, class_folders, rooms):

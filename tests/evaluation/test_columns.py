@@ -9,16 +9,15 @@ import torch
 from prior3d.backbone import Backbone
 from prior3d.backbone.weights import read_weights, save_weights
 from prior3d.errors import UserError
-from prior3d.evaluation.arguments import other_subject
 from prior3d.evaluation.columns import build_columns, notes_on_models
+from prior3d.evaluation.models import find_other, find_subject
 from prior3d.evaluation.request import build_request
-from prior3d.evaluation.subjects import find_subject
 
 
 def columns(model, *overrides, against=None, control=None):
     subject = find_subject(str(model), overrides)
     request = build_request(subject, ["glow"] if subject.run else [])
-    other = None if against is None else other_subject(str(against), "--against")
+    other = None if against is None else find_other(str(against), "--against")
     return build_columns(subject, request, other, None if control is None else str(control))
 
 
@@ -43,7 +42,7 @@ def test_a_control_with_a_decoder_that_the_model_lacks_is_told_so(finished, alon
         columns(alone, against=alone, control=finished)
     assert "it has a decoder, the model has none: name a copy of its backbone.safetensors" in refused.value.message
     assert refused.value.message.endswith("(dense channels 8, the model 320)")
-    assert "before + control" in columns(alone, against=alone, control=alone)
+    assert list(columns(alone, against=alone, control=alone))[-1].endswith(", 1 + control")
 
 
 def test_of_another_encoder_it_is_not_said_that_the_decoder_is_missing(finished):
@@ -54,10 +53,10 @@ def test_of_another_encoder_it_is_not_said_that_the_decoder_is_missing(finished)
 
 def test_maps_of_two_strides_are_noted_with_who_has_a_decoder(finished, alone):
     made = columns(finished, against=alone)
-    assert notes_on_models(made)[-1] == (
-        "The maps of before have a cell for every 32 pixels (no decoder), those of after for every 4 pixels (a"
-        " decoder): part of the difference is resolution, not what was learnt."
-    )
+    assert (
+        f"The maps of {alone.parent.name} have a cell for every 32 pixels (no decoder), those of {finished.name} for"
+        " every 4 pixels (a decoder): part of the difference is resolution, not what was learnt."
+    ) in notes_on_models(made)
 
 
 def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finished, tmp_path):
@@ -71,7 +70,7 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
         assert "prior3d.backbone.save_weights(file, weights, {'model': ...})" in refused.value.message
     save_weights(str(tmp_path / "said.safetensors"), read_weights(mine), {"model": "resnet10t"})
     made = columns(mine, "backbone.name=resnet10t", against=tmp_path / "said.safetensors")
-    assert made["before"].key == made["after"].key
+    assert made["said"].key == made["mine"].key
 
 
 @pytest.mark.parametrize("flag", ["against", "control"])
@@ -87,7 +86,7 @@ def test_no_key_is_advised_for_a_model_beside_the_first_one(finished, monkeypatc
     monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
     with pytest.raises(UserError) as refused:
         columns(finished, **{flag: "resnet10t"})
-    expected = f"--{flag}: cannot fetch timm's weights of resnet10t (no connection); name a file that says it: "
+    expected = f"--{flag}: cannot fetch timm's weights of resnet10t (no connection); name random:resnet10t for random"
     assert str(refused.value).startswith(expected) and "backbone.weights" not in str(refused.value)
     with pytest.raises(UserError, match=r"give a file you have with backbone\.weights"):
         columns("resnet10t")

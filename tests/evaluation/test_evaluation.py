@@ -91,7 +91,7 @@ def test_what_is_measured_is_not_measured_again(evaluate, finished, tmp_path, as
 
 
 def test_an_interrupted_evaluation_goes_on(evaluate, finished, tmp_path, asked, monkeypatch):
-    out, measure = tmp_path / "eval", measuring.measure
+    out, measure = tmp_path / "eval", measuring._by_seed
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "scores.json").unlink()
@@ -101,11 +101,11 @@ def test_an_interrupted_evaluation_goes_on(evaluate, finished, tmp_path, asked, 
             raise KeyboardInterrupt
         return measure(task, model, data)
 
-    monkeypatch.setattr(measuring, "measure", interrupted)
+    monkeypatch.setattr(measuring, "_by_seed", interrupted)
     assert evaluate(run, "--out", out)[0] == 130
     assert [path.name for path in out.iterdir()] == ["scores.json"]
     assert set(Results.load(out / "scores.json").scores["glow"]) == {"before", "after", "dark"}
-    monkeypatch.setattr(measuring, "measure", measure)
+    monkeypatch.setattr(measuring, "_by_seed", measure)
     asked.clear()
     assert evaluate(run, "--out", out)[0] == 0
     assert asked == [(2, 0), (2, 0)]
@@ -146,9 +146,10 @@ def test_two_models_of_timm_and_a_control_of_the_same_size(evaluate, finished, w
     assert (status, error) == (0, "")
     report = report_of(tmp_path / "eval")
     found = values(report)
-    assert list(found) == ["before", "after", "before + after", "before + control", "dark"]
-    assert found["before + control"] == pytest.approx(2 * found["before"], rel=1e-3)
-    assert "random weights" in report["columns"]["after"] and "start.safetensors" in report["columns"]["before"]
+    assert list(found) == ["start", "convnext_atto", "start + convnext_atto", "start + control", "dark"]
+    assert found["start + control"] == pytest.approx(2 * found["start"], rel=1e-3)
+    columns = report["columns"]
+    assert "random weights" in columns["convnext_atto"] and "start.safetensors" in columns["start"]
 
 
 def test_the_default_probes_are_those_that_the_data_fit(evaluate, rooms, tmp_path):
@@ -158,7 +159,7 @@ def test_the_default_probes_are_those_that_the_data_fit(evaluate, rooms, tmp_pat
         Image.new("RGB", (64, 48), (index * 80, 0, 0)).save(images / f"{index}.png")
     data = ["data.name=image_folder", f"data.root={images}", "data.test_fraction=0.5", "data.size=[48,64]"]
     status, _, error = evaluate("convnext_atto", "backbone.pretrained=false", *data)
-    assert status == 2 and "data.name: no probe fits this data: correspondence needs 2 views" in error
+    assert status == 2 and "data.name: no probe fits this data: correspondence needs depth, intrinsics" in error
 
 
 def test_all_are_the_probes_that_the_data_fit(evaluate, class_folders, tmp_path):
@@ -247,7 +248,7 @@ def test_side_by_side_there_is_no_classifier_and_no_column(evaluate, rooms, tmp_
     arguments = ["--probes", "named", "--plugin", tmp_path / "named.py", "--out", tmp_path / "eval", *rooms]
     status, _, error = evaluate(files[0], "--against", files[1], *arguments)
     assert (status, error) == (0, "")
-    assert values(report_of(tmp_path / "eval"), "named", "logits") == {"before": 5, "after": 5}
+    assert values(report_of(tmp_path / "eval"), "named", "logits") == {"yours": 5, "mine": 5}
 
 
 def test_pictures_of_random_weights_are_of_those_that_would_be_measured(evaluate, tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
 import pytest
 
 from prior3d.errors import UserError
+from prior3d.evaluation.models import find_subject
 from prior3d.evaluation.request import build_request
-from prior3d.evaluation.subjects import find_subject
 from prior3d_plugins.probes.shape_bias.probe import CLASSES
 
 RANDOM = "backbone.pretrained=false"
@@ -50,7 +50,7 @@ def test_what_a_missing_split_is_told_to_do_can_be_done(tmp_path):
         for number in range(20):
             (tmp_path / name / f"{number}.jpg").touch()
     data = ["data.name=classification_folder", f"data.root={tmp_path}"]
-    with pytest.raises(UserError, match=r"only train: hold some of it out \(data\.test_scenes or data\.test_fraction"):
+    with pytest.raises(UserError, match=r"only train: hold some of it out \(test_scenes or test_fraction"):
         request(*data, labels=["classification"])
     assert list(request(*data, "data.test_fraction=0.5", labels=["classification"]).probes) == ["classification"]
 

@@ -14,9 +14,9 @@ from prior3d.backbone import Maps
 from prior3d.contracts.dataset import DataSpec
 from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
+from prior3d.probes import FrozenVectors, labels_of
 from prior3d.probes.logistic import choose_penalty, fit_logistic
 from prior3d.probes.models import FrozenModel
-from prior3d.probes.pooled import FrozenVectors, labels_of
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
 from prior3d_plugins.datasets.classification_folder import ClassificationFolder

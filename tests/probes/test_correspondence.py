@@ -11,14 +11,26 @@ from prior3d.contracts.dataset import DataSpec
 from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
 from prior3d.geometry import view_angle
-from prior3d.probes.matching import DescribedPair, _nearest, features_at, match_cells, match_pixels
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
-from prior3d.probes.view_pairs import PosedView, cell_centres, choose_pairs, read_views, share_points
 from prior3d.randomness import generator
 from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 from prior3d_plugins.probes.correspondence import Correspondence
+from prior3d_plugins.probes.correspondence.matching import (
+    DescribedPair,
+    _nearest,
+    features_at,
+    match_cells,
+    match_pixels,
+)
+from prior3d_plugins.probes.correspondence.view_pairs import (
+    PosedView,
+    cell_centres,
+    choose_pairs,
+    read_views,
+    share_points,
+)
 
 DETAIL = {"pairs_per_bin": 3, "detail": True}
 
@@ -109,8 +121,9 @@ def test_the_encoder_is_read_where_it_is_asked_for(rooms):
     found = metrics(Correspondence(pairs_per_bin=2, features="encoder"), model, rooms)
     assert found["recall@6px, all"] > 0.5 > 10 * collapsed["recall@6px, all"]
     assert found["feature distance ratio, all"] < 0.5
-    drawn = Correspondence(pairs_per_bin=1, features="encoder").draw({"planted": FrozenModel([model])}, rooms)
-    assert set(drawn) == {"matches"}
+    probe, models = Correspondence(pairs_per_bin=1, features="encoder"), {"planted": FrozenModel([model])}
+    shown = {"planted": probe.measure(models["planted"], rooms).shown}
+    assert set(probe.plot(models, rooms, shown)) == {"matches"}
 
 
 def test_precise_matches_of_3d_points_reach_what_is_possible(rooms):
@@ -139,7 +152,7 @@ def test_detail_leaves_the_main_figures_as_they_are(rooms):
 
 def test_scores_are_additive_over_scenes_and_told_in_detail_later(rooms):
     probe = Correspondence(**DETAIL)
-    scores = probe.measure(FrozenModel([Planted(rooms, 4, of_point=True)]), rooms)
+    scores = probe.measure(FrozenModel([Planted(rooms, 4, of_point=True)]), rooms).scores
     assert scores.groups == ("test-000", "test-001")
     assert len(Correspondence().summarise(scores.total())) <= 6
     one = scores.total(torch.tensor([1.0, 0.0]))
@@ -147,7 +160,7 @@ def test_scores_are_additive_over_scenes_and_told_in_detail_later(rooms):
         one["points"].sum() + scores.total(torch.tensor([0.0, 1.0]))["points"].sum() == scores.total()["points"].sum()
     )
     assert set(probe.summarise(one)) <= set(probe.summarise(scores.total()))
-    brief = Correspondence(pairs_per_bin=3).measure(FrozenModel([Constant()]), rooms)
+    brief = Correspondence(pairs_per_bin=3).measure(FrozenModel([Constant()]), rooms).scores
     assert "recall@5cm, all" not in probe.summarise(brief.total())  # never measured: left out
 
 
@@ -245,7 +258,9 @@ def test_features_are_read_bilinearly_at_pixels():
 
 def test_matches_are_drawn_for_each_model(rooms):
     models = {"before": FrozenModel([Noise()]), "after": FrozenModel([Planted(rooms, 4, of_point=True)])}
-    (figure,) = Correspondence().draw(models, rooms).values()
+    probe = Correspondence()
+    shown = {name: probe.measure(model, rooms).shown for name, model in models.items()}
+    (figure,) = probe.plot(models, rooms, shown).values()
     titles = [axis.get_title() for axis in figure.axes]
     assert len(titles) == 2 * len({pair.bin for pair in choose_pairs(rooms, 40)})
     right = {
@@ -279,5 +294,5 @@ def test_on_a_gpu_as_on_a_cpu(rooms):
             return Maps({}, nn.functional.avg_pool2d(images, 4), None)
 
     probe = Correspondence(**DETAIL)
-    on_cpu, on_gpu = (probe.measure(FrozenModel([Blurred()], device), rooms) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (probe.measure(FrozenModel([Blurred()], device), rooms).scores for device in ("cpu", "cuda"))
     assert metrics_of(probe, on_gpu) == pytest.approx(metrics_of(probe, on_cpu), abs=0.02)  # one of 124 points

@@ -86,9 +86,10 @@ def test_metrics_are_means_over_images_that_have_depth(open_data, planted):
 
     data, probe = open_data(some, frames=(3,)), Depth(steps=20)
     model = planted(data, "depth", random)
-    metrics = metrics_of(probe, probe.measure(model, data))
+    found = probe.measure(model, data)
+    metrics = metrics_of(probe, found)
     truth = data.field("held_out", "depth").take(torch.arange(3))
-    predicted = probe._kept.of({"it": model}, None)["it"].float()  # all images: there are three
+    predicted = found.shown.float()  # all images: there are three
     known = (truth >= 0.1) & (truth <= 10)
     errors = depth_errors(predicted, truth, known)
     counted = int((known.flatten(1).any(1)).sum())
@@ -100,7 +101,7 @@ def test_metrics_are_means_over_images_that_have_depth(open_data, planted):
 def test_the_seed_decides(open_data, planted):
     data, probe = open_data(slopes), Depth(steps=10)
     model = planted(data, "depth", answer)
-    first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
+    first, again, other = (probe.measure(model, data, seed).scores for seed in (3, 3, 4))
     assert torch.equal(first.statistics["rmse"], again.statistics["rmse"])
     assert not torch.equal(first.statistics["rmse"], other.statistics["rmse"])
     assert first.groups == ("room-0", "room-1")
@@ -131,8 +132,9 @@ def test_depth_that_cannot_be_learnt_is_refused_in_words(open_data, measured, un
 def test_the_picture_has_a_column_for_each_model(open_data, planted):
     data, probe = open_data(slopes), Depth(steps=10)
     models = {"one": planted(data, "depth", answer), "other": planted(data, "depth", random)}
-    probe.measure(models["one"], data)
-    figure = probe.draw(models, data)["depth"]
+    figure = probe.plot(models, data, {name: probe.measure(model, data).shown for name, model in models.items()})[
+        "depth"
+    ]
     assert isinstance(figure, Figure)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["image", "truth", "one", "other"]

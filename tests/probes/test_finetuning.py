@@ -10,12 +10,12 @@ from prior3d.backbone.batch_norm import unfold_batch_norm
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.probe import metrics_of
 from prior3d.errors import UserError
-from prior3d.probes.crops import cut, random_crops
+from prior3d.probes import count_hits
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 from prior3d.randomness import generator
 from prior3d.registry.schema import construct
-from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation, count_pixels, label_order
+from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation, cut, label_order, random_crops
 
 SIZE = (32, 48)
 PALETTE = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
@@ -200,7 +200,7 @@ def test_metrics_are_those_of_torchmetrics():
     truth, predicted = torch.randint(0, 4, (2, 5, 12, 16), generator=draws)
     truth[torch.rand(truth.shape, generator=draws) < 0.2] = 255
     labelled, hits, claimed = (
-        counts.sum(0).double() for counts in count_pixels(predicted, truth, 5)
+        counts.sum(0).double() for counts in count_hits(predicted, truth, 5)
     )  # class 4 is absent
     total = {"labelled": labelled, "hits, 100 % of labels": hits, "predicted, 100 % of labels": claimed}
     found = probe().summarise(total)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prior3d.probes.linear import Fitting, FrozenMaps, LinearHead, Schedule, at_pixels, upsample
+from prior3d.probes import Fitting, FrozenMaps, LinearHead, Schedule, Standardization, at_pixels, upsample
 from prior3d.randomness import generator
 
 
@@ -50,7 +50,7 @@ def test_the_head_is_batch_normalisation_and_a_1x1_convolution():
     features = draw(6, 5, 4, 6) * 3 + 7
     norm, convolution = nn.BatchNorm2d(5, affine=False, momentum=1.0, eps=1e-12), nn.Conv2d(5, 3, 1)
     norm(features)
-    head = LinearHead(norm.running_mean, norm.running_var.sqrt(), convolution.bias, nn.Identity())
+    head = LinearHead(Standardization.of(norm.running_mean, norm.running_var.sqrt()), convolution.bias, nn.Identity())
     with torch.no_grad():
         head.weight.copy_(convolution.weight[..., 0, 0])
         torch.testing.assert_close(head(features), convolution(norm.eval()(features)), rtol=1e-4, atol=1e-5)

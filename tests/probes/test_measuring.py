@@ -8,7 +8,7 @@ from prior3d.contracts.probe import Probe
 from prior3d.contracts.scores import by_group
 from prior3d.errors import UserError
 from prior3d.probes import measuring
-from prior3d.probes.measuring import evaluate
+from prior3d.probes.measuring import Measuring
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask, build_tasks
@@ -113,7 +113,7 @@ def test_the_data_itself_may_have_no_training_part(tmp_path, squares):
 
     data, one = sections(tmp_path, probe="brightness")
     assert set(build_tasks(one, data, Registry(squares=Alone, brightness=Brightness))[0].parts) == {"held_out"}
-    with pytest.raises(UserError, match=r"^data.root: this data has no split train"):
+    with pytest.raises(UserError, match=r"^data.root: this data has no split validation"):
         build_tasks(
             {"b": ProbeSection("brightness", split="validation")}, data, Registry(squares=Alone, brightness=Brightness)
         )
@@ -144,7 +144,7 @@ class Grey(torch.nn.Module):
 def test_models_are_measured_once_per_seed_and_not_again(tasks, tmp_path, monkeypatch):
     results = Results()
     one, two = Grey(1.0), Grey(2.0)
-    evaluate(tasks, {"before": [one], "after": [two]}, results, "cpu")
+    Measuring("cpu").run(tasks, {"before": [one], "after": [two]}, results)
     assert len(results.scores["b"]["before"]) == 1 and len(results.scores["s"]["before"]) == 3
     metrics = results.metrics({"b": tasks[0].probe, "s": tasks[1].probe})
     assert metrics["b"]["after"]["mean"] == pytest.approx(2 * metrics["b"]["before"]["mean"], rel=1e-3)
@@ -153,8 +153,8 @@ def test_models_are_measured_once_per_seed_and_not_again(tasks, tmp_path, monkey
     results.save(tmp_path / "scores.json")
     again = Results.load(tmp_path / "scores.json")
     assert again.metrics({"b": tasks[0].probe}) == {"b": metrics["b"]}
-    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("measured again"))
-    evaluate(tasks, {"before": [one], "after": [two]}, again, "cpu")
+    monkeypatch.setattr(measuring, "_by_seed", lambda *_: pytest.fail("measured again"))
+    Measuring("cpu").run(tasks, {"before": [one], "after": [two]}, again)
 
 
 def test_features_of_models_side_by_side_are_those_read_for_each_alone(tasks, monkeypatch):
@@ -162,13 +162,14 @@ def test_features_of_models_side_by_side_are_those_read_for_each_alone(tasks, mo
     monkeypatch.setattr(FrozenModel, "read", lambda self, *a: reads.append(len(self.backbones)) or read(self, *a))
     seen, one, two = {}, Grey(1.0), Grey(2.0)
 
-    def draw(group, models, data):
+    def plot(task, models, data, shown):
         seen.update({name: data.features(model, "held_out") for name, model in models.items()})
 
     models = {"before": [one], "after": [two], "before + after": [one, two]}
-    evaluate(tasks[:1], {"before": [one], "after": [two]}, Results(), "cpu", draw=draw, drawn=["before", "after"])
+    two_models = {"before": [one], "after": [two]}
+    Measuring("cpu").run(tasks[:1], two_models, Results(), plot=plot, plotted=list(two_models))
     assert reads == [1, 1]  # measured and drawn
-    evaluate([Pair.task(tasks)], models, Results(), "cpu", draw=draw, drawn=list(models))
+    Measuring("cpu").run([Pair.task(tasks)], models, Results(), plot=plot, plotted=list(models))
     assert reads == [1] * 4
     first, second = seen["before + after"]
     assert (first, second) == (*seen["before"], *seen["after"])
@@ -193,7 +194,7 @@ def test_a_probe_of_classifiers_leaves_models_side_by_side_out(tasks):
         needs_classifier = True
 
     task, results = ProbeTask("n", Named(), tasks[0].parts, 1, None), Results()
-    evaluate([task], {"single": [Grey(1.0)], "both": [Grey(1.0), Grey(2.0)]}, results, "cpu")
+    Measuring("cpu").run([task], {"single": [Grey(1.0)], "both": [Grey(1.0), Grey(2.0)]}, results)
     assert not results.has("n", "both") and results.has("n", "single")
 
 

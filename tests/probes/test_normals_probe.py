@@ -59,10 +59,10 @@ def test_random_features_are_no_better_than_the_mean_normal(open_data, planted):
 def test_metrics_are_those_of_all_known_pixels_together(open_data, planted):
     data, probe = open_data(planes, frames=(3,)), Normals(steps=10)
     model = planted(data, "normals", random)
-    scores = probe.measure(model, data)
-    metrics = metrics_of(probe, scores)
+    found = probe.measure(model, data)
+    metrics, scores = metrics_of(probe, found), found.scores
     truth = data.field("held_out", "normals").take(torch.arange(3)).double()
-    predicted = probe._kept.of({"it": model}, None)["it"].double()  # all images: there are three
+    predicted = found.shown.double()  # all images: there are three
     cosine = (F.normalize(predicted, dim=1) * F.normalize(truth, dim=1)).sum(1)
     angles = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))[(truth != 0).any(1)]
     assert len(angles) == 3 * 13 * 24
@@ -131,10 +131,10 @@ def test_depth_without_intrinsics_and_no_known_normal_are_refused_in_words(open_
 def test_the_seed_decides_and_the_picture_shows_unknown_white(open_data, planted):
     data, probe = open_data(planes), Normals(steps=10)
     model = planted(data, "normals", answer)
-    first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
+    first, again, other = (probe.measure(model, data, seed).scores for seed in (3, 3, 4))
     assert torch.equal(first.statistics["degrees"], again.statistics["degrees"])
     assert not torch.equal(first.statistics["degrees"], other.statistics["degrees"])
-    figure = probe.draw({"it": model}, data)["normals"]
+    figure = probe.plot({"it": model}, data, {"it": probe.measure(model, data).shown})["normals"]
     assert isinstance(figure, Figure)
     assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "truth", "it"]
     truth = np.asarray(figure.axes[1].images[0].get_array())

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from prior3d.backbone import Backbone
 from prior3d.backbone.weights import load_encoder, read_weights
 from prior3d.errors import UserError
+from prior3d.evaluation.pictures import write_pictures
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import (
     assign,
-    draw_clusters,
-    draw_pca,
     fit_matched_clusters,
     fit_shared_axes,
-    write_pictures,
+    plot_clusters,
+    plot_pca,
 )
 from prior3d.probes.pictures.matched_clusters import _overlaps
 
@@ -145,7 +145,7 @@ def test_a_constant_model_is_grey_and_harms_no_other():
 def test_identical_models_give_identical_pictures():
     models, images = {"a": model(), "b": model()}, smooth_images()
     # Rounding of the eigenvectors is all that may differ; 1e-4 is a fortieth of a step of 8 bits.
-    for figure, tolerance in ((draw_pca(models, images), 1e-4), (draw_clusters(models, images), 0)):
+    for figure, tolerance in ((plot_pca(models, images), 1e-4), (plot_clusters(models, images), 0)):
         for first, second in zip(shown(figure, 1), shown(figure, 2), strict=True):
             assert first.shape == (8, 12, 3)
             assert np.abs(first - second).max() <= tolerance
@@ -154,7 +154,7 @@ def test_identical_models_give_identical_pictures():
 
 def test_turned_scaled_and_shifted_features_give_the_same_picture():
     models = {"a": model(), "b": model(7.0 * rotation(8), offset=20.0)}
-    pca, clusters = draw_pca(models, smooth_images()), draw_clusters(models, smooth_images())
+    pca, clusters = plot_pca(models, smooth_images()), plot_clusters(models, smooth_images())
     for first, second in zip(shown(pca, 1), shown(pca, 2), strict=True):
         assert first.std() > 0.1
         assert np.abs(first - second).max() < 1e-3
@@ -164,14 +164,14 @@ def test_turned_scaled_and_shifted_features_give_the_same_picture():
 
 def test_turned_features_of_other_width_give_the_same_picture():
     wide = rotation(20)[:, :8]
-    figure = draw_pca({"a": model(), "b": model(wide)}, smooth_images())
+    figure = plot_pca({"a": model(), "b": model(wide)}, smooth_images())
     for first, second in zip(shown(figure, 1), shown(figure, 2), strict=True):
         assert np.abs(first - second).max() < 1e-3
 
 
 def test_channels_of_noise_change_the_share_but_hardly_the_picture():
     images = smooth_images()
-    figure = draw_pca({"a": model(), "b": model(noise=0.1)}, images)
+    figure = plot_pca({"a": model(), "b": model(noise=0.1)}, images)
     for first, second in zip(shown(figure, 1), shown(figure, 2), strict=True):
         assert np.abs(first - second).mean() < 0.02
     clean, noisy = (int(axis.get_xlabel().split("%")[0].split()[-1]) for axis in figure.axes[-2:])
@@ -182,7 +182,7 @@ def test_channels_of_noise_change_the_share_but_hardly_the_picture():
 def test_models_of_different_resolutions_show_their_own_cells():
     models = {"fine": model(stride=4), "coarse": model(rotation(8), stride=16)}
     images = smooth_images(3, (64, 64))
-    figure = draw_pca(models, images)
+    figure = plot_pca(models, images)
     assert [picture.shape for picture in shown(figure, 1)] == [(16, 16, 3)] * 3
     assert [picture.shape for picture in shown(figure, 2)] == [(4, 4, 3)] * 3
     average = shown(figure, 1)[0].reshape(4, 4, 4, 4, 3).mean((1, 3))
@@ -193,14 +193,14 @@ def test_models_of_different_resolutions_show_their_own_cells():
 
 
 def test_an_image_that_is_no_whole_number_of_cells_is_covered_exactly():
-    figure = draw_pca({"a": model(stride=16)}, smooth_images(1, (60, 90)))
+    figure = plot_pca({"a": model(stride=16)}, smooth_images(1, (60, 90)))
     assert shown(figure, 1)[0].shape == (4, 6, 3)
     assert figure.axes[1].images[0].get_extent() == [0, 90, 60, 0]
 
 
 def test_several_backbones_side_by_side_are_one_model():
     both = FrozenModel([Planted(stride=4).eval(), Planted(100 * rotation(8), stride=8).eval()])
-    assert shown(draw_pca({"both": both, "one": model()}, smooth_images()), 1)[0].shape == (16, 24, 3)
+    assert shown(plot_pca({"both": both, "one": model()}, smooth_images()), 1)[0].shape == (16, 24, 3)
 
 
 def test_real_backbones_of_different_kinds():
@@ -210,20 +210,20 @@ def test_real_backbones_of_different_kinds():
         for name, options in [("test_vit", {}), ("test_convnext", {"decoder_stride": 4, "channels": 16})]
     }
     for kind in ("dense", "encoder"):
-        figure = draw_pca(models, smooth_images(2, (64, 96)), kind)
+        figure = plot_pca(models, smooth_images(2, (64, 96)), kind)
         assert all(np.isfinite(picture).all() for column in (1, 2) for picture in shown(figure, column))
-    assert shown(draw_clusters(models, smooth_images(), k=12), 2)[0].shape == (16, 24, 3)
+    assert shown(plot_clusters(models, smooth_images(), k=12), 2)[0].shape == (16, 24, 3)
 
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="expected features with a place"):
-        draw_pca({"a": model()}, smooth_images(), "pooled")
+        plot_pca({"a": model()}, smooth_images(), "pooled")
     with pytest.raises(ValueError, match="expected models and images, got 0 and 2"):
-        draw_pca({}, smooth_images())
+        plot_pca({}, smooth_images())
     with pytest.raises(ValueError, match="expected 2 to 2048 clusters"):
-        draw_clusters({"a": model()}, smooth_images(), k=1)
+        plot_clusters({"a": model()}, smooth_images(), k=1)
     with pytest.raises(UserError, match="features of planted are not finite"):
-        draw_pca({"a": model(offset=float("nan"))}, smooth_images())
+        plot_pca({"a": model(offset=float("nan"))}, smooth_images())
 
 
 # --- clusters
@@ -352,7 +352,7 @@ def test_trained_and_initial_weights_on_real_images(shared_data, tmp_path):
     page = np.asarray(Image.open(written[0]).convert("RGB")).astype(int)
     assert page.shape[1] > 1000
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(path).resize((128, 96)))) for path in images])
-    figure = draw_pca(models, pixels.permute(0, 3, 1, 2) / 255, "encoder")
+    figure = plot_pca(models, pixels.permute(0, 3, 1, 2) / 255, "encoder")
     trained, again, initial = (np.stack(shown(figure, column)) for column in (1, 2, 3))
     assert np.abs(trained - again).max() < 1e-3
     assert np.abs(trained - initial).mean() > 0.05

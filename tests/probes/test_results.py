@@ -59,7 +59,7 @@ def test_the_same_measurement_is_taken_over_from_elsewhere():
         run.put("p", column, one(value))
     run.put("p", "chance", one(0), control=True)
     mine.keep_only(keys(before="b", after="other"))
-    mine.adopt(run)
+    mine.adopt(run, ["before", "after"])
     assert set(mine.scores["p"]) == {"before", "chance"}
 
 

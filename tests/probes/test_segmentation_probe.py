@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from prior3d.contracts.probe import metrics_of
 from prior3d.contracts.scores import Scores
 from prior3d.errors import UserError
-from prior3d.probes.linear import FrozenMaps
+from prior3d.probes import FrozenMaps
 from prior3d_plugins.probes.segmentation import Segmentation, _remember
 
 SIZE, CELL = (16, 24), 4
@@ -77,8 +77,8 @@ def test_metrics_equal_torchmetrics(open_data, planted):
     # three images: the predictions of all of them are kept for the picture
     data, probe = open_data(sparse, frames=(3,)), Segmentation(steps=20, memory=0)
     model = planted(data, "semantic", noisy)
-    metrics = metrics_of(probe, probe.measure(model, data))
-    predicted = probe._kept.of({"it": model}, None)["it"].long()
+    found = probe.measure(model, data)
+    metrics, predicted = metrics_of(probe, found), found.shown.long()
     truth = data.field("held_out", "semantic").take(torch.arange(3)).long()
     assert 0.1 < metrics["mIoU, linear"] < 0.9
     expected = MulticlassJaccardIndex(5, average="macro", ignore_index=255)(predicted, truth)
@@ -97,7 +97,7 @@ def test_a_count_by_hand():
 
 def test_groups_are_scenes_and_their_counts_add_up(open_data, planted):
     data, probe = open_data(blocks), Segmentation(steps=5, memory=50)
-    scores = probe.measure(planted(data, "semantic", noisy), data)
+    scores = probe.measure(planted(data, "semantic", noisy), data).scores
     assert scores.groups == ("room-0", "room-1")
     assert all(values.shape == (2, 5) for values in scores.statistics.values())
     pixels = 12 * SIZE[0] * SIZE[1]
@@ -109,7 +109,7 @@ def test_groups_are_scenes_and_their_counts_add_up(open_data, planted):
 def test_the_seed_decides(open_data, planted):
     data, probe = open_data(blocks), Segmentation(steps=10, memory=30)
     model = planted(data, "semantic", noisy)
-    first, again, other = (probe.measure(model, data, seed) for seed in (3, 3, 4))
+    first, again, other = (probe.measure(model, data, seed).scores for seed in (3, 3, 4))
     for name, values in first.statistics.items():
         assert torch.equal(values, again.statistics[name])
     for name in ("linear hits", "k-NN hits"):
@@ -160,18 +160,19 @@ def test_labels_that_cannot_be_learnt_are_refused_in_words(open_data, measured, 
 
 def test_without_names_the_labels_say_how_many_classes_there_are(open_data, planted):
     data = open_data(blocks, class_names=())
-    scores = Segmentation(steps=2, memory=0).measure(planted(data, "semantic", one_hot), data)
+    scores = Segmentation(steps=2, memory=0).measure(planted(data, "semantic", one_hot), data).scores
     assert scores.statistics["labelled"].shape == (2, 4)
 
 
 def test_the_picture_has_a_column_for_each_model_and_names_the_classes(open_data, planted):
     data, probe = open_data(blocks), Segmentation(steps=30, memory=0)
     good, bad = planted(data, "semantic", one_hot), planted(data, "semantic", random)
-    probe.measure(good, data)
-    figure = probe.draw({"good": good, "not measured yet": bad}, data)["segmentation"]
+    models = {"good": good, "bad": bad}
+    shown = {name: probe.measure(model, data).shown for name, model in models.items()}
+    figure = probe.plot(models, data, shown)["segmentation"]
     assert isinstance(figure, Figure)
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles[:4] == ["image", "truth", "good", "not measured yet"]
+    assert titles[:4] == ["image", "truth", "good", "bad"]
     assert len(figure.axes) == 3 * 4
     shown = {text.get_text() for text in figure.legends[0].get_texts()}
     assert shown == {"floor", "wall", "chair", "lamp"}

@@ -9,13 +9,19 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals
-from prior3d.probes.logistic import choose_penalty, fit_logistic
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.neighbours import nearest, vote
-from prior3d.probes.pooled import FrozenVectors, count_classes, labels_of, names_of
-from prior3d.probes.probe_data import ProbeData
+from prior3d.contracts.probe import Metrics, Probe, Scores, Totals
+from prior3d.probes import (
+    FrozenModel,
+    FrozenVectors,
+    ProbeData,
+    choose_penalty,
+    count_classes,
+    fit_logistic,
+    labels_of,
+    names_of,
+    nearest,
+    vote,
+)
 
 _QUERIES = 1024
 """Held-out images whose neighbours are looked up at a time."""
@@ -42,6 +48,7 @@ class Classification(Probe):
 
     needs = ("image", "label")
     trains = True
+    bounds = MappingProxyType({"top-1": (0, 1), "mean per class": (0, 1)})
     meanings = MappingProxyType(
         {
             "top-1": "share of held-out images whose class is named right",

@@ -9,14 +9,22 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
 from prior3d.errors import UserError
 from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
-from prior3d.probes.linear import Fitting, FrozenMaps, LinearHead, MapKind, Schedule, upsample
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe_data import Part, ProbeData
-from prior3d.probes.side_by_side import KeptPredictions, draw_depths
+from prior3d.probes import (
+    Fitting,
+    FrozenMaps,
+    FrozenModel,
+    LinearHead,
+    MapKind,
+    ProbeData,
+    Schedule,
+    images_shown,
+    plot_depths,
+    rows_shown,
+    upsample,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +39,9 @@ class Depth(Probe):
     mean of these under the softmax of the numbers. It is trained with the scale-invariant logarithmic loss and the
     gradient loss, upsampled bilinearly to the truth, and scored as it is: no median scaling, no flipping, no crop.
     Pixels whose true depth is unknown or out of range count nowhere. All metrics are computed by image and averaged
-    over images, as the field does since Eigen et al.; so RMSE is a mean of roots, not the root over all pixels.
+    over images, as the field does since Eigen et al.; so RMSE is a mean of roots, not the root over all pixels. The
+    control guesses the mean depth of the training part everywhere. Figures show all depths of an image in the range of
+    its true ones: what is predicted beyond it has the color of its end, in the figures only.
 
     Args:
         features: what the backbone's decoder gives, or its encoder alone.
@@ -57,6 +67,7 @@ class Depth(Probe):
     trains = True
     lower_is_better = frozenset({"RMSE m", "AbsRel", "log10"})
     seeded = True
+    bounds = MappingProxyType(dict.fromkeys(("RMSE m", "AbsRel", "log10"), (0, math.inf)) | {"delta1": (0, 1)})
     meanings = MappingProxyType(
         {
             "RMSE m": "root of the mean squared error, metres",
@@ -86,9 +97,8 @@ class Depth(Probe):
         self._centres = torch.linspace(min_depth, max_depth, bins)
         self.gradient_weight = gradient_weight
         self.schedule = Schedule(steps, batch, lr)
-        self._kept = KeptPredictions()
 
-    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
         """Return the images counted and the sums of their metrics, [G] each."""
         usual = (self._pixels_by_bin(data, "train") + 1).double().log()
         self._pixels_by_bin(data, "held_out")
@@ -98,21 +108,38 @@ class Depth(Probe):
         fitting = Fitting("depth", usual, lambda rows: depth.take(rows, model.device), self._loss, self._expect)
         head = fitting.fit(train, self.schedule, seed)
         errors = self._score(head, held_out, data)
-        shown = self._kept.rows(data)
         size = data.field("held_out", "depth").shape[-2:]
-        self._kept.put(model, upsample(head(held_out.take(shown)), size)[:, 0].half())
-        return by_group(*data.groups("held_out"), errors)
+        shown = upsample(head(held_out.take(rows_shown(data))), size)[:, 0].half().cpu()
+        return Measured(by_group(*data.groups("held_out"), errors), shown)
 
     def summarise(self, total: Totals) -> Metrics:
         """Return the means over images: RMSE in metres, relative error, error in log10, share within a factor 1.25."""
         return {name: float(total[statistic] / total["images"]) for name, statistic in _METRICS.items()}
 
-    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
-        """Draw depth as the heads predict it."""
-        rows = self._kept.rows(data)
-        images = data.field("held_out", "image").take(rows).float() / 255
-        predicted = self._kept.of(models, lambda model: self.measure(model, data))
-        return {"depth": draw_depths(images, data.field("held_out", "depth").take(rows), predicted)}
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
+        """Return what guessing the mean depth of the training part everywhere scores."""
+        for part in ("train", "held_out"):
+            self._pixels_by_bin(data, part)
+        depth, total, count = data.field("train", "depth"), 0.0, 0
+        for rows in torch.arange(len(depth)).split(64):
+            values = depth.take(rows)
+            known = values[self._known(values)]
+            total, count = total + float(known.sum(dtype=torch.float64)), count + len(known)
+        depth = data.field("held_out", "depth")
+        errors = []
+        for rows in torch.arange(len(depth)).split(64):
+            truth = depth.take(rows)
+            guess = torch.full(truth.shape, total / count, dtype=torch.float64)
+            errors.append(depth_errors(guess, truth, self._known(truth)))
+        found = {name: torch.cat([batch[name] for batch in errors]) for name in errors[0]}
+        return {"constant guess": by_group(*data.groups("held_out"), found)}
+
+    def plot(
+        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
+    ) -> "dict[str, Figure]":
+        """Plot depth as the heads predict it, in the range of the true depth."""
+        truth = data.field("held_out", "depth").take(rows_shown(data))
+        return {"depth": plot_depths(images_shown(data), truth, {name: shown[name] for name in models})}
 
     def _expect(self, numbers: Tensor) -> Tensor:
         return numbers.softmax(-1) @ self._centres.to(numbers.device)[:, None]

@@ -1,7 +1,7 @@
 """Semantic segmentation with the whole backbone fine-tuned, on all labels and on a few of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -13,14 +13,20 @@ from torch.nn import functional as F
 
 from prior3d.backbone import Backbone, Decoder
 from prior3d.backbone.batch_norm import refuse_folded
-from prior3d.contracts.fields import IGNORE_CLASS
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.backbone.optimization import cosine_fall, decaying_groups, warm_up
+from prior3d.contracts.probe import Metrics, Probe, Scores, Totals, by_group
 from prior3d.errors import UserError
-from prior3d.probes.crops import cut, random_crops
-from prior3d.probes.models import FrozenModel, resize
-from prior3d.probes.pixel_classes import class_frequency
-from prior3d.probes.probe_data import ProbeData
+from prior3d.probes import (
+    FrozenModel,
+    ProbeData,
+    class_frequency,
+    count_hits,
+    counted,
+    cross_entropy,
+    mean_iou,
+    resize,
+    score_constant,
+)
 from prior3d.randomness import generator, reseed
 
 _BATCH = 32
@@ -64,6 +70,7 @@ class FinetuneSegmentation(Probe):
     needs = ("image", "semantic")
     trains = True
     seeded = True
+    bounds = MappingProxyType({"mIoU": (0, 1), "accuracy": (0, 1)})
     meanings = MappingProxyType(
         {
             "mIoU": "overlap of predicted and true regions over their union, the mean over classes: 1 is perfect",
@@ -120,24 +127,32 @@ class FinetuneSegmentation(Probe):
         """
         classes = len(class_frequency(data))
         order = label_order(data.groups("train")[1], seed)
-        counts: dict[str, list[Tensor]] = {}
+        counts: dict[str, Tensor] = {}
         for share in self.labels:
             reseed("finetune_segmentation", seed)  # the same start for every share
             segmenter = self._segmenter(model.trainable(), classes).to(model.device).train()
             self._train(segmenter, data, order[: max(1, round(share * len(order)))], model.device, seed)
-            found = self._score(segmenter.eval(), data, model.device, classes)
-            counts["labelled"], counts[_name("hits", share)], counts[_name("predicted", share)] = found
+            batches = self._score(segmenter.eval(), data, model.device, classes)
+            counts |= counted(("labelled", _name("hits", share), _name("predicted", share)), batches)
         return by_group(*data.groups("held_out"), counts)
 
     def summarise(self, total: Totals) -> Metrics:
         """Return mean IoU over the classes that occur, and pixel accuracy (0..1), at each share of the labels."""
         metrics, labelled = {}, total["labelled"]
         for share in self.labels:
-            hits, predicted = total[_name("hits", share)], total[_name("predicted", share)]
-            union = labelled + predicted - hits
-            metrics[_name("mIoU", share)] = float((hits / union)[union > 0].mean())
+            hits = total[_name("hits", share)]
+            metrics[_name("mIoU", share)] = mean_iou(hits, total[_name("predicted", share)], labelled)
             metrics[_name("accuracy", share)] = float(hits.sum() / labelled.sum())
         return metrics
+
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
+        """Return what guessing the most frequent training class everywhere scores, whatever the share of labels."""
+        frequency = class_frequency(data)
+        found = score_constant(data, int(frequency.argmax()), len(frequency))
+        counts = {"labelled": found["labelled"]}
+        for share in self.labels:
+            counts |= {_name(what, share): found[what] for what in ("hits", "predicted")}
+        return {"constant guess": by_group(*data.groups("held_out"), counts)}
 
     def _segmenter(self, backbones: Sequence[Backbone], classes: int) -> "_Segmenter":
         decoders = []
@@ -162,41 +177,36 @@ class FinetuneSegmentation(Probe):
             with self._autocast(device):
                 logits = segmenter(image)
             optimizer.zero_grad(set_to_none=True)
-            _cross_entropy(logits, truth).backward()
+            cross_entropy(logits, truth).backward()
             nn.utils.clip_grad_norm_(segmenter.parameters(), _CLIP)
             optimizer.step()
             schedule.step()
 
     def _optimizer(self, segmenter: "_Segmenter") -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        started = [segmenter.encoders] + [segmenter.decoders] * (self.decoder == "pretrained")
-        old = {id(parameter) for module in started for parameter in module.parameters()}
-        groups = []
-        for scale, is_old in ((self.encoder_lr_scale, True), (1.0, False)):
-            parameters = [parameter for parameter in segmenter.parameters() if (id(parameter) in old) == is_old]
-            for decay, kept in (
-                (self.weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
-                (0.0, [parameter for parameter in parameters if parameter.ndim <= 1]),
-            ):
-                groups.append({"params": kept, "lr": scale * self.lr, "weight_decay": decay})
+        modules = [segmenter.encoders, segmenter.decoders] if self.decoder == "pretrained" else [segmenter.encoders]
+        old = [parameter for module in modules for parameter in module.parameters()]
+        known = {id(parameter) for parameter in old}
+        fresh = [parameter for parameter in segmenter.parameters() if id(parameter) not in known]
+        groups = decaying_groups(old, self.encoder_lr_scale * self.lr, self.weight_decay)
+        groups += decaying_groups(fresh, self.lr, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=next(segmenter.parameters()).is_cuda)
         rising = max(1, self.steps // 10)
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / rising) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_up(step, rising) * cosine_fall(step, self.steps)
+        )
+        return optimizer, schedule
 
     @torch.no_grad()
     def _score(
         self, segmenter: "_Segmenter", data: ProbeData, device: torch.device, classes: int
-    ) -> tuple[Tensor, ...]:
+    ) -> list[tuple[Tensor, ...]]:
         images, semantic = data.field("held_out", "image"), data.field("held_out", "semantic")
         counts = []
         for rows in torch.arange(len(images)).split(_BATCH):
             with self._autocast(device):
                 logits = segmenter(images.take(rows, device).float() / 255)
-            counts.append(count_pixels(logits.argmax(1), semantic.take(rows, device).long(), classes))
-        return tuple(torch.cat(parts) for parts in zip(*counts, strict=True))
+            counts.append(count_hits(logits.argmax(1), semantic.take(rows, device).long(), classes))
+        return counts
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -240,29 +250,45 @@ def label_order(scene_of: Tensor, seed: int) -> Tensor:
     return position.argsort()
 
 
-def count_pixels(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count pixels by image and class; those of unknown class (255) count nowhere.
+def random_crops(count: int, min_crop: float, flip: bool, draws: torch.Generator) -> Tensor:
+    """Draw crops of an image, stretched by at most 4:3.
 
     Args:
-        predicted: [n, H, W] int64.
-        truth: [n, H, W] int64.
-        classes: K.
+        count: crops, N.
+        min_crop: least area, as a share of the image's; 1 for the whole image.
+        flip: mirror half of them left to right.
+        draws: the only source of randomness.
 
     Returns:
-        [n, K] int64 each: those of the class, those of it that are predicted right, those predicted to be of it.
+        [N, 2, 3] affine maps from crop to image, the sides of both being -1 and 1; on the CPU.
     """
-    first = classes * torch.arange(len(truth), device=truth.device)[:, None, None]
+    area = min_crop + (1 - min_crop) * torch.rand(count, generator=draws)
+    stretch = (4 / 3) ** (torch.rand(count, generator=draws) - 0.5)  # of each side by its half
+    width = (area.sqrt() * stretch).clamp(area, torch.ones(()))
+    height = area / width
+    x, y = (2 * torch.rand(2, count, generator=draws) - 1) * torch.stack([1 - width, 1 - height])
+    mirrored = torch.rand(count, generator=draws) < 0.5
+    width = torch.where(mirrored, -width, width) if flip else width
+    zero = torch.zeros(count)
+    return torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
 
-    def count(ids: Tensor, counted: Tensor) -> Tensor:
-        return torch.bincount((first + ids)[counted], minlength=classes * len(ids)).view(len(ids), classes)
 
-    known = truth != IGNORE_CLASS
-    return count(truth, known), count(truth, known & (predicted == truth)), count(predicted, known)
+def cut(images: Tensor, semantic: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut crops out of images and labels and resize them to the image's size.
 
+    Args:
+        images: [N, 3, H, W] uint8.
+        semantic: [N, H, W] uint8.
+        crops: [N, 2, 3], see `random_crops`.
 
-def _cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    summed = F.cross_entropy(logits, truth, ignore_index=IGNORE_CLASS, reduction="sum")
-    return summed / (truth != IGNORE_CLASS).sum().clamp_min(1)  # 0, not NaN, where a batch has no known pixel
+    Returns:
+        images float in 0..1, bilinear, and labels int64, nearest, of the same sizes.
+    """
+    grid = F.affine_grid(crops, [len(images), 1, *images.shape[-2:]], align_corners=False)
+    options = {"padding_mode": "border", "align_corners": False}
+    image = F.grid_sample(images.float() / 255, grid, mode="bilinear", **options)
+    truth = F.grid_sample(semantic[:, None].float(), grid, mode="nearest", **options)
+    return image, truth[:, 0].long()
 
 
 def _epochs(count: int, draws_wanted: int, draws: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Surface normals from frozen features: a linear head to three components."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,14 +9,21 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
 from prior3d.errors import UserError
 from prior3d.geometry.normals import normals_from_depth
-from prior3d.probes.linear import Fitting, FrozenMaps, LinearHead, MapKind, Schedule, upsample
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.probe_data import Part, ProbeData
-from prior3d.probes.side_by_side import KeptPredictions, draw_normals
+from prior3d.probes import (
+    Fitting,
+    FrozenMaps,
+    FrozenModel,
+    MapKind,
+    ProbeData,
+    Schedule,
+    images_shown,
+    plot_normals,
+    rows_shown,
+    upsample,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +41,8 @@ class Normals(Probe):
 
     The linear map gives three numbers, which are upsampled bilinearly to the truth and then brought to unit length; it
     is trained with one minus the cosine. Where the data has no normals they are computed from its depth
-    (`normals_from_depth`). All metrics are over all known pixels of all images together.
+    (`normals_from_depth`). All metrics are over all known pixels of all images together. The control guesses the mean
+    normal of the training part everywhere.
 
     Args:
         features: what the backbone's decoder gives, or its encoder alone.
@@ -52,6 +60,7 @@ class Normals(Probe):
     trains = True
     lower_is_better = frozenset({"mean deg", "median deg"})
     seeded = True
+    bounds = MappingProxyType({"mean deg": (0, 180), "median deg": (0, 180), "under": (0, 1)})
     meanings = MappingProxyType(
         {
             "mean deg": "mean angle between predicted and true normals, degrees",
@@ -72,9 +81,8 @@ class Normals(Probe):
         self.features = features
         self.edge = edge
         self.schedule = Schedule(steps, batch, lr)
-        self._kept = KeptPredictions()
 
-    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
         """Return pixels, sums of angles, counts below each threshold and histograms of angles, [G, ...] each."""
         truth = {part: self._truth(data, part, model.device) for part in ("train", "held_out")}
         mean = _mean(truth["train"], data, "train")
@@ -82,11 +90,14 @@ class Normals(Probe):
         train = FrozenMaps(model, data, "train", self.features)
         held_out = FrozenMaps(model, data, "held_out", self.features)
         head = Fitting("normals", mean, truth["train"], _loss).fit(train, self.schedule, seed)
-        errors = _score(head, held_out, truth["held_out"], data.size)
-        shown = self._kept.rows(data)
-        predicted = F.normalize(upsample(head(held_out.take(shown)), data.size), dim=1)
-        self._kept.put(model, predicted.half())
-        return by_group(*data.groups("held_out"), errors)
+
+        def predict(rows: Tensor) -> Tensor:
+            return upsample(head(held_out.take(rows)), data.size)
+
+        batches = held_out.batches(16 * data.size[0] * data.size[1])
+        errors = _score(predict, batches, truth["held_out"])
+        shown = F.normalize(predict(rows_shown(data)), dim=1).half().cpu()
+        return Measured(by_group(*data.groups("held_out"), errors), shown)
 
     def summarise(self, total: Totals) -> Metrics:
         """Return mean and median angle in degrees, and the shares of pixels (0..1) under 11.25, 22.5 and 30 degrees."""
@@ -97,13 +108,21 @@ class Normals(Probe):
         }
         return {"mean deg": float(total["degrees"] / pixels), "median deg": _median(total["histogram"]), **shares}
 
-    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
-        """Draw normals as the heads predict them."""
-        rows = self._kept.rows(data)
-        images = data.field("held_out", "image").take(rows).float() / 255
-        truth = self._truth(data, "held_out", torch.device("cpu"))(rows)
-        predicted = self._kept.of(models, lambda model: self.measure(model, data))
-        return {"normals": draw_normals(images, truth, predicted)}
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
+        """Return what guessing the mean normal of the training part everywhere scores."""
+        truth = {part: self._truth(data, part, torch.device("cpu")) for part in ("train", "held_out")}
+        mean = _mean(truth["train"], data, "train").float()
+        _mean(truth["held_out"], data, "held_out")
+        batches = torch.arange(len(data.frames["held_out"])).split(32)
+        errors = _score(lambda rows: mean.expand(len(rows), *data.size, 3).movedim(-1, 1), batches, truth["held_out"])
+        return {"constant guess": by_group(*data.groups("held_out"), errors)}
+
+    def plot(
+        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
+    ) -> "dict[str, Figure]":
+        """Plot normals as the heads predict them."""
+        truth = self._truth(data, "held_out", torch.device("cpu"))(rows_shown(data))
+        return {"normals": plot_normals(images_shown(data), truth, {name: shown[name] for name in models})}
 
     def _truth(self, data: ProbeData, part: Part, device: torch.device) -> Truth:
         provides = data.parts[part].provides
@@ -153,16 +172,15 @@ def _mean(truth: Truth, data: ProbeData, part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _score(head: LinearHead, held_out: FrozenMaps, truth: Truth, size: tuple[int, int]) -> dict[str, Tensor]:
+def _score(predict: Truth, batches: Iterable[Tensor], truth: Truth) -> dict[str, Tensor]:
     errors: dict[str, list[Tensor]] = {"pixels": [], "degrees": [], "within": [], "histogram": []}
-    limits = torch.tensor(_WITHIN_DEG, device=held_out.device)
-    for rows in held_out.batches(16 * size[0] * size[1]):
+    for rows in batches:
         normals = truth(rows)
         known = _known(normals)
-        angles = angle_deg(upsample(head(held_out.take(rows)), size), normals)
+        angles = angle_deg(predict(rows), normals)
         errors["pixels"].append(known.flatten(1).sum(1))
         errors["degrees"].append(torch.where(known, angles, 0).flatten(1).sum(1, dtype=torch.float64))
-        under = (angles[..., None] < limits) & known[..., None]
+        under = (angles[..., None] < torch.tensor(_WITHIN_DEG, device=angles.device)) & known[..., None]
         errors["within"].append(under.flatten(1, 2).sum(1))
         errors["histogram"].append(_histogram(angles, known))
     return {name: torch.cat(parts) for name, parts in errors.items()}

@@ -7,18 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torch.nn import functional as F
 
 from prior3d.contracts.fields import IGNORE_CLASS
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.contracts.probe import Measured, Metrics, Probe, Scores, Totals, by_group
 from prior3d.errors import UserError
-from prior3d.probes.linear import Fitting, FrozenMaps, MapKind, Schedule, upsample
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.neighbours import nearest, vote
-from prior3d.probes.pixel_classes import class_frequency, count_by_class, mean_iou
-from prior3d.probes.probe_data import ProbeData
-from prior3d.probes.side_by_side import KeptPredictions, draw_classes
+from prior3d.probes import (
+    Fitting,
+    FrozenMaps,
+    FrozenModel,
+    MapKind,
+    ProbeData,
+    Schedule,
+    class_frequency,
+    count_hits,
+    counted,
+    cross_entropy,
+    images_shown,
+    mean_iou,
+    nearest,
+    plot_classes,
+    rows_shown,
+    score_constant,
+    upsample,
+    vote,
+)
 from prior3d.randomness import generator
 
 if TYPE_CHECKING:
@@ -55,6 +67,7 @@ class Segmentation(Probe):
     needs = ("image", "semantic")
     trains = True
     seeded = True
+    bounds = MappingProxyType({"mIoU": (0, 1), "pixel accuracy": (0, 1)})
     meanings = MappingProxyType(
         {
             "mIoU": "overlap of predicted and true regions over their union, the mean over classes: 1 is perfect",
@@ -78,9 +91,8 @@ class Segmentation(Probe):
         self.memory = memory
         self.k = k
         self.temperature = temperature
-        self._kept = KeptPredictions()
 
-    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
         """Return pixels labelled, and those hit and predicted by each method, by class: [G, K] each."""
         frequency = class_frequency(data)
         classes = len(frequency)
@@ -90,10 +102,9 @@ class Segmentation(Probe):
         if self.memory:
             methods["k-NN"] = self._neighbours(train, held_out, data, classes, seed)
         counts = _score(methods, held_out, data, classes)
-        shown = self._kept.rows(data)
         size = data.field("held_out", "semantic").shape[-2:]
-        self._kept.put(model, upsample(methods["linear"](shown), size).argmax(1).to(torch.uint8))
-        return by_group(*data.groups("held_out"), counts)
+        shown = upsample(methods["linear"](rows_shown(data)), size).argmax(1).to(torch.uint8).cpu()
+        return Measured(by_group(*data.groups("held_out"), counts), shown)
 
     def summarise(self, total: Totals) -> Metrics:
         """Return mean IoU (0..1) of both methods and the linear head's share of pixels that are right."""
@@ -105,19 +116,27 @@ class Segmentation(Probe):
         right = float(total["linear hits"].sum() / total["labelled"].sum())
         return {"mIoU, linear": found.pop("mIoU, linear"), "pixel accuracy, linear": right, **found}
 
-    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
-        """Draw classes as the linear heads predict them."""
-        rows = self._kept.rows(data)
-        images = data.field("held_out", "image").take(rows).float() / 255
-        truth = data.field("held_out", "semantic").take(rows)
-        predicted = self._kept.of(models, lambda model: self.measure(model, data))
+    def controls(self, data: ProbeData) -> Mapping[str, Scores]:
+        """Return what guessing the most frequent training class everywhere scores."""
+        frequency = class_frequency(data)
+        found = score_constant(data, int(frequency.argmax()), len(frequency))
+        counts = {name if name == "labelled" else f"linear {name}": values for name, values in found.items()}
+        return {"constant guess": by_group(*data.groups("held_out"), counts)}
+
+    def plot(
+        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
+    ) -> "dict[str, Figure]":
+        """Plot classes as the linear heads predict them."""
+        truth = data.field("held_out", "semantic").take(rows_shown(data))
+        predicted = {name: shown[name] for name in models}
         names = data.parts["held_out"].class_names
-        return {"segmentation": draw_classes(images, truth, predicted, names, IGNORE_CLASS)}
+        return {"segmentation": plot_classes(images_shown(data), truth, predicted, names, IGNORE_CLASS)}
 
     def _linear(self, train: FrozenMaps, held_out: FrozenMaps, data: ProbeData, pixels: Tensor, seed: int) -> Predict:
         semantic = data.field("train", "semantic")
         usual = (pixels + 1).double().log()
-        fitting = Fitting("segmentation", usual - usual.mean(), lambda rows: semantic.take(rows, train.device), _loss)
+        bias = usual - usual.mean()
+        fitting = Fitting("segmentation", bias, lambda rows: semantic.take(rows, train.device), cross_entropy)
         head = fitting.fit(train, self.schedule, seed)
         return lambda rows: head(held_out.take(rows))
 
@@ -131,12 +150,6 @@ class Segmentation(Probe):
             return votes.unflatten(0, (len(maps), *maps.shape[-2:])).movedim(-1, 1)
 
         return predict
-
-
-def _loss(logits: Tensor, truth: Tensor) -> Tensor:
-    truth = truth.long()
-    summed = F.cross_entropy(logits, truth, ignore_index=IGNORE_CLASS, reduction="sum")
-    return summed / (truth != IGNORE_CLASS).sum().clamp_min(1)  # a batch may have no label at all
 
 
 def _remember(train: FrozenMaps, data: ProbeData, most: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -168,13 +181,13 @@ def _score(methods: Mapping[str, Predict], held_out: FrozenMaps, data: ProbeData
     """Return pixels labelled, and those hit and predicted by each method, by image and class: [N, K] each."""
     semantic = data.field("held_out", "semantic")
     height, width = semantic.shape[-2:]
-    counts: dict[str, list[Tensor]] = {}
+    found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in methods}
     for rows in held_out.batches(classes * height * width):
         truth = semantic.take(rows, held_out.device).long()
-        known = truth != IGNORE_CLASS
-        counts.setdefault("labelled", []).append(count_by_class(truth, known, classes))
         for name, predict in methods.items():
             predicted = upsample(predict(rows), (height, width)).argmax(1)
-            counts.setdefault(f"{name} hits", []).append(count_by_class(truth, known & (predicted == truth), classes))
-            counts.setdefault(f"{name} predicted", []).append(count_by_class(predicted, known, classes))
-    return {name: torch.cat(parts) for name, parts in counts.items()}
+            found[name].append(count_hits(predicted, truth, classes))
+    counts = {}
+    for name, batches in found.items():
+        counts |= counted(("labelled", f"{name} hits", f"{name} predicted"), batches)
+    return counts

@@ -11,7 +11,7 @@ import torch
 
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, View
 from prior3d.data.images.listing import PathTable
-from prior3d.errors import UserError
+from prior3d.errors import DoesNotFit, UserError
 from prior3d.files import content_key, fingerprint
 from prior3d.randomness import generator
 
@@ -52,7 +52,7 @@ class SingleImages(Dataset):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
         if spec.views > 1:
-            raise UserError(f"single images make samples of 1 view, got {spec.views}", "views")
+            raise DoesNotFit(f"single images make samples of 1 view, got {spec.views}", "views")
         self._orders: dict[int, torch.Tensor] = {}
 
     def offer(self, splits: tuple[Split, ...]) -> None:

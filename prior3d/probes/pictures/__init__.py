@@ -1,20 +1,35 @@
-"""Features of several models as colours on the same images: shared principal axes, matched clusters; no measurements.
+"""Features of several models as colors on the same images: shared principal axes, matched clusters; no measurements.
 
 Not here: pictures of depth, matches or one model's features (`prior3d.figures`).
 """
 
-from prior3d.probes.pictures.drawing import draw_clusters, draw_pca
+from prior3d.probes.pictures.figures import (
+    check_sizes,
+    cluster_figure,
+    pca_figure,
+    plot_clusters,
+    plot_pca,
+    read_maps,
+    read_places,
+    sample_features,
+    sample_places,
+)
 from prior3d.probes.pictures.matched_clusters import MatchedClusters, assign, fit_matched_clusters
 from prior3d.probes.pictures.shared_axes import SharedAxes, fit_shared_axes
-from prior3d.probes.pictures.writing import write_pictures
 
 __all__ = [
     "MatchedClusters",
     "SharedAxes",
     "assign",
-    "draw_clusters",
-    "draw_pca",
+    "check_sizes",
+    "cluster_figure",
     "fit_matched_clusters",
     "fit_shared_axes",
-    "write_pictures",
+    "pca_figure",
+    "plot_clusters",
+    "plot_pca",
+    "read_maps",
+    "read_places",
+    "sample_features",
+    "sample_places",
 ]

@@ -8,13 +8,20 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals
+from prior3d.contracts.probe import Metrics, Probe, Scores, Totals
 from prior3d.errors import UserError
-from prior3d.probes.logistic import LogisticRegression, choose_penalty, fit_logistic
-from prior3d.probes.models import FrozenModel, concatenate
-from prior3d.probes.pooled import FrozenVectors, count_classes, labels_of, names_of
-from prior3d.probes.probe_data import ProbeData
+from prior3d.probes import (
+    FrozenModel,
+    FrozenVectors,
+    LogisticRegression,
+    ProbeData,
+    choose_penalty,
+    concatenate,
+    count_classes,
+    fit_logistic,
+    labels_of,
+    names_of,
+)
 from prior3d_plugins.probes.robustness.corruptions import CORRUPTIONS, LEVELS, corrupt
 
 _BATCH = 32
@@ -40,6 +47,7 @@ class Robustness(Probe):
     needs = ("image", "label")
     trains = True
     lower_is_better = frozenset({"drop, corruptions", "drop, other domains"})
+    bounds = MappingProxyType({"accuracy": (0, 1), "drop": (-1, 1)})
     meanings = MappingProxyType(
         {
             "accuracy, in domain": "held-out images of the domains that the classifier was trained on",

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 
 from prior3d.backbone.batch_norm import reestimate_batch_norm
 from prior3d.contracts.dataset import DataSpec, View
+from prior3d.contracts.probe import Part
 from prior3d.data.decoding import image_size, read_color
 from prior3d.data.images.listing import list_files
 from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages, split_of
 from prior3d.errors import UserError
-from prior3d.probes.logistic import choose_penalty, fit_logistic
-from prior3d.probes.models import FrozenModel, concatenate
-from prior3d.probes.pooled import labels_of
-from prior3d.probes.probe_data import Part, ProbeData
-from prior3d.randomness import generator
+from prior3d.probes import FrozenModel, ProbeData, choose_penalty, concatenate, fit_logistic, labels_of, mixed_batches
 from prior3d_plugins.probes.shape_bias.imagenet_classes import IMAGENET_CLASSES, sixteen_of_imagenet
 
 Classify = Callable[[Tensor], Tensor]
@@ -28,7 +25,6 @@ Classify = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 _BATCH = 32
-_STATISTICS_BATCH = 64
 
 
 class Photographs:
@@ -56,6 +52,10 @@ class Photographs:
             )
         self._halves = ProbeData({"train": first, "held_out": second}, most=most, workers=data.workers)
 
+    def close(self) -> None:
+        """Remove what was decoded."""
+        self._halves.close()
+
     @property
     def names(self) -> list[str]:
         """Names of the photographs of the second half."""
@@ -65,15 +65,9 @@ class Photographs:
     def adapt(self, network: Network, forward: Callable[[Network, Tensor], object], device: torch.device) -> Network:
         """Return a copy of a network whose BatchNorm statistics are those of the first half."""
         copy = deepcopy(network)
-        reestimate_batch_norm(copy, partial(forward, copy), self.mixed_batches(device))
+        batches = mixed_batches(self._halves.field("train", "image"), device, stream="photographs")
+        reestimate_batch_norm(copy, partial(forward, copy), batches)
         return copy
-
-    def mixed_batches(self, device: torch.device) -> Iterator[Tensor]:
-        """Yield the first half in batches of many classes: in order, each would be of a few similar ones."""
-        images = self._halves.field("train", "image")
-        order = torch.randperm(len(images), generator=generator("photographs"))
-        for rows in order.tensor_split(max(1, len(order) // _STATISTICS_BATCH)):  # no last batch of a few
-            yield images.take(rows, device).float() / 255
 
     def fit_head(self, model: FrozenModel) -> Classify:
         """Fit a classifier of the 16 classes to the first half; beforehand every class is as likely as any other."""

@@ -13,14 +13,11 @@ from torch.nn import functional as F
 from prior3d.backbone import Backbone
 from prior3d.backbone.batch_norm import has_statistics
 from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals
+from prior3d.contracts.probe import Metrics, Part, Probe, Scores, Totals
 from prior3d.data.images.listing import list_files
 from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages
-from prior3d.errors import UserError
-from prior3d.probes.models import FrozenModel
-from prior3d.probes.pooled import labels_of
-from prior3d.probes.probe_data import Part, ProbeData
+from prior3d.errors import DoesNotFit, UserError
+from prior3d.probes import FrozenModel, ProbeData, labels_of
 from prior3d_plugins.probes.shape_bias.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet
 from prior3d_plugins.probes.shape_bias.photographs import Classify, Photographs
 
@@ -57,6 +54,7 @@ class ShapeBias(Probe):
 
     needs = ("image", "label")
     needs_classifier = True
+    bounds = MappingProxyType(dict.fromkeys(("shape-correct", "texture-correct", "shape bias", "clean top-1"), (0, 1)))
     meanings = MappingProxyType(
         {
             "shape-correct": "share of cue-conflict images whose shape is named, of 16 classes: what counts",
@@ -79,7 +77,6 @@ class ShapeBias(Probe):
         self.needs_classifier = head == "checkpoint"
         self.clean = clean.expanduser() if clean else None
         self.clean_images = clean_images
-        self._photographs: dict[tuple[int, int], Photographs] = {}
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
         """Return images named by shape and by texture, by class of the shape, [G, 16], and clean ones named right."""
@@ -160,9 +157,8 @@ class ShapeBias(Probe):
     def _open_photographs(self, data: ProbeData) -> Photographs | None:
         if self.clean is None:
             return None
-        if data.size not in self._photographs:
-            self._photographs[data.size] = Photographs(self.clean, data, self.clean_images)
-        return self._photographs[data.size]
+        name = f"photographs {self.clean} {self.clean_images}"
+        return data.once(name, lambda: Photographs(self.clean, data, self.clean_images))
 
 
 class _Conflicts:
@@ -180,10 +176,10 @@ class _Conflicts:
 
 def _check_conflicts(dataset: Dataset) -> None:
     if not isinstance(dataset, SingleImages):
-        raise UserError("the class of the texture stands in file names: use a classification_folder", "data.name")
+        raise DoesNotFit("the class of the texture stands in file names: use a classification_folder", "data.name")
     if dataset.class_names != CLASSES:
         differing = sorted(set(dataset.class_names) ^ set(CLASSES))
-        raise UserError(
+        raise DoesNotFit(
             f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two",
             "data.root",
         )
@@ -192,7 +188,7 @@ def _check_conflicts(dataset: Dataset) -> None:
 def _texture(path: Path) -> int:
     name = path.stem.rpartition("-")[2].rstrip("0123456789")
     if name not in SIXTEEN_CLASSES or "-" not in path.stem:
-        raise UserError(
+        raise DoesNotFit(
             f"expected the class of the texture at the end of a name, as in cat7-elephant1.jpg, got {path}", "data.root"
         )
     return CLASSES.index(name)

@@ -1,5 +1,6 @@
 """Multi-view matching: is the nearest feature in another view that of the same 3D point, and is it the same feature?"""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +10,19 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Probe
-from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
+from prior3d.contracts.probe import Measured, Metrics, Probe, Scores, Totals, by_group
 from prior3d.geometry import full_precision
-from prior3d.probes.linear import MapKind
-from prior3d.probes.matching import THRESHOLDS, DescribedPair, Matches, features_at, match_cells, match_pixels
-from prior3d.probes.models import FrozenModel, concatenate, resize
-from prior3d.probes.probe_data import ProbeData
-from prior3d.probes.view_pairs import (
+from prior3d.probes import FrozenMaps, FrozenModel, MapKind, ProbeData, resize
+from prior3d.randomness import generator
+from prior3d_plugins.probes.correspondence.matching import (
+    THRESHOLDS,
+    DescribedPair,
+    Matches,
+    features_at,
+    match_cells,
+    match_pixels,
+)
+from prior3d_plugins.probes.correspondence.view_pairs import (
     VIEW_ANGLE_BINS_DEG,
     ViewPair,
     cell_centres,
@@ -24,7 +30,6 @@ from prior3d.probes.view_pairs import (
     read_views,
     share_points,
 )
-from prior3d.randomness import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +41,9 @@ _TINY = 1e-12
 
 Describe = Callable[[Tensor], Tensor]
 """Rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
+
+Judged = tuple[Tensor, Tensor, Tensor]
+"""Matches of a pair: pixels [M, 2] in the first view, in the second, and whether right [M]."""
 
 
 class Correspondence(Probe):
@@ -73,6 +81,7 @@ class Correspondence(Probe):
     needs = ("image", "depth", "intrinsics", "world_from_camera")
     views = 2
     lower_is_better = frozenset(f"{_DISTANCE_RATIO}, {name}" for name in ("all", *_BINS))
+    bounds = MappingProxyType({"recall@": (0, 1), _DISTANCE_RATIO: (0, math.inf), "cosine": (-1, 1)})
     meanings = MappingProxyType(
         {
             "recall@": "share of points whose nearest feature in the other view lies this close to the right place",
@@ -103,14 +112,10 @@ class Correspondence(Probe):
         self.detail = detail
         self.surest = surest
 
-    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
+    def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
         """Return counts of points and of those found, and summed feature distances, by bin of view angle."""
-        features = data.features(model, "held_out", self.features)
-
-        def describe(rows: Tensor) -> Tensor:
-            return concatenate([part.take(rows, model.device).float() for part in features], unit_length=True)
-
-        return self._score(data, describe, model.device)
+        features = FrozenMaps(model, data, "held_out", self.features)
+        return self._score(data, lambda rows: features.take(rows, unit_length=True), model.device)
 
     def summarise(self, total: Totals) -> Metrics:
         """Return recall (0..1) overall and by view angle, and the feature distance ratio; with detail, all there is."""
@@ -140,44 +145,41 @@ class Correspondence(Probe):
             return _positions(self._grid(data.size)).expand(len(rows), -1, -1, -1)
 
         return {
-            "raw patches": self._score(data, patches, device),
-            "position": self._score(data, positions, device),
+            "raw patches": self._score(data, patches, device).scores,
+            "position": self._score(data, positions, device).scores,
         }
 
-    def draw(self, models: Mapping[str, FrozenModel], data: ProbeData) -> "dict[str, Figure]":
-        """Draw matches of one pair per bin of view angle, right ones green, wrong ones red."""
+    def plot(
+        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[Judged]]
+    ) -> "dict[str, Figure]":
+        """Plot matches of one pair per bin of view angle, right ones green, wrong ones red."""
         from prior3d.figures import draw_judged_matches
 
-        every = [*enumerate(choose_pairs(data, self.pairs_per_bin))]
-        shown = [next(pair for pair in every if pair[1].bin == index) for index in sorted({p.bin for _, p in every})]
+        pairs = [pair for _, pair in _first_of_each_bin(choose_pairs(data, self.pairs_per_bin))]
         images = data.field("held_out", "image")
+        pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for pair in pairs]
+        titles = [f"{pair.angle_deg:.0f} degrees apart" for pair in pairs]
+        return {"matches": draw_judged_matches(pictures, {name: shown[name] for name in models}, titles)}
 
-        def judge(model: FrozenModel) -> list[tuple[Tensor, Tensor, Tensor]]:
-            def describe(rows: Tensor) -> Tensor:
-                read = model.read(images.take(rows, model.device).float() / 255, self.features)
-                return concatenate(read, unit_length=True).float()
-
-            found = [self._match(self._describe(data, pair, describe, model.device), order) for order, pair in shown]
-            return [(one.cells, one.found, one.error <= self.pixels) for one in found]
-
-        pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for _, pair in shown]
-        titles = [f"{pair.angle_deg:.0f} degrees apart" for _, pair in shown]
-        judged = {name: judge(model) for name, model in models.items()}
-        return {"matches": draw_judged_matches(pictures, judged, titles)}
-
-    def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Scores:
+    def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Measured:
         pairs = choose_pairs(data, self.pairs_per_bin)
+        found = []
         with full_precision(device):
-            measured = [
-                self._measure(self._describe(data, pair, describe, device), order) for order, pair in enumerate(pairs)
-            ]
+            for order, pair in enumerate(pairs):
+                described = self._describe(data, pair, describe, device)
+                matches = self._match(described, order)
+                found.append((matches, self._count(described, matches)))
         bins = F.one_hot(torch.tensor([pair.bin for pair in pairs]), len(_BINS)).double()
         statistics = {}
-        for name in measured[0]:
-            values = torch.stack([one[name] for one in measured]).double().cpu()  # [P] or [P, thresholds]
+        for name in found[0][1]:
+            values = torch.stack([counts[name] for _, counts in found]).double().cpu()  # [P] or [P, thresholds]
             statistics[name] = torch.einsum("pb,p...->pb...", bins, values)
         names, group_of = data.groups("held_out")
-        return by_group(names, group_of[torch.tensor([pair.rows[0] for pair in pairs])], statistics)
+        scores = by_group(names, group_of[torch.tensor([pair.rows[0] for pair in pairs])], statistics)
+        return Measured(scores, [self._judge(found[order][0]) for order, _ in _first_of_each_bin(pairs)])
+
+    def _judge(self, matches: Matches) -> Judged:
+        return matches.cells.cpu(), matches.found.cpu(), (matches.error <= self.pixels).cpu()
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return -(-size[0] // self.cell), -(-size[1] // self.cell)
@@ -193,8 +195,7 @@ class Correspondence(Probe):
         drawn = torch.randperm(len(visible), generator=generator("correspondence", order))[: self.points]
         return match_cells(pair, visible[drawn.to(visible.device)])
 
-    def _measure(self, pair: DescribedPair, order: int) -> dict[str, Tensor]:
-        matches = self._match(pair, order)
+    def _count(self, pair: DescribedPair, matches: Matches) -> dict[str, Tensor]:
         first = features_at(pair.maps[0], matches.cells, pair.a.size)
         second = features_at(pair.maps[1], matches.target, pair.b.size)
         counts = {
@@ -204,6 +205,14 @@ class Correspondence(Probe):
             "distance, other": _distances(first, second.roll(1, 0)).sum(),  # points are in random order
         }
         return counts | match_pixels(pair, self.surest) if self.detail else counts
+
+
+def _first_of_each_bin(pairs: list[ViewPair]) -> list[tuple[int, ViewPair]]:
+    """Return the first pair of each bin of view angle that has one, with its number."""
+    first: dict[int, tuple[int, ViewPair]] = {}
+    for order, pair in enumerate(pairs):
+        first.setdefault(pair.bin, (order, pair))
+    return [first[index] for index in sorted(first)]
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import pixel_centres
-from prior3d.probes.view_pairs import PosedView, SharedPoints, cell_centres
+from prior3d_plugins.probes.correspondence.view_pairs import PosedView, SharedPoints, cell_centres
 
 CENTIMETRES = (1, 2, 5)
 PIXELS = (5, 10, 20)

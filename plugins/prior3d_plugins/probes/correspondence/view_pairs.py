@@ -8,7 +8,7 @@ from torch import Tensor
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.errors import UserError
 from prior3d.geometry import pixel_centres, project, unproject_pixels
-from prior3d.probes.probe_data import ProbeData
+from prior3d.probes import ProbeData
 from prior3d.randomness import generator
 
 VIEW_ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 60.0), (60.0, 180.0))

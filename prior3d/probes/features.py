@@ -1,0 +1,134 @@
+"""Frozen features of one part of the data: maps or vectors, read row by row, and what they are standardized by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prior3d.contracts.probe import Part
+from prior3d.probes.models import FrozenModel, concatenate
+from prior3d.probes.probe_data import Array, ProbeData
+from prior3d.randomness import generator
+
+MapKind = Literal["dense", "encoder"]
+"""Features with a place for every cell of the image: see `prior3d.contracts.probe.FeatureKind`."""
+
+_NUMBERS = 2**25
+"""Numbers a prediction at full resolution may take at a time: 128 MiB."""
+
+_ROUNDING = 1e-4
+"""Half precision has 11 bits: a channel that varies by less than this share of its mean holds rounding."""
+
+
+class FrozenVectors:
+    """One vector per image, those of several backbones side by side; rows go to the device.
+
+    Args:
+        model: whose features.
+        data: of which images.
+        part: of the data.
+    """
+
+    def __init__(self, model: FrozenModel, data: ProbeData, part: Part) -> None:
+        self._hold(model, data.features(model, part, "pooled"))
+
+    def _hold(self, model: FrozenModel, parts: tuple[Array, ...]) -> None:
+        self.device = model.device
+        self._parts = parts
+        self.channels = sum(part.shape[1] for part in parts)
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def take(self, rows: Tensor, unit_length: bool = False) -> Tensor:
+        """Return the features of images, [n, C] or [n, C, h, w], in float32, of unit length per cell if asked.
+
+        Args:
+            rows: [n] int64, which images.
+            unit_length: as of `concatenate`.
+        """
+        return concatenate([part.take(rows, self.device).float() for part in self._parts], unit_length)
+
+
+class FrozenMaps(FrozenVectors):
+    """One map per image, those of several backbones side by side; rows go to the device.
+
+    Args:
+        model: whose features.
+        data: of which images.
+        part: of the data.
+        kind: which maps.
+    """
+
+    def __init__(self, model: FrozenModel, data: ProbeData, part: Part, kind: MapKind) -> None:
+        self._hold(model, data.features(model, part, kind))
+        self.size: tuple[int, int] = self._parts[0].shape[-2:]
+
+    def batches(self, numbers_each: int) -> Iterator[Tensor]:
+        """Yield the rows of all images in order, as many at a time as memory allows for so many numbers per image."""
+        yield from torch.arange(len(self)).split(max(1, min(64, _NUMBERS // numbers_each)))
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Channels less their mean, over their spread; channels that never vary say nothing, and become 0.
+
+    Attributes:
+        mean: [C] float32.
+        scale: [C] float32, the reciprocal of the standard deviation, 0 for a channel that does not vary.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> "Standardization":
+        """Return the standardization by mean and standard deviation, [C] each.
+
+        >>> Standardization.of(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 1e-6])).scale
+        tensor([2., 0.])
+        """
+        varies = std > _ROUNDING * mean.abs() + 1e-30
+        return cls(mean.float(), torch.where(varies, 1 / std, 0).float())
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Standardize values [..., C]."""
+        return (values - self.mean) * self.scale
+
+
+def evenly_spaced(count: int, most: int) -> Tensor:
+    """Return the numbers of all of `count` things, or of `most` of them, evenly spaced from the first to the last.
+
+    >>> evenly_spaced(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return torch.linspace(0, count - 1, min(most, count)).round().long()
+
+
+def mixed_batches(
+    images: Array,
+    device: str | torch.device = "cpu",
+    *,
+    stream: str,
+    most: int | None = None,
+    size: int = 64,
+    even: bool = True,
+) -> Iterator[Tensor]:
+    """Yield images in random order: batches of one scene or class vary less than the data does.
+
+    Statistics of BatchNorm layers are averages over batches, and what varies between batches only would be lost.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        device: where they go.
+        stream: name of the random stream that decides the order.
+        most: images at most, evenly spaced; None for all.
+        size: images of a batch.
+        even: batches of equal size, so that none has only a few images; else the last one is what remains.
+    """
+    rows = torch.arange(len(images)) if most is None else evenly_spaced(len(images), most)
+    rows = rows[torch.randperm(len(rows), generator=generator(stream))]
+    for chosen in rows.tensor_split(max(1, len(rows) // size)) if even else rows.split(size):
+        yield images.take(chosen, device).float() / 255

@@ -1,0 +1,64 @@
+"""What a report says beside the numbers: models, data, device, versions."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from prior3d import __version__
+from prior3d.probes.tasks import ProbeTask
+
+_MEASURED_WITH = ("torch", "timm", "faiss-cpu", "faiss-gpu")
+"""Packages whose versions decide numbers."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says beside the numbers.
+
+    Attributes:
+        title: of the report.
+        columns: model to what it is, in words.
+        models: model to facts about it: backbone, weights, their hash, parameters.
+        notes: what a reader has to mind, a sentence each.
+        facts: how it was measured: device, seconds, seed.
+        sections: the recipe's sections on data and probes, as plain values.
+        key: changes with all that the numbers depend on.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    models: Mapping[str, Mapping[str, object]]
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    sections: Mapping[str, object] = field(default_factory=dict)
+    key: str | None = None
+
+
+def describe_data(task: ProbeTask) -> dict[str, object]:
+    """Return what a probe was measured on: dataset, size of images, and for each part its split, images and scenes."""
+    held_out = task.parts["held_out"]
+    parts = {}
+    for part, dataset in task.parts.items():
+        images = sum(dataset.frame_count(scene) for scene in range(len(dataset.scenes)))
+        read = images if task.most is None else min(images, task.most)
+        parts[part] = {"split": dataset.spec.split, "images": read, "scenes": len(dataset.scenes)}
+    return {"dataset": type(held_out).__name__, "image size": list(held_out.spec.size), **parts}
+
+
+def device_name(device: str) -> str:
+    """Return what a device, cpu or cuda, is in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Return what it was measured with: package to version."""
+    found = {"prior3d": __version__, "python": platform.python_version()}
+    for name in _MEASURED_WITH:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
