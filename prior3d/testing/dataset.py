@@ -19,6 +19,7 @@ from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import ALWAYS, SURFACE_FIELDS
 from prior3d.contracts.view import View
 from prior3d.data.posed.surface import SURFACE_NEEDS
+from prior3d.data.preparing import prepare
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors
 from prior3d.errors import UserError
 from prior3d.randomness import generator
@@ -154,19 +155,19 @@ def _check_declarations(dataset: Dataset) -> None:
     assert dataset.scenes, "has no scenes: set `scenes` in the constructor, one name will do"
     names = list(dataset.scenes)
     assert len(set(names)) == len(names), "two scenes have the same name"
-    assert all(isinstance(line, str) for line in make_lines(dataset)), "describe returns something else than lines"
+    assert all(isinstance(line, str) for line in _lines(dataset)), "describe returns something else than lines"
 
 
-def make_lines(dataset: Dataset) -> list[str]:
+def _lines(dataset: Dataset) -> list[str]:
     """Return what a dataset says of itself, once it is prepared as a run prepares it."""
     dataset.verify()
-    dataset.prepare()
+    prepare(dataset, dataset.provides)
     return list(dataset.describe())
 
 
 def _check_preparation(dataset: Dataset) -> None:
-    lines = make_lines(dataset)
-    again = make_lines(dataset)
+    lines = _lines(dataset)
+    again = _lines(dataset)
     assert lines == again, f"says something else when it is prepared a second time: {lines} and {again}"
     assert not dataset.damaged, f"has damaged files: {dataset.damaged[0]}"
 
@@ -253,7 +254,7 @@ def _check_splits(make: _Maker, dataset: Dataset) -> None:
             part = make(split)
         except Exception as error:
             raise AssertionError(f"declares the split {split} and cannot be made for it: {error}") from error
-        part.prepare()
+        prepare(part, part.provides)
         fields = frozenset({"image"}) if "image" in part.provides else _decodable(part)
         for scene, frame in _some_frames(part):
             content = _digest([part.load(scene, frame, fields)], places=False)
@@ -266,7 +267,6 @@ def _check_splits(make: _Maker, dataset: Dataset) -> None:
 def _check_surfaces(dataset: Dataset) -> None:
     missing = sorted(SURFACE_NEEDS - dataset.provides)
     assert not missing, f"provides surface without {', '.join(missing)}, which say what part of it a view gets"
-    dataset.prepare_surface()
     surface = dataset.surface(0)
     points = np.asarray(surface.points)
     assert points.ndim == 2 and points.shape[1] == 3, f"a surface's points are {list(points.shape)}, should be [N, 3]"

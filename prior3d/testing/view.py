@@ -6,9 +6,13 @@ import numpy as np
 
 from prior3d.contracts.fields import FIELDS, IGNORE_BOX, IGNORE_CLASS, SURFACE_FIELDS, Field, FieldTable
 from prior3d.contracts.view import View
+from prior3d.data.decoding import same_field_of_view
 
 _FARTHEST_M = 500.0
 """Meters; a median depth beyond is of another unit."""
+
+_SAME_ASPECT = 0.1
+"""How far the aspect of a map may be from the image's: networks round sizes to multiples of 14 or 32 pixels."""
 
 _RIGID = 1e-3
 """Greatest deviation of a rotation's product with its transpose from the identity."""
@@ -95,9 +99,8 @@ def _check_extent(field: Field, view: View, where: str) -> None:
         assert shape[0] == rows, f"{where}: {shape[0]} rows, {field.rows_of} has {rows}"
     if field.is_map:
         height, width = view["image"].shape[:2] if "image" in view else view.size
-        # rounding a side moves it by up to a pixel
-        skew = abs(shape[1] / width - shape[0] / height) / max(1 / width, 1 / height)
-        assert skew <= 1.5, f"{where}: {shape[0]} x {shape[1]}, another aspect than the image's {height} x {width}"
+        alike = same_field_of_view((height, width), shape[:2], _SAME_ASPECT)
+        assert alike, f"{where}: {shape[0]} x {shape[1]}, another aspect than the image's {height} x {width}"
 
 
 def _depth(view: View, class_names: Sequence[str], where: str) -> None:

@@ -10,7 +10,6 @@ from PIL import Image
 
 from prior3d.contracts.dataset import Dataset, View
 from prior3d.contracts.fields import Field
-from prior3d.contracts.runner import silent
 from prior3d.data.posed.surface import Surface
 from prior3d.errors import DamagedFile, UserError
 from prior3d.files import fingerprint
@@ -384,7 +383,7 @@ BROKEN = {
     "no error": ({"__init__": without_check}, "refused neither when it is made nor by verify"),
     "an absolute key of views": ({"__init__": refusing_views}, "refuses 2 views with the key 'data.views'"),
     "damage": (
-        {"prepare": lambda self, progress=silent: self.damaged.append(DamagedFile("x", "y"))},
+        {"jobs": lambda self, fields: self.damaged.append(DamagedFile("x", "y")) or iter(())},
         "damaged files: x",
     ),
     "bytes as numbers": (changed("image", lambda v: v / 255), "image of scene 0, frame 0: float64, should be uint8"),
