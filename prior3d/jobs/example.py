@@ -49,3 +49,8 @@ def write_and_interrupt(checker: int, place: Path, number: int, folder: Path, pr
     if number == 3:
         os.kill(checker, signal.SIGINT)
         time.sleep(5)
+
+
+def write_much(size: int, folder: Path, progress: Progress) -> None:
+    """Write so many bytes."""
+    (folder / "data").write_bytes(bytes(size))

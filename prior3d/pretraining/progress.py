@@ -1,19 +1,23 @@
 """Progress bars: of the stages before training, and of training itself."""
 
+import time
 from collections.abc import Iterable
 
 import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+_QUIET_S = 30.0
+"""Seconds between two lines about one stage where no terminal is."""
+
 _READINGS = 20
 """How often in a run the loss is read, which waits for the device; and how many lines a log file gets."""
 
 
 class Bars:
-    """Progress bars that disappear when done, several at a time where work is nested; without a terminal, quiet.
+    """Progress bars that disappear when done, several at a time where work is nested; lines where no terminal is.
 
-    Called as `prior3d.contracts.dataset.Progress`.
+    Called as `prior3d.contracts.runner.Progress`.
 
     Args:
         console: where to.
@@ -26,9 +30,9 @@ class Bars:
         self._shown: Progress | None = None
 
     def __call__(self, items: Iterable, description: str, total: int) -> Iterable:
-        """Yield items under a bar."""
+        """Yield items under a bar, or with a line now and then."""
         if not self.console.is_terminal:
-            yield from items
+            yield from self._with_lines(items, self.prefix + description, total)
             return
         outermost = self._shown is None
         progress = self._shown = self._shown or _bar(self.console)
@@ -43,6 +47,16 @@ class Bars:
             if outermost:
                 progress.stop()
                 self._shown = None
+
+    def _with_lines(self, items: Iterable, description: str, total: int) -> Iterable:
+        began = said = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if now - said >= _QUIET_S and done < total:
+                said = now
+                left = (now - began) / done * (total - done)
+                self.console.print(f"{description}: {done} of {total}, about {_duration(left)} left")
 
 
 class StepBar(lightning.Callback):
@@ -87,6 +101,13 @@ class StepBar(lightning.Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _bar(console: Console, *more: TextColumn) -> Progress:

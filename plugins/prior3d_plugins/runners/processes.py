@@ -23,6 +23,9 @@ from prior3d.errors import UserError
 _ATTEMPTS = 2
 """How many processes may die at one job before it counts as the job's fault."""
 
+_SLOW_TO_IMPORT = ("numpy", "torch", "timm", "lightning")
+"""What processes without a GPU take over from a server that has imported it once."""
+
 _GRACE_S = 10.0
 """Seconds a process has to clean up before it is killed."""
 
@@ -88,7 +91,8 @@ class _Worker:
     """One process, and the job it is at: its number, and whether to wait for others that are at it as well."""
 
     def __init__(self, payload: bytes, threads: int, gpu: int | None) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        context = multiprocessing.get_context("forkserver" if gpu is None else "spawn")  # CUDA may not survive a fork
+        context.set_forkserver_preload([name for name in _SLOW_TO_IMPORT if name in sys.modules])
         self.threads = threads
         self.gpu = gpu
         self.at: tuple[int, bool] | None = None
