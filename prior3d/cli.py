@@ -7,16 +7,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from prior3d import __version__
 from prior3d.errors import UserError
 from prior3d.registry import KINDS, Registry
 
-if TYPE_CHECKING:
-    from prior3d.recipe import Recipe
-
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _INTERRUPTED, _TERMINATED = 2, 130, 143
 _WHICH = "which recipe? Give a YAML file or the name of a shipped recipe; --help says more"
 
 
@@ -90,7 +87,12 @@ def _train_parser() -> _Parser:
     parser = _parser("prior3d-train", "Train a backbone with the priors of a recipe.", example)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
-    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, by its folder; takes no recipe")
+    add(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run, by its folder; trainer.max_steps=N makes it longer",
+    )
     add("--list", action="store_true", help="name the priors, datasets and probes there are, and where they are from")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
@@ -160,48 +162,34 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         print(_json_schema(Registry(arguments.plugin)))
         return 0
-    recipe = _recipe(arguments)
+    name, overrides = arguments.recipe, arguments.overrides
+    if arguments.resume is not None and name is not None and "=" in name:  # a run that is resumed takes no recipe
+        name, overrides = None, [name, *overrides]
     if arguments.check:
-        print(f"{recipe.source.name} is fine")
-        return 0
-    from prior3d.pretraining import run
+        from prior3d.recipe import load_recipe
 
-    try:
-        return run(recipe, Registry(recipe.plugins), out=arguments.out, resume=arguments.resume)
-    except UserError as error:
-        raise recipe.source.locate(error) from error
+        print(f"{load_recipe(_given(name), overrides, arguments.plugin).source.name} is fine")
+        return 0
+    if arguments.resume is None:
+        _given(name)
+    from prior3d import api
+
+    run = api.train(name, overrides, out=arguments.out, plugins=arguments.plugin, resume=arguments.resume)
+    return {None: 0, "SIGTERM": _TERMINATED}.get(run.stopped_by, _INTERRUPTED)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    if arguments.recipe is None:
-        raise UserError(_WHICH)
-    from prior3d.recipe import load_recipe
+    name = _given(arguments.recipe)
+    from prior3d import api
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides, arguments.plugin)
-    from prior3d.pretraining import prepare_only
-
-    try:
-        return prepare_only(recipe, Registry(recipe.plugins))
-    except UserError as error:
-        raise recipe.source.locate(error) from error
+    api.prepare(name, arguments.overrides, plugins=arguments.plugin)
+    return 0
 
 
-def _recipe(arguments: argparse.Namespace) -> "Recipe":
-    """Load the recipe that the arguments name; a run that is resumed brings its own."""
-    name = arguments.recipe
-    if arguments.resume is not None:
-        if name is not None:
-            raise UserError(f"a run that is resumed keeps its own recipe: leave out {name}", "--resume")
-        if arguments.out is not None:
-            raise UserError(f"a run that is resumed stays in its folder: leave out --out {arguments.out}", "--resume")
-        name = arguments.resume / "recipe.yaml"
-        if not name.is_file():
-            raise UserError(f"{arguments.resume} is no run folder: it holds no {name.name}", "--resume")
+def _given(name: str | None) -> str:
     if name is None:
         raise UserError(_WHICH)
-    from prior3d.recipe import load_recipe
-
-    return load_recipe(name, arguments.overrides, arguments.plugin)
+    return name
 
 
 def _listing(registry: Registry) -> str:

@@ -83,7 +83,7 @@ def prepare_priors(parts: Parts) -> None:
 
 def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
     """Return one batch on the device."""
-    loader = make_loader(training_samples(recipe, parts), DrawStream(0, 1, recipe.data.batch_size), 0)
+    loader = make_loader(training_samples(parts, recipe.data, recipe.seed), DrawStream(0, 1, recipe.data.batch_size), 0)
     batch = next(iter(loader))
     raise_errors(batch)
     return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, IMAGE_FIELDS)

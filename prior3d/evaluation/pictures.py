@@ -5,14 +5,13 @@ from copy import deepcopy
 from pathlib import Path
 
 import timm
-from rich.console import Console
 
 from prior3d.errors import UserError
 from prior3d.evaluation.arguments import Arguments, check_folder, choose_device, default_folder, other_subject
 from prior3d.evaluation.models import Model, load_initial, load_other, load_trained
 from prior3d.evaluation.subjects import Subject, find_subject
-from prior3d.pretraining.cores import share_cores
-from prior3d.pretraining.progress import Bars
+from prior3d.pretraining.machine import share_cores
+from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import write_pictures
 from prior3d.recipe.reading import TopLevel, own_options, read_section
@@ -51,7 +50,7 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")
         check_folder(out)
-        console = Console(highlight=False, soft_wrap=True)
+        console = make_console()
         frozen = {name: _freeze(model, device) for name, model in models.items()}
         files = write_pictures(frozen, [Path(image) for image in images], out, _LONG_SIDE, progress=Bars(console))
         for file in files:
@@ -72,7 +71,7 @@ def _refuse_unread(subject: Subject) -> None:
 
 def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     section = read_section(BackboneSection, subject.content["backbone"], "backbone")
-    size = _own_size(section.name)
+    size = own_size(section.name)
     seed = own_options(TopLevel).validate({"seed": subject.content.get("seed", 0)}, "")["seed"]
     model = load_trained(subject, section, size, seed)
     if against is not None:
@@ -92,7 +91,7 @@ def _two_names(first: Subject, second: Subject) -> tuple[str, str]:
     return f"{first.name}, 1", f"{second.name}, 2"
 
 
-def _own_size(name: str) -> tuple[int, int]:
+def own_size(name: str) -> tuple[int, int]:
     """Return the size a model was made for; pictures are resized to whatever fits it near their own."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return (224, 224) if known is None else (known.input_size[1], known.input_size[2])

@@ -17,8 +17,8 @@ from prior3d.evaluation.columns import ALONE, Column, build_columns, pairs_of
 from prior3d.evaluation.request import Request, build_request
 from prior3d.evaluation.subjects import Subject, find_subject
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.cores import share_cores
-from prior3d.pretraining.progress import Bars
+from prior3d.pretraining.machine import share_cores
+from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes.classifier import checkpoint_classifier
 from prior3d.probes.measuring import applies, check_size, evaluate
 from prior3d.probes.results import AFTER, BEFORE, Results
@@ -60,7 +60,7 @@ def _measure_and_report(
     device: str,
 ) -> None:
     started = time.perf_counter()
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     started_from = _checkpoints(request.tasks, columns)
     for task in request.tasks:
         for model in {id(model): model for column in columns.values() for model in column.models}.values():

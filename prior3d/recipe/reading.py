@@ -176,6 +176,8 @@ def read_plugin_files(given: tuple[str, ...], source: Source, more: Sequence[str
     folder = Path.cwd() if "plugins" in source.overridden else source.folder
     files = [folder / Path(file).expanduser() for file in given]
     named = [Path(file).absolute() for file in more]
+    # one that was given by hand stands in for one of its name that is gone
+    files = [file for file in files if file.exists() or file.name not in {other.name for other in named}]
     try:
         Registry(named)
     except UserError as error:
