@@ -13,6 +13,7 @@ from prior3d.pretraining.checkpoints import LAST, read_checkpoint, step_of
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.run import name_plugins, recipe_text, start_key
 from prior3d.recipe import build_recipe, load_recipe
+from prior3d.recipe.source import Source
 from prior3d.recipe.yaml12 import load
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Begun:
         comments = [line[2:] for line in _comments(self.files.recipe)]
         for key, (old, new) in (self.changes or {}).items():
             comments.append(f"since step {self.step}: {key} is {described(new)}, it was {described(old)}")
-        self.files.write_recipe(recipe_text(self.recipe, list(names.values()), comments))
+        self.files.write_recipe(recipe_text(self.recipe.to_dict(), list(names.values()), comments))
         return history
 
 
@@ -95,7 +96,9 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
         if files.backbone.exists():  # complete, and its checkpoint was removed
             before = load_recipe(files.recipe, (), plugins)
             changes = _differences(before.to_dict(), recipe.to_dict())
-            _refuse(recipe, {key: values for key, values in changes.items() if not key.startswith("probes")}, files)
+            _refuse(
+                recipe.source, {key: values for key, values in changes.items() if not key.startswith("probes")}, files
+            )
             return Begun(files, recipe, recipe.trainer.max_steps, changes)
         return Begun(files, recipe, keeps_start=_keeps_start(files, recipe.backbone, recipe.seed))
     checkpoint = read_checkpoint(last)
@@ -103,13 +106,13 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
     content = load(about["recipe"], f"the recipe in {last}").value
     before = build_recipe({**content, "plugins": [str(file) for file in recipe.plugins]})
     changes = _differences(before.to_dict(), recipe.to_dict())
-    _refuse(recipe, {key: values for key, values in changes.items() if not _is_free(key, values)}, files)
+    _refuse(recipe.source, {key: values for key, values in changes.items() if not _is_free(key, values)}, files)
     if recipe.trainer.max_steps < step:
         raise recipe.source.locate(UserError(f"the run is at step {step} already", "trainer.max_steps"))
     return Begun(files, recipe, step, changes, about.get("history", ()), about.get("threads"))
 
 
-def _refuse(recipe: "Recipe", changes: Mapping[str, tuple[object, object]], files: RunFolder) -> None:
+def _refuse(source: Source, changes: Mapping[str, tuple[object, object]], files: RunFolder) -> None:
     if not changes:
         return
     texts = [f"{key} was {described(old)} and is {described(new)}" for key, (old, new) in changes.items()]
@@ -118,7 +121,7 @@ def _refuse(recipe: "Recipe", changes: Mapping[str, tuple[object, object]], file
         f" begin a new run from its weights: backbone.weights={files.path}",
         next(iter(changes)),
     )
-    raise recipe.source.locate(error)
+    raise source.locate(error)
 
 
 def _is_free(key: str, values: tuple[object, object]) -> bool:

@@ -1,6 +1,7 @@
 """A run: its recipe, the parts made of it, its first weights and its folder; built once, read from there on."""
 
 import json
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from prior3d.reporting.report import Report
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
-    from prior3d.registry import Registry
+    from prior3d.registry import Kind, Registry
 
 
 @dataclass
@@ -97,7 +98,8 @@ class Run:
     def begin_folder(self, parent: Path) -> None:
         """Make the run folder and put into it what the run begins with."""
         plugins = name_plugins(self.recipe.plugins)
-        text = recipe_text(self.recipe, list(plugins.values()), origins(self.recipe, self.registry))
+        comments = origins(self.recipe.uses(), self.registry)
+        text = recipe_text(self.recipe.to_dict(), list(plugins.values()), comments)
         copies = [(file, name) for file, name in plugins.items()]
         self.files = RunFolder.create(parent, self.recipe.name, text, copies)
 
@@ -124,19 +126,24 @@ def name_plugins(files: tuple[Path, ...]) -> dict[Path, str]:
     return names
 
 
-def recipe_text(recipe: "Recipe", plugins: list[str], comments: list[str]) -> str:
+def recipe_text(content: Mapping[str, Any], plugins: list[str], comments: list[str]) -> str:
     """Return the text of a run folder's recipe.yaml.
 
     Args:
-        recipe: of the run.
+        content: of the recipe, as plain values.
         plugins: names of the copies of its plugin files.
         comments: lines at the top.
     """
-    plain = recipe.to_dict() | {"plugins": [f"plugins/{name}" for name in plugins]}
+    plain = {**content, "plugins": [f"plugins/{name}" for name in plugins]}
     return "".join(f"# {line}\n" for line in comments) + dump(plain)
 
 
-def origins(recipe: "Recipe", registry: "Registry") -> list[str]:
-    """Return a line for every plugin a recipe uses: what it is, where it is from, which version."""
-    used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in recipe.uses())
+def origins(uses: "Iterable[tuple[Kind, str, str]]", registry: "Registry") -> list[str]:
+    """Return a line for every plugin a recipe uses: what it is, where it is from, which version.
+
+    Args:
+        uses: kind, name and key of each, as `Recipe.uses` gives them.
+        registry: finds them.
+    """
+    used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in uses)
     return [f"{plugin}" if plugin.version in plugin.origin else f"{plugin}, {plugin.version}" for plugin in used]

@@ -15,9 +15,11 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.exporters import check_exporter
 
 __all__ = [
     "SIZE",
+    "check_exporter",
     "check_prior",
     "evaluate",
     "example_backbone",
