@@ -409,7 +409,7 @@ def _as_float(image: Tensor | np.ndarray, batch: bool) -> Tensor:
     low, high = tensor.amin().item(), tensor.amax().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"expected values of 0..1, got {low:.3g}..{high:.3g}; images of 0..255 must be uint8")
-    return tensor.float()
+    return tensor.float().contiguous()  # equal bits whatever the layout in memory was
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
