@@ -3,7 +3,7 @@ import torch
 
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.contracts.prior import Prior
-from prior3d.pretraining.gradients import compare_gradients
+from prior3d.pretraining.health import compare_gradients
 from prior3d.pretraining.objective import JointObjective, Teacher, Term, encode
 from prior3d.randomness import reseed, stream_seed
 

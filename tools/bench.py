@@ -78,7 +78,7 @@ def prepare_priors(parts: Parts) -> None:
 
 def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
     """Return one batch on the device."""
-    samples = training_samples(recipe, parts)
+    samples = training_samples(parts, recipe.data, recipe.seed)
     batch = next(iter(make_loader(samples, DrawStream(0, 1, recipe.data.batch_size), 0)))
     raise_errors(batch)
     return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, samples.table)

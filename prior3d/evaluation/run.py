@@ -19,14 +19,13 @@ from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.cores import share_cores
+from prior3d.pretraining.machine import share_cores
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring, applies, check_size
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.registry.schema import plain
 from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Drawings, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.report import Report
@@ -62,54 +61,6 @@ class Arguments:
     overrides: Sequence[str] = ()
     plugins: Sequence[str] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-def evaluate(
-    run_or_model: object,
-    against: object = None,
-    control: object = None,
-    probes: Sequence[str] = (),
-    seeds: int | None = None,
-    out: str | Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-    plugins: Sequence[str | Path] = (),
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Report:
-    """Measure a model with probes and write a report; `prior3d-eval` as a function.
-
-    Args:
-        run_or_model: a run, the folder of one, a weight file, a model of timm, or `random:` and a model of timm.
-        against: another such, to compare with; None for a run's initial weights, and nothing otherwise.
-        control: another such, of the size of the model and trained independently; None for random weights.
-        probes: names, or labels of a run's recipe; none for the recipe's or the default ones, `all` for what fits.
-        seeds: number of measurements, each with a different probe seed.
-        out: folder for the report; by default in the run folder, or in the current one.
-        overrides: dotted keys of `data`, `probes` or `backbone` to values.
-        plugins: files with further datasets and probes.
-        device: where to measure; auto takes a GPU if there is one.
-
-    Returns:
-        The report: `metrics`, `text`, `figures`, `folder`.
-
-    Raises:
-        UserError: models, data or probes do not work; nothing is left behind.
-
-    >>> evaluate("resnet1O")
-    Traceback (most recent call last):
-    prior3d.errors.UserError: resnet1O is no run folder and no weight file, and timm has no model 'resnet1O', ...
-    """
-    arguments = Arguments(
-        model=_name_of(run_or_model),
-        against=None if against is None else _name_of(against),
-        control=None if control is None else _name_of(control),
-        probes=list(probes),
-        seeds=seeds,
-        out=None if out is None else Path(out),
-        overrides=[f"{key}={json.dumps(plain(value))}" for key, value in (overrides or {}).items()],
-        plugins=[str(file) for file in plugins],
-        device=device,
-    )
-    return measure_and_report(arguments, Console(quiet=True))
 
 
 def run(arguments: Arguments) -> int:
@@ -172,12 +123,6 @@ def default_folder(subject: Subject, against: Subject | None, what: str) -> Path
     if subject.run is not None:
         return subject.run.path / f"{what}{suffix}"
     return Path(f"{what}-{subject.short_name}{suffix}")
-
-
-def _name_of(model: object) -> str:
-    """Return what names a model on a command line: the folder of a run, or the path or name as it is."""
-    folder = getattr(model, "folder", model)  # of a finished run, as `prior3d.train` returns it
-    return str(getattr(folder, "path", folder))
 
 
 def _measure_and_report(

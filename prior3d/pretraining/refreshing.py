@@ -58,7 +58,7 @@ class Refreshes(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: "PretrainingTask", batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Prepare what is due at this step."""
-        if batch_idx % pl_module.recipe.trainer.accumulate:
+        if batch_idx % pl_module.options.accumulate:
             return
         step = trainer.global_step
         for label, prior in stages(pl_module.objective).items():

@@ -247,6 +247,8 @@ class TrainerSection:
         accelerator: auto takes a GPU where there is one.
         accumulate: batches whose gradients make one optimizer step.
         checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always make one.
+        keep_every: optimizer steps between two checkpoints that are kept for good (`step-N.ckpt`); 0 for none.
+        loggers: what receives the curves: tensorboard, csv (metrics.csv in the run folder), wandb, mlflow.
         log_every: optimizer steps between two points of each curve.
         gradients_every: optimizer steps between two looks at how the priors' gradients agree; 0 for never.
         draw_every: optimizer steps between two sets of pictures; 0 for never.
@@ -260,6 +262,8 @@ class TrainerSection:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     accumulate: Annotated[int, Ge(1), Le(10**6)] = 1
     checkpoint_every: Count = 500
+    keep_every: Steps = 0
+    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
     log_every: Count = 10
     gradients_every: Steps = 100
     draw_every: Steps = 500

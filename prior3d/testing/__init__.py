@@ -20,6 +20,7 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.exporters import check_exporter
 from prior3d.testing.probe_contract import check_probe
 from prior3d.testing.reader import check_reader
 from prior3d.testing.runner import check_runner
@@ -29,6 +30,7 @@ __all__ = [
     "SIZE",
     "check_dataset",
     "check_engine",
+    "check_exporter",
     "check_prior",
     "check_probe",
     "check_reader",
