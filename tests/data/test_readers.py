@@ -17,7 +17,10 @@ from prior3d.data.posed.cameras import pinhole, read_numbers
 from prior3d.data.posed.files import FileRecording, find_scenes, has_scene
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.errors import UserError
+from prior3d.registry import Registry
+from prior3d.registry.schema import construct
 from prior3d.testing import check_reader
+from prior3d_plugins.datasets.posed import Posed
 from prior3d_plugins.readers.scannet import ScanNet
 from prior3d_plugins.readers.sevenscenes import SevenScenes
 
@@ -118,7 +121,7 @@ def test_the_built_in_readers_keep_to_the_contract(tmp_path, cls, format):
 
 
 def test_real_recordings_keep_to_the_contract(shared_data, tmp_path):
-    for name in ("camera-intrinsics.txt", *(f"frame-{index:06d}.*" for index in (0, 5))):
+    for name in ("camera-intrinsics.txt", *(f"frame-{index:06d}.*" for index in (935, 936))):
         for path in sorted((shared_data / "rgbd" / "office").glob(name)):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     check_reader(SevenScenes, tmp_path)
@@ -311,3 +314,30 @@ def takes_any_folder(self, root, *, unit: float = 1.0):
 def test_check_reader_finds_broken_readers(made, methods, message):
     with pytest.raises(AssertionError, match=message):
         check_reader(broken(**methods), made)
+
+
+TAPES = """
+from prior3d.contracts.reader import Reader
+from prior3d.errors import UserError
+
+class Tapes(Reader):
+    @classmethod
+    def recognises(cls, folder):
+        return 30 * (folder / "tape.bin").is_file()
+
+    def scenes(self):
+        raise UserError("no tape drive", "root")
+
+    def open(self, scene):
+        raise NotImplementedError
+"""
+
+
+def test_a_reader_of_a_plugin_file_is_asked_whether_it_recognises_the_data(tmp_path):
+    (tmp_path / "tapes.py").write_text(TAPES)
+    (tmp_path / "tape.bin").touch()
+    spec, options = DataSpec(SIZE, 1, "train", tmp_path / "cache"), {"root": str(tmp_path)}
+    with pytest.raises(UserError, match=r"^data\.root: no tape drive"):
+        construct(Posed, spec, key="data", options=options, registry=Registry([tmp_path / "tapes.py"]))
+    with pytest.raises(UserError, match=r"^data\.root: no format \(scannet, sevenscenes\) recognises"):
+        construct(Posed, spec, key="data", options=options)
