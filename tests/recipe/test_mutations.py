@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import traceback
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,11 @@ def _with_another_value(content, rng):
     container, key = rng.choice(places)
     if rng.random() < 0.2:  # that of another key
         other, name = rng.choice(places)
-        value = other[name]
-        container[key] = value if not isinstance(value, dict | list) else type(value)(value)
+        container[key] = deepcopy(other[name])
     elif isinstance(container[key], int | float) and rng.random() < 0.4:
         container[key] = container[key] * rng.choice((-1, 0, 10, 1000, 10**6, 0.5, 1e-6))
     else:
-        container[key] = rng.choice(WEIRD)
+        container[key] = deepcopy(rng.choice(WEIRD))
 
 
 def _with_other_keys(content, rng):
@@ -97,11 +97,10 @@ def _with_other_keys(content, rng):
     elif kind == 1:
         container[_typo(key, rng)] = container.pop(key)
     elif kind == 2:
-        container[rng.choice(places)[1]] = container[key]
+        container[rng.choice(places)[1]] = deepcopy(container[key])
     else:
         other, name = rng.choice(places)
-        value = container[key]
-        other[name] = dict(value) if isinstance(value, dict) else value
+        other[name] = deepcopy(container[key])
 
 
 def _typo(text, rng):
