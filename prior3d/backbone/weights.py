@@ -129,12 +129,12 @@ def refuse_not_finite(weights: Mapping[str, Tensor], source: str, key: str | Non
 
     >>> refuse_not_finite({"conv.weight": torch.tensor([1.0, torch.nan])}, "a.pth")
     Traceback (most recent call last):
-    prior3d.errors.UserError: a.pth holds NaN or infinity in conv.weight: the run that wrote it diverged; use others
+    prior3d.errors.UserError: a.pth holds NaN or infinity in conv.weight: take an earlier checkpoint or other weights
     """
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(
-                f"{source} holds NaN or infinity in {name}: the run that wrote it diverged; use others", key
+                f"{source} holds NaN or infinity in {name}: take an earlier checkpoint or other weights", key
             )
 
 

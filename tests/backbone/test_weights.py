@@ -212,7 +212,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, bad):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     weights["layer1.0.conv1.weight"].view(-1)[3] = bad
     with pytest.raises(
-        UserError, match=r"^weights: a.pth holds NaN or infinity in layer1.0.conv1.weight: the run that"
+        UserError, match=r"^weights: a.pth holds NaN or infinity in layer1.0.conv1.weight: take an earlier"
     ):
         load_encoder(model, weights, "a.pth")
 
