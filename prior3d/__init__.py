@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from prior3d.recipe import Recipe, load_recipe
     from prior3d.reporting.report import Report
 
-__version__ = "0.1.0"
+from prior3d.version import __version__
+
 __all__ = [
     # what one does
     "train",

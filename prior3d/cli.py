@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from prior3d import __version__
 from prior3d.errors import UserError
 from prior3d.registry import KINDS, Registry
+from prior3d.version import __version__
 
 if TYPE_CHECKING:
     from prior3d.pretraining.run import Run

@@ -11,12 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prior3d import __version__
 from prior3d.backbone import Backbone
 from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
 from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
 from prior3d.errors import UserError
 from prior3d.files import write_atomically, write_json
+from prior3d.version import __version__
 
 
 @dataclass(frozen=True)

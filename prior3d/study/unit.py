@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prior3d import __version__
 from prior3d.backbone import Backbone
 from prior3d.contracts.scores import Scores
 from prior3d.data.preparing import prepare as prepare_data
@@ -27,6 +26,7 @@ from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.recipe import Recipe
 from prior3d.registry import Registry
 from prior3d.study.starting import Start, add_noise, take_statistics
+from prior3d.version import __version__
 
 AS_IT_IS = Start()
 
