@@ -147,8 +147,9 @@ def to_float(batch: Mapping[str, Tensor], image_fields: frozenset[str]) -> dict[
 
 
 def _refusal(damage: DamagedFile) -> UserError:
-    advice = "repair it, or set data.on_damage: skip"
-    return UserError(f"damaged file {damage.path}: {damage.why}; {advice}", "data.on_damage")
+    error = damage.refusal()
+    error.put_within("data")
+    return error
 
 
 def _one_thread(worker: int) -> None:
