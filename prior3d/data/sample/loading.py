@@ -166,8 +166,9 @@ def to_float(batch: Mapping[str, Tensor], table: FieldTable = FIELDS) -> dict[st
 
 
 def _refusal(damage: DamagedFile) -> UserError:
-    advice = "repair it, or set on_damage: skip"
-    return UserError(f"damaged file {damage.path}: {damage.why}; {advice}", "data.on_damage")
+    error = damage.refusal()
+    error.put_within("data")
+    return error
 
 
 def _one_thread(worker: int) -> None:
