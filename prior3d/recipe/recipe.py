@@ -121,7 +121,11 @@ def load_recipe(
 
 
 def build_recipe(
-    content: Mapping[str, Any], source: Source | None = None, plugins: Sequence[str | Path] = ()
+    content: Mapping[str, Any],
+    source: Source | None = None,
+    plugins: Sequence[str | Path] = (),
+    *,
+    trains: bool = True,
 ) -> Recipe:
     """Make a recipe of the plain values that a file holds.
 
@@ -129,6 +133,7 @@ def build_recipe(
         content: the sections, as YAML gives them.
         source: where they were given, for messages and for paths; None for the current folder.
         plugins: further plugin files, relative to the current folder.
+        trains: False for a backbone that is only measured: without `priors:`, which else need at least one.
 
     Raises:
         UserError: with the key of what is wrong.
@@ -145,7 +150,7 @@ def build_recipe(
     registry = read_plugin_files(top["plugins"], source, plugins)
     return Recipe(
         data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry, source=source),
-        priors=read_priors(sections["priors"], registry, source),
+        priors=read_priors(sections["priors"], registry, source) if trains or sections["priors"] else {},
         probes=read_probes(sections["probes"], registry, source),
         seed=top["seed"],
         plugins=registry.files,
