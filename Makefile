@@ -4,12 +4,15 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(STAMP)  ## train recipes/joint.yaml on the embedded data and print the before/after table
 	$(BIN)/prior3d-train recipes/joint.yaml
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP)  ## run the tests but those that take long
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## check style and format

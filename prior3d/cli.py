@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from prior3d import __version__
 from prior3d.errors import UserError
 from prior3d.registry import KINDS, Registry
+from prior3d.version import __version__
 
 if TYPE_CHECKING:
+    from prior3d.pretraining.run import Run
     from prior3d.recipe import Recipe
 
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _INTERRUPTED, _TERMINATED = 2, 130, 143
 _WHICH = "which recipe? Give a YAML file or the name of a shipped recipe; --help says more"
 
 
@@ -63,8 +64,7 @@ def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: 
     try:
         arguments = parser.parse_intermixed_args(argv)
         if arguments.help is not None:
-            print(_page(Registry(arguments.plugin), arguments.help))
-            return 0
+            return _print(_page(Registry(arguments.plugin), arguments.help))
         return run(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -113,7 +113,8 @@ def _train_parser() -> _Parser:
     parser = _parser("prior3d-train", "Train a backbone with the priors of a recipe.", example)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
-    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, by its folder; takes no recipe")
+    text = "go on with a run, by its folder; it keeps its recipe, and trainer.max_steps=N makes it longer"
+    add("--resume", type=Path, metavar="RUN", help=text)
     add("--list", action="store_true", help="name all plugins there are, where they are from, and what they do")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
@@ -177,45 +178,47 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        print(_listing(Registry(arguments.plugin)))
-        return 0
+        return _print(_listing(Registry(arguments.plugin)))
     if arguments.schema:
-        print(_json_schema(Registry(arguments.plugin)))
-        return 0
-    recipe = _recipe(arguments)
+        return _print(_json_schema(Registry(arguments.plugin)))
+    if arguments.resume is not None:
+        return _resume(arguments)
+    recipe = _load(arguments)
     if arguments.check:
-        print(f"{recipe.source.name} is fine")
-        return 0
-    from prior3d.pretraining import run
+        return _print(f"{recipe.source.name} is fine")
+    from prior3d import api
 
-    with recipe.source.locating():
-        return run(recipe, Registry(recipe.plugins), out=arguments.out, resume=arguments.resume)
+    return _status(api.train(recipe, out=arguments.out))
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    if given := _files(arguments):
+        raise UserError(f"a run that is resumed keeps its own recipe: leave out {given[0]}", "--resume")
+    from prior3d import api
+
+    overrides, plugins = arguments.recipe, arguments.plugin
+    if arguments.check:
+        from prior3d.pretraining import find_begun
+
+        find_begun(arguments.resume, overrides, plugins)
+        return _print(f"{arguments.resume} can go on")
+    return _status(api.train(None, overrides, out=arguments.out, plugins=plugins, resume=arguments.resume))
+
+
+def _status(run: "Run") -> int:
+    return {None: 0, "SIGTERM": _TERMINATED}.get(run.stopped_by, _INTERRUPTED)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     recipe = _load(arguments)
-    from prior3d.pretraining import prepare_only
+    from prior3d import api
 
-    with recipe.source.locating():
-        return prepare_only(recipe, Registry(recipe.plugins))
-
-
-def _recipe(arguments: argparse.Namespace) -> "Recipe":
-    """Load the recipe that the arguments name; a run that is resumed brings its own."""
-    run = arguments.resume
-    if run is None:
-        return _load(arguments)
-    if given := _files(arguments):
-        raise UserError(f"a run that is resumed keeps its own recipe: leave out {given[0]}", "--resume")
-    if arguments.out is not None:
-        raise UserError(f"a run that is resumed stays in its folder: leave out --out {arguments.out}", "--resume")
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it holds no recipe.yaml", "--resume")
-    return _load(arguments, [run / "recipe.yaml"])
+    api.prepare(recipe)
+    return 0
 
 
-def _load(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) -> "Recipe":
-    files = files or _files(arguments)
+def _load(arguments: argparse.Namespace) -> "Recipe":
+    files = _files(arguments)
     if not files:
         raise UserError(_WHICH)
     overrides = [text for text in arguments.recipe if text not in files]
@@ -233,6 +236,15 @@ def _load(arguments: argparse.Namespace, files: Sequence[str | Path] = ()) -> "R
 def _files(arguments: argparse.Namespace) -> list[str]:
     """Return those of the arguments that are no KEY=VALUE."""
     return [text for text in arguments.recipe if "=" not in text or os.path.isfile(text)]
+
+
+def _print(text: str) -> int:
+    """Print what a command was asked to show; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+    return 0
 
 
 def _page(registry: Registry, name: str) -> str:

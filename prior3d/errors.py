@@ -82,7 +82,7 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
 
 
 class DamagedFile(Exception):
-    """A file of a dataset cannot be decoded; `data.on_damage` says whether that ends the run or is counted.
+    """A file of a dataset cannot be decoded; `on_damage` of `data:` says whether that ends the run or is counted.
 
     Args:
         path: the file.
@@ -97,3 +97,17 @@ class DamagedFile(Exception):
     def __reduce__(self) -> tuple:
         """Pickle by arguments: damage crosses the border of a loader's worker process."""
         return type(self), (self.path, self.why)
+
+    def refusal(self, count: int | None = None) -> UserError:
+        """Return the line that ends a run because of this file; its key is relative to `data:`.
+
+        Args:
+            count: of damaged files, where all are known.
+
+        >>> str(DamagedFile("a.png", "truncated").refusal())
+        'on_damage: damaged file a.png: truncated; repair it, or set on_damage: skip'
+        """
+        in_all = "" if count is None else f" ({count} in all)"
+        return UserError(
+            f"damaged file {self.path}: {self.why}{in_all}; repair it, or set on_damage: skip", "on_damage"
+        )

@@ -1,22 +1,140 @@
 """Files written whole or not at all, and keys that change when what they stand for does."""
 
+import errno
+import glob
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from prior3d.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_SAID_OF_FULL = ("No space left", "quota exceeded", "Not enough free space", "requested and")
+"""How numpy, safetensors and torch put it, which lose the number of the error."""
+
+_NOTHING_LEFT = 65536
+"""Bytes below which a file system counts as full."""
+
+
+@contextmanager
+def writing(path: Path, key: str | None = None) -> Iterator[None]:
+    """Report in one line that `path` cannot be written because the disk is full or closed to us.
+
+    Args:
+        path: the file or folder that the block writes; its folder exists.
+        key: of the option that says where it is.
+
+    Raises:
+        UserError: in place of whatever the block raised because of that; everything else passes.
+
+    >>> with writing(Path("/data/cache"), "cache"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    prior3d.errors.UserError: cache: cannot write /data/cache: No space left on device; free some, or use another folder
+    """
+    try:
+        yield
+    except Exception as error:
+        why = None if isinstance(error, UserError | BlockingIOError) else _why_not_written(error, path)
+        if why is None:
+            raise
+        raise UserError(f"cannot write {path}: {why}", key) from error
+
+
+def _why_not_written(error: BaseException, path: Path) -> str | None:
+    """Return why a file system takes no more and what to do; None where that is not what an error is about."""
+    full = "No space left on device; free some, or use another folder"
+    folder = path if path.is_dir() else path.parent
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return f"{os.strerror(cause.errno)}; free some, or use another folder"
+        if isinstance(cause, OSError) and cause.errno in _CLOSED and _lies_in(cause.filename, folder):
+            return f"{os.strerror(cause.errno)}; use a folder that can be written"
+        if any(words in str(cause) for words in _SAID_OF_FULL):
+            return full
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError | RuntimeError) and folder.is_dir() and shutil.disk_usage(folder).free < _NOTHING_LEFT:
+        return full
+    return None
+
+
+def _lies_in(file: object, folder: Path) -> bool:
+    """Return whether an error about this file is about the folder; one that names no file may be."""
+    return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(folder.absolute())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write, which takes the place of `path`, whole, when the block ends.
+
+    Readers, and a crash at any moment, see the old content or the new, never a part. A block that raises leaves the
+    old content and no temporary file; what processes of this machine left that were killed is removed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    mine = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
+        if not _is_alive(left.name.removeprefix(mine).removesuffix(".tmp")):
+            _remove(left)
+    temporary = path.with_name(f"{mine}{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            yield temporary
+            synchronize(temporary)
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # gone, or on a disk that became read-only
+        temporary.unlink()
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def synchronize(path: Path) -> None:
+    """Force a file or folder to the disk: a rename may otherwise get there before what it renames."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        content: all of it.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

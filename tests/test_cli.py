@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,11 +70,11 @@ def runs(monkeypatch):
     """What training was asked for; the training itself is tested in tests/pretraining."""
     calls = []
 
-    def run(recipe, registry, out=None, resume=None):
-        calls.append((recipe, registry, out, resume))
-        return 0
+    def train(recipe, registry, out=None, begun=None, quiet=False):
+        calls.append((recipe, registry, out, begun))
+        return SimpleNamespace(stopped_by=None)
 
-    monkeypatch.setattr(prior3d.pretraining, "run", run)
+    monkeypatch.setattr(prior3d.pretraining, "train", train)
     return calls
 
 
@@ -204,14 +205,17 @@ def test_a_recipe_with_overrides_anywhere_is_trained(runs, folder):
     (folder / "other.py").write_text(MINE.replace("MyPrior", "Other"))
     argv = ["seed=3", "--out", "here", "trainer.max_steps=7", "--plugin", "other.py"]
     assert train(["r.yaml", *argv]) == 0
-    [(recipe, registry, out, resume)] = runs
-    assert (recipe.seed, recipe.trainer.max_steps, out, resume) == (3, 7, Path("here"), None)
+    [(recipe, registry, out, begun)] = runs
+    assert (recipe.seed, recipe.trainer.max_steps, out, begun) == (3, 7, Path("here"), None)
     assert {"my_prior", "other"} <= {plugin.name for plugin in registry.list("priors")}
 
 
-def test_the_exit_status_is_that_of_the_run(monkeypatch):
-    monkeypatch.setattr(prior3d.pretraining, "run", lambda *_, **__: 143)
-    assert train(["r.yaml"]) == 143
+@pytest.mark.parametrize(
+    ("stopped_by", "status"), [(None, 0), ("SIGINT", 130), ("SIGTERM", 143), ("another rank", 130)]
+)
+def test_the_exit_status_says_what_stopped_the_run(monkeypatch, stopped_by, status):
+    monkeypatch.setattr(prior3d.pretraining, "train", lambda *_, **__: SimpleNamespace(stopped_by=stopped_by))
+    assert train(["r.yaml"]) == status
 
 
 def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
@@ -221,8 +225,9 @@ def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
     )
     (folder / "run" / "recipe.yaml").write_text(text)
     assert train(["--resume", "run"]) == 0
-    [(recipe, _, out, resume)] = runs
-    assert (recipe.trainer.max_steps, out, resume) == (5, None, Path("run"))
+    assert train(["--resume", "run", "trainer.max_steps=9"]) == 0
+    for (recipe, _, out, begun), steps in zip(runs, (5, 9), strict=True):
+        assert (recipe.trainer.max_steps, out, begun.files.path) == (steps, None, Path("run"))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +329,7 @@ def test_errors_of_a_run_are_located(capsys, monkeypatch):
     def run(*_, **__):
         raise UserError("no such folder", "data.root")
 
-    monkeypatch.setattr(prior3d.pretraining, "run", run)
+    monkeypatch.setattr(prior3d.pretraining, "train", run)
     monkeypatch.setattr(prior3d.pretraining, "prepare_only", run)
     assert prepare(["r.yaml"]) == 2
     assert capsys.readouterr().err == "prior3d-prepare: r.yaml:2: data.root: no such folder\n"
@@ -332,11 +337,20 @@ def test_errors_of_a_run_are_located(capsys, monkeypatch):
     assert refused(capsys, "r.yaml", "data.root=x") == "command line: data.root: no such folder"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = "import sys; from prior3d.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", program, "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_interrupted(monkeypatch):
     def run(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prior3d.pretraining, "run", run)
+    monkeypatch.setattr(prior3d.pretraining, "train", run)
     assert train(["r.yaml"]) == 130
 
 
@@ -344,6 +358,6 @@ def test_a_bug_shows_its_traceback(monkeypatch):
     def run(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(prior3d.pretraining, "run", run)
+    monkeypatch.setattr(prior3d.pretraining, "train", run)
     with pytest.raises(ZeroDivisionError):
         train(["r.yaml"])

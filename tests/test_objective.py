@@ -3,8 +3,8 @@ import torch
 
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.contracts.prior import Prior
-from prior3d.pretraining.gradients import compare_gradients
-from prior3d.pretraining.objective import JointObjective, Term, encode
+from prior3d.pretraining.health import compare_gradients
+from prior3d.pretraining.objective import JointObjective, Teacher, Term, encode
 from prior3d.randomness import reseed, stream_seed
 
 
@@ -54,6 +54,12 @@ def count_calls(module):
     return calls, handle
 
 
+def count_images(module):
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    return seen, handle
+
+
 def test_the_backbone_runs_once_whatever_is_encoded(backbone, batch):
     objective = make(backbone, a=Term(1.0), b=Term(1.0), crops=Term(1.0))
     calls, handle = count_calls(backbone.encoder.model.layer1)
@@ -80,11 +86,30 @@ def test_only_what_is_read_is_given(backbone, batch):
 
 def test_the_reference_runs_once_and_without_gradient(backbone, batch):
     calls, handle = count_calls(backbone.encoder.model.layer1)
-    features = encode(backbone, batch, ["image", "image_crops"], frozenset({"dense", "reference"}), reference=backbone)
+    teachers = {"reference": Teacher(backbone, frozenset({"image", "image_crops"}), frozenset({"dense", "pooled"}))}
+    features = encode(backbone, batch, ["image", "image_crops"], frozenset({"dense", "reference"}), teachers).features
     handle.remove()
     assert len(calls) == 2  # itself, and once as its own reference
-    assert not features.features["image"].reference.dense.requires_grad
-    assert features.features["image"].reference.pooled is not None
+    assert not features["image"].reference.dense.requires_grad
+    assert features["image"].reference.pooled is not None and features["image_crops"].reference.dense is not None
+
+
+def test_a_teacher_computes_what_its_readers_read_and_nothing_else(backbone, batch):
+    objective = make(backbone, a=Term(1.0), crops=Term(1.0))
+    assert objective.teachers(reference=backbone, ema=backbone) == {}
+    objective.priors["crops"].reads = frozenset({"pooled", "encoder", "reference"})
+    teachers = objective.teachers(reference=backbone, ema=None)
+    assert teachers == {"reference": Teacher(backbone, frozenset({"image_crops"}), frozenset({"pooled", "encoder"}))}
+    calls, handle = count_calls(backbone.decoder)
+    seen, other = count_images(backbone.encoder)
+    backbone.eval()
+    features = encode(backbone, batch, objective.encodes, objective.reads, teachers).features
+    backbone.train(), handle.remove(), other.remove()
+    assert len(calls) == 1 and seen == [10, 4]  # the teacher's decoder does not run, and it sees the crops alone
+    assert features["image"].reference is None
+    reference = features["image_crops"].reference
+    assert reference.dense is None and set(reference.encoder) == set(features["image_crops"].encoder)
+    torch.testing.assert_close(reference.pooled, features["image_crops"].pooled.detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_total_is_the_weighted_sum_with_linear_warm_up(backbone, batch):

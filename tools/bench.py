@@ -12,20 +12,21 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from prior3d.contracts.fields import SURFACE_FIELDS
-from prior3d.contracts.runner import silent
+from prior3d.contracts.runner import SceneJob
+from prior3d.data.preparing import prepare as prepare_data
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
+from prior3d.jobs import Store, run_jobs
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.objective import JointObjective, encode
-from prior3d.pretraining.offline import Preparation, stages
+from prior3d.pretraining.offline import Lift, stages
 from prior3d.pretraining.optimization import make_optimizer
 from prior3d.randomness import reseed
 from prior3d.recipe import Recipe, load_recipe
@@ -41,9 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))
-    parts.dataset.prepare()
-    if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset):
-        parts.dataset.prepare_surface()
+    prepare_data(parts.dataset, fields_to_decode(parts.objective, parts.dataset))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts.backbone.to(device).train()
     parts.objective.to(device).train()
@@ -66,24 +65,20 @@ def main() -> None:
 
 def prepare_priors(parts: Parts) -> None:
     """Run every offline stage once with the initial backbone, also of priors that would wait for a moving average."""
-    kept = Path(tempfile.mkdtemp())
+    store = Store(Path(tempfile.mkdtemp()))
     for label, prior in stages(parts.objective).items():
-
-        def keep(scene: int, build: Callable[[Path], None], wait: bool, label: str = label) -> Path:
-            folder = kept / f"{label}-{scene}"
-            folder.mkdir()
-            build(folder)
-            return folder
-
         teacher = deepcopy(parts.backbone).requires_grad_(False).eval()
+        lift = Lift(label, prior, parts.dataset, lambda t=teacher: t, False)
+        scenes = enumerate(parts.dataset.scenes)
+        jobs = [SceneJob(label, name, {"scene": scene}, partial(lift, scene)) for scene, name in scenes]
         start = time.perf_counter()
-        prior.attach(Preparation(label, prior, parts.dataset, lambda t=teacher: t, False).run(keep, silent))
+        prior.attach(run_jobs(jobs, store))
         print(f"{label}: {len(parts.dataset.scenes)} scenes prepared in {time.perf_counter() - start:.1f} s")
 
 
 def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
     """Return one batch on the device."""
-    samples = training_samples(recipe, parts)
+    samples = training_samples(parts, recipe.data, recipe.seed)
     batch = next(iter(make_loader(samples, DrawStream(0, 1, recipe.data.batch_size), 0)))
     raise_errors(batch)
     return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, samples.table)

@@ -1,7 +1,7 @@
 """The contract of a dataset: which fields it provides, its scenes, and how one sample is decoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prior3d.contracts.fields import FIELDS, Field, FieldTable
-from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.runner import SceneJob
 from prior3d.contracts.view import View
 from prior3d.errors import DamagedFile, UserError
 
@@ -66,7 +66,7 @@ class Dataset(ABC):
         scenes: names of the scenes of this split, in the order of the `scene` field.
         class_names: names of the classes of `semantic`, `label` or `box_labels`, by id; empty where there are none.
         max_surface_points: points of the surface that a view gets at most.
-        damaged: files that `prepare` could not decode and left out; the caller decides whether that ends the run.
+        damaged: files that its jobs could not decode and left out; the caller decides whether that ends the run.
     """
 
     contract: ClassVar[int] = 3
@@ -126,11 +126,25 @@ class Dataset(ABC):
     def verify(self) -> None:
         """Check quickly that the files are there and fit together; raise UserError otherwise."""
 
-    def prepare(self, progress: Progress = silent) -> None:
-        """Compute what is computed once (idempotent, safe for several processes, interruptible)."""
+    def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
+        """Yield what is computed once, and kept in the cache, before samples are drawn: stage by stage.
 
-    def prepare_surface(self, progress: Progress = silent) -> None:
-        """Compute the scenes' surfaces, as `prepare` does; called only for runs that read a field of it."""
+        A stage is asked for when all jobs of the earlier ones are done, so it may read what they left, and refuse it.
+
+        Args:
+            fields: what the run reads; a surface is fused only for runs that read a field of it.
+
+        Raises:
+            UserError: what was computed will not do.
+        """
+        yield from ()
+
+    def note_damage(self, damaged: Iterable[DamagedFile]) -> list[DamagedFile]:
+        """Add files to `damaged`, each once; return those that were not known."""
+        known = {damage.path for damage in self.damaged}
+        new = list({damage.path: damage for damage in damaged if damage.path not in known}.values())
+        self.damaged += new
+        return new
 
     def surface(self, scene: int) -> "SceneSurface":
         """Return the surface of a scene; a dataset that provides the field `surface` implements this.

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 """A batch: field name (see `prior3d.contracts.fields`) to tensor."""
 
-READABLE = frozenset({"encoder", "dense", "pooled", "reference", "ema"})
-"""The kinds of features a prior may ask for in `reads`."""
+FEATURE_KINDS = frozenset({"encoder", "dense", "pooled"})
+"""The kinds of features that one pass of a backbone gives."""
+
+TEACHERS = frozenset({"reference", "ema"})
+"""The frozen backbones whose features a prior may read next to those of the one that trains."""
+
+READABLE = FEATURE_KINDS | TEACHERS
+"""What a prior may ask for in `reads`."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ class Prior(nn.Module):
     Attributes:
         contract: version of this interface the prior was written for.
         encodes: image fields it wants features of; the union over all priors is encoded in one pass.
-        reads: the kinds of features it reads, a subset of encoder, dense, pooled, reference, ema.
+        reads: the kinds of features it reads, a subset of encoder, dense, pooled, reference, ema; of the teachers
+            `reference` and `ema` it gets the same kinds as of the backbone that trains.
         needs: batch fields it reads each step; "depth|pseudo_depth" means that either will do.
         views: the minimum number of views of a sample.
         prepares: fields its offline stage reads, of all frames of all scenes; none for no such stage.

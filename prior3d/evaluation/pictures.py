@@ -11,7 +11,6 @@ import timm
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from prior3d.contracts.probe import FeatureKind
@@ -31,8 +30,8 @@ from prior3d.evaluation.models import (
 )
 from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder
 from prior3d.files import write_atomically
-from prior3d.pretraining.cores import share_cores
-from prior3d.pretraining.progress import Bars
+from prior3d.pretraining.machine import share_cores
+from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes import FrozenModel, evenly_spaced
 from prior3d.probes.pictures import (
     check_sizes,
@@ -89,7 +88,7 @@ def draw(arguments: Arguments, images: Sequence[str]) -> int:
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")
         check_folder(out)
-        console = Console(highlight=False, soft_wrap=True)
+        console = make_console()
         frozen = {name: _freeze(model, device) for name, model in models.items()}
         paths = [Path(image) for image in images]
         files = write_pictures(frozen, paths, out, _LONG_SIDE, progress=Bars(console), say=console.print)

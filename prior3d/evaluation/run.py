@@ -12,22 +12,20 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from prior3d.contracts.dataset import Dataset
-from prior3d.data.preparing import prepare_datasets
+from prior3d.data.preparing import DatasetUse, prepare_datasets
 from prior3d.errors import UserError, section
 from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
 from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.cores import share_cores
+from prior3d.pretraining.machine import share_cores
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring, applies, check_size
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.registry.schema import plain
 from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Drawings, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.report import Report
@@ -63,54 +61,6 @@ class Arguments:
     overrides: Sequence[str] = ()
     plugins: Sequence[str] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-def evaluate(
-    run_or_model: object,
-    against: object = None,
-    control: object = None,
-    probes: Sequence[str] = (),
-    seeds: int | None = None,
-    out: str | Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-    plugins: Sequence[str | Path] = (),
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Report:
-    """Measure a model with probes and write a report; `prior3d-eval` as a function.
-
-    Args:
-        run_or_model: a run, the folder of one, a weight file, a model of timm, or `random:` and a model of timm.
-        against: another such, to compare with; None for a run's initial weights, and nothing otherwise.
-        control: another such, of the size of the model and trained independently; None for random weights.
-        probes: names, or labels of a run's recipe; none for the recipe's or the default ones, `all` for what fits.
-        seeds: number of measurements, each with a different probe seed.
-        out: folder for the report; by default in the run folder, or in the current one.
-        overrides: dotted keys of `data`, `probes` or `backbone` to values.
-        plugins: files with further datasets and probes.
-        device: where to measure; auto takes a GPU if there is one.
-
-    Returns:
-        The report: `metrics`, `text`, `figures`, `folder`.
-
-    Raises:
-        UserError: models, data or probes do not work; nothing is left behind.
-
-    >>> evaluate("resnet1O")
-    Traceback (most recent call last):
-    prior3d.errors.UserError: resnet1O is no run folder and no weight file, and timm has no model 'resnet1O', ...
-    """
-    arguments = Arguments(
-        model=_name_of(run_or_model),
-        against=None if against is None else _name_of(against),
-        control=None if control is None else _name_of(control),
-        probes=list(probes),
-        seeds=seeds,
-        out=None if out is None else Path(out),
-        overrides=[f"{key}={json.dumps(plain(value))}" for key, value in (overrides or {}).items()],
-        plugins=[str(file) for file in plugins],
-        device=device,
-    )
-    return measure_and_report(arguments, Console(quiet=True))
 
 
 def run(arguments: Arguments) -> int:
@@ -175,12 +125,6 @@ def default_folder(subject: Subject, against: Subject | None, what: str) -> Path
     return Path(f"{what}-{subject.short_name}{suffix}")
 
 
-def _name_of(model: object) -> str:
-    """Return what names a model on a command line: the folder of a run, or the path or name as it is."""
-    folder = getattr(model, "folder", model)  # of a finished run, as `prior3d.train` returns it
-    return str(getattr(folder, "path", folder))
-
-
 def _measure_and_report(
     subject: Subject,
     request: Request,
@@ -236,12 +180,13 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
                     check_size(model.backbone, dataset.spec.size)
 
 
-def _datasets(tasks: Sequence[ProbeTask]) -> list[tuple[str, Dataset]]:
+def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     """Return the data of the probes, each once, with names to tell them apart."""
     found = {}
     for task in tasks:
         for dataset in task.parts.values():
-            found.setdefault(id(dataset), (f"{type(dataset).__name__}, {dataset.spec.split}", dataset))
+            name = f"{type(dataset).__name__}, {dataset.spec.split}"
+            found.setdefault(id(dataset), DatasetUse(name, dataset, key=task.data_key))
     return list(found.values())
 
 

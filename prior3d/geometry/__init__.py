@@ -18,13 +18,15 @@ from prior3d.geometry.cameras import (
 )
 from prior3d.geometry.matching import ViewMatches, default_search_radius, match_views, match_views_batched
 from prior3d.geometry.overlap import pairwise_overlap
-from prior3d.geometry.precision import full_precision
+from prior3d.geometry.precision import exact, full_precision, in_full_precision, working_dtype
 
 __all__ = [
     "ViewMatches",
     "baseline",
     "default_search_radius",
+    "exact",
     "full_precision",
+    "in_full_precision",
     "invert_rigid",
     "known_depth",
     "match_views",
@@ -36,4 +38,5 @@ __all__ = [
     "unproject_pixels",
     "view_angle",
     "warp_pixels",
+    "working_dtype",
 ]

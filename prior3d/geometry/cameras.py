@@ -3,21 +3,10 @@
 import torch
 from torch import Tensor
 
+from prior3d.geometry.precision import exact
+
 MIN_DEPTH = 1e-4
 """Metres. Projection divides by at least this, so that points beside or behind the camera stay finite."""
-
-
-def exact(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast all tensors to their common floating type, float32 at least; None stays None.
-
-    Args:
-        tensors: any shapes and types; half precision is widened, integers become float32.
-    """
-    dtype = torch.float32
-    for tensor in tensors:
-        if tensor is not None:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def known_depth(depth: Tensor) -> Tensor:

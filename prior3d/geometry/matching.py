@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.geometry.cameras import exact, known_depth, pixel_centres, project, unproject
+from prior3d.geometry.cameras import known_depth, pixel_centres, project, unproject
+from prior3d.geometry.precision import exact
 
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Share of the depth by which distances are kept under the limit, so that a check in other arithmetic agrees."""

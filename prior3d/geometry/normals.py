@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from prior3d.geometry.cameras import exact, known_depth, unproject
+from prior3d.geometry.cameras import known_depth, unproject
+from prior3d.geometry.precision import exact
 
 
 def normals_from_depth(depth: Tensor, intrinsics: Tensor, edge: float = 0.05) -> Tensor:

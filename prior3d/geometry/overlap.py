@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from prior3d.geometry.cameras import exact, known_depth, project, unproject_pixels
+from prior3d.contracts.runner import Progress, silent
+from prior3d.geometry.cameras import known_depth, project, unproject_pixels
+from prior3d.geometry.precision import exact
 
 WINDOW_STEPS = 7
 """A sample is compared with 7 x 7 depth pixels, spread over the disc in which a point within the limit can lie: the
@@ -24,6 +26,7 @@ def pairwise_overlap(
     relative_distance: float = 0.01,
     samples: int = 1024,
     chunk: int = 256,
+    progress: Progress = silent,
 ) -> Tensor:
     """Estimate the overlap of many view pairs of one scene: (matched in a + matched in b) / (valid in a + valid in b).
 
@@ -41,6 +44,7 @@ def pairwise_overlap(
         relative_distance: share of the depth; 0 is Pri3D's definition, 0.01 suits sensors.
         samples: about how many pixels of each view are tested, unknown ones counted in.
         chunk: pairs worked on at once, which bounds the memory.
+        progress: shows how many chunks are done.
 
     Returns:
         [P] float32, 0 to 1; 0 for pairs of frames without any known depth.
@@ -60,7 +64,8 @@ def pairwise_overlap(
     if samples < 1 or chunk < 1:
         raise ValueError(f"expected samples >= 1 and chunk >= 1, got {samples} and {chunk}")
     frames = _Frames(depth, intrinsics, world_from_camera, samples, max_distance, relative_distance)
-    overlaps = [frames.overlap(a, b) for a, b in zip(first.split(chunk), second.split(chunk), strict=True)]
+    chunks = list(zip(first.split(chunk), second.split(chunk), strict=True))
+    overlaps = [frames.overlap(a, b) for a, b in progress(chunks, "comparing views", len(chunks))]
     return torch.cat(overlaps) if overlaps else depth.new_zeros(0, dtype=torch.float32)
 
 

@@ -1,9 +1,73 @@
-"""A region in which matrix products keep all bits of float32."""
+"""In which precision geometry is computed: float32, or float64 if given, whatever is switched on outside.
 
+`exact` and `working_dtype` say in which type, `full_precision` and `in_full_precision` keep matrix products to it.
+"""
+
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def working_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return the common floating type of tensors, float32 at least: half precision is widened, float64 stays.
+
+    Args:
+        tensors: any shapes and types; integers count as float32, None does not count.
+
+    >>> working_dtype(torch.zeros(1, dtype=torch.bfloat16))
+    torch.float32
+    """
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def exact(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast all tensors to their `working_dtype`; None stays None.
+
+    Args:
+        tensors: any shapes and types.
+    """
+    dtype = working_dtype(*tensors)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function in `full_precision`, its half-precision tensor arguments widened to float32.
+
+    Float64 arguments stay float64, which is what gradcheck needs.
+
+    Args:
+        function: a function whose tensor arguments are passed directly (not inside containers).
+
+    Returns:
+        The same function, guarded.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        devices = [value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        device = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+        with full_precision(device):
+            wide_args = [_widened(value) for value in args]
+            return function(*wide_args, **{name: _widened(value) for name, value in kwargs.items()})
+
+    return guarded
+
+
+def _widened(value: object) -> object:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prior3d.errors import UserError
-from prior3d.files import canonical, content_key
+from prior3d.files import canonical, content_key, synchronize, writing
 
 _PARTIAL = ".partial"
 _LOCK = ".lock"
@@ -28,21 +28,34 @@ _threads: dict[str, threading.Lock] = {}
 os.register_at_fork(after_in_child=_threads.clear)
 
 
+class Busy(BlockingIOError):
+    """Another process, or another thread, is building the entry."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of entries `root/kind/<content key>`, each built at most once.
 
     Attributes:
-        root: the cache folder (`data.cache`); made when something is built.
+        root: the cache folder (`cache` of `data:`); made when something is built.
+        key: of the option that says where it is, relative to the section in hand; None where no option does.
     """
 
     root: Path
+    key: str | None = "cache"
 
-    def path(self, kind: str, facts: Mapping[str, Any]) -> Path:
-        """Return where the entry for these facts lies, or would lie."""
-        return Path(self.root) / kind / content_key(facts)
+    def path(self, kind: str, facts: Mapping[str, Any], name: str | None = None) -> Path:
+        """Return where the entry for these facts lies, or would lie; it is called by a name where one is given."""
+        return Path(self.root) / kind / (name or content_key(facts))
 
-    def build(self, kind: str, facts: Mapping[str, Any], build: Callable[[Path], None], wait: bool = True) -> Path:
+    def build(
+        self,
+        kind: str,
+        facts: Mapping[str, Any],
+        build: Callable[[Path], None],
+        wait: bool = True,
+        name: str | None = None,
+    ) -> Path:
         """Return the entry's folder, built first where it does not exist; the facts are kept in its `facts.json`.
 
         Args:
@@ -50,103 +63,101 @@ class Store:
             facts: what the entry depends on, see `content_key`.
             build: writes the entry's files into the (empty) folder it is given.
             wait: as in `build_once`.
+            name: of the folder, in place of the facts' key.
         """
 
         def build_with_facts(folder: Path) -> None:
             build(folder)
             (folder / "facts.json").write_text(canonical(facts) + "\n", encoding="utf-8")
 
-        return build_once(self.path(kind, facts), build_with_facts, wait)
+        return build_once(self.path(kind, facts, name), build_with_facts, wait, self.key)
+
+    def clear(self, kind: str) -> None:
+        """Remove what builders of a kind that died left half-written."""
+        folder = Path(self.root) / kind
+        with contextlib.suppress(UserError):  # a folder that cannot be written holds nothing of ours
+            _remove_stale(folder)
 
 
-def build_once(entry: Path, build: Callable[[Path], None], wait: bool = True) -> Path:
+def build_once(entry: Path, build: Callable[[Path], None], wait: bool = True, key: str | None = "cache") -> Path:
     """Return the folder `entry`, built first where it does not exist; safe for many processes, threads and kills.
 
-    The first to come locks the entry, builds into a temporary folder beside it, forces that to the disk and renames
+    The first to come locks the entry, builds into a temporary folder next to it, forces that to the disk and renames
     it; the others wait and find it whole. If the builder dies (SIGKILL, power), the kernel releases its lock, one of
     the waiting takes over from the start, and the remains are removed. If `build` raises, nothing is left behind.
 
     Args:
         entry: the folder; its name must not begin with a dot.
         build: writes the entry's files into the (empty) folder it is given.
-        wait: for whoever builds the entry at the moment.
+        wait: until the entry is there, where another process builds it at the moment.
+        key: of the option that says where the entries are, for errors.
 
     Raises:
-        BlockingIOError: somebody is building the entry, and `wait` is false.
-        UserError: the file system of the cache has no locks, or the cache cannot be written.
+        Busy: another process is building the entry, and `wait` is false.
+        UserError: the file system of the cache has no locks, is full, or cannot be written.
     """
     if entry.is_dir():  # without a lock, so that a finished cache may be read-only
         return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the cache folder {entry.parent}: {error.strerror}", "data.cache") from error
-    with _locked(entry, wait):
+        raise UserError(f"cannot make the folder {entry.parent}: {error.strerror}; use another one", key) from error
+    with _locked(entry, wait, key):
         if not entry.is_dir():
             _remove_stale(entry.parent, entry.name)
-            _build(entry, build)
+            _build(entry, build, key)
     return entry
 
 
-def _build(entry: Path, build: Callable[[Path], None]) -> None:
+def _build(entry: Path, build: Callable[[Path], None], key: str | None) -> None:
     # A name of its own: should a child of a killed builder live on, it writes where nobody looks.
     partial = entry.parent / f".{entry.name}.{secrets.token_hex(4)}{_PARTIAL}"
-    partial.mkdir()
     try:
-        build(partial)
-        for path in sorted(partial.rglob("*"), reverse=True):
-            _synchronise(path)
-        _synchronise(partial)
-        partial.rename(entry)
-        _synchronise(entry.parent)
+        with writing(entry.parent, key):  # inside: while what fills the disk is still there to be seen
+            partial.mkdir()
+            build(partial)
+            for path in sorted(partial.rglob("*"), reverse=True):
+                synchronize(path)
+            synchronize(partial)
+            partial.rename(entry)
+            synchronize(entry.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _synchronise(path: Path) -> None:
-    """Force a file or folder to the disk: a rename may otherwise get there before what it renames."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove_stale(parent: Path, owned: str) -> None:
-    """Remove what builders that died left in `parent`; `owned` is the entry whose lock the caller holds."""
+def _remove_stale(parent: Path, owned: str | None = None) -> None:
+    """Remove what builders that died left in `parent`; `owned` is the entry whose lock the caller holds, if any."""
     for partial in parent.glob(f".*{_PARTIAL}"):
         name = partial.name[1:].rsplit(".", 2)[0]
         if name == owned:
             shutil.rmtree(partial, ignore_errors=True)
             continue
-        with contextlib.suppress(BlockingIOError), _locked(parent / name, wait=False):
+        with contextlib.suppress(Busy), _locked(parent / name, wait=False):
             shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(entry: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the entry's lock, among processes and threads; BlockingIOError if it is taken and `wait` is false."""
+def _locked(entry: Path, wait: bool = True, key: str | None = None) -> Iterator[None]:
+    """Hold the entry's lock, among processes and threads; Busy if it is taken and `wait` is false."""
     lock = entry.with_name(f".{entry.name}{_LOCK}")
     thread = _threads.setdefault(str(lock.absolute()), threading.Lock())
     if not thread.acquire(blocking=wait):
-        raise BlockingIOError(errno.EAGAIN, "another thread builds", str(entry))
+        raise Busy(errno.EAGAIN, "another thread builds", str(entry))
     try:
         # The lock file stays: removing it would let a third process lock a new one while a second waits for the old.
-        with _open_lock(lock) as handle:
-            _lock_file(handle.fileno(), entry, wait)
+        with _open_lock(lock, key) as handle:
+            _lock_file(handle.fileno(), entry, wait, key)
             yield
     finally:
         thread.release()
 
 
-def _open_lock(lock: Path) -> TextIO:
-    try:
+def _open_lock(lock: Path, key: str | None) -> TextIO:
+    with writing(lock.parent, key):
         return open(lock, "a", encoding="utf-8")
-    except PermissionError as error:
-        raise UserError(f"the cache folder {lock.parent} cannot be written", "data.cache") from error
 
 
-def _lock_file(handle: int, entry: Path, wait: bool) -> None:
+def _lock_file(handle: int, entry: Path, wait: bool, key: str | None) -> None:
     # lockf rather than flock: children forked by a builder do not inherit it, so it ends with the builder whatever they
     # do. Asked for again and again rather than waited for, because the kernel sees deadlocks between threads that are
     # none, and so that network file systems cannot block a Ctrl-C.
@@ -158,9 +169,9 @@ def _lock_file(handle: int, entry: Path, wait: bool) -> None:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 message = f"the file system of {entry.parent} has no file locks ({error.strerror}): use another folder"
-                raise UserError(message, "data.cache") from error
+                raise UserError(message, key) from error
             if not wait:
-                raise BlockingIOError(errno.EAGAIN, "another process builds", str(entry)) from error
+                raise Busy(errno.EAGAIN, "another process builds", str(entry)) from error
         if not waiting:
             _log.info("waiting for another process that builds %s", entry)
             waiting = True

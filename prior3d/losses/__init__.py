@@ -1,1 +1,23 @@
-"""Losses that stand alone: tensors in, a scalar out."""
+"""Losses that stand alone: tensors in, a scalar out; and how matches are sampled for them."""
+
+from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce, point_info_nce, sample_one_per_cell
+from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
+from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+from prior3d.losses.ssi_depth import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
+
+__all__ = [
+    "CellMatches",
+    "compact",
+    "fit_scale_and_shift",
+    "gather_cells",
+    "gather_negatives",
+    "gradient_loss",
+    "in_file_space",
+    "kept_fraction",
+    "masked_point_info_nce",
+    "point_info_nce",
+    "sample_cell_matches",
+    "sample_one_per_cell",
+    "scale_and_shift_invariant_loss",
+    "scale_invariant_loss",
+]

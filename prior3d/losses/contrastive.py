@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prior3d.geometry import full_precision
+from prior3d.geometry import full_precision, working_dtype
 
 MIN_NORM = 1e-12
 """Vectors shorter than this count as zero: they stay zero and pass gradients on unscaled."""
@@ -80,7 +80,7 @@ def masked_point_info_nce(
     counted = _counted_pairs(valid, exclude)
     if counted.numel() == 0:
         # An empty sum, not a product with 0: that would turn an inf elsewhere into a NaN.
-        return (queries.flatten()[:0].sum() + keys.flatten()[:0].sum()).to(_working_dtype(queries))
+        return (queries.flatten()[:0].sum() + keys.flatten()[:0].sum()).to(working_dtype(queries))
     with full_precision(queries.device):
         queries, keys = (_normalise(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
         logits = _Product.apply(queries, keys) / temperature
@@ -205,12 +205,8 @@ class _GatherRanks(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def _working_dtype(rows: Tensor) -> torch.dtype:
-    return torch.promote_types(rows.dtype, torch.float32)
-
-
 def _normalise(rows: Tensor) -> Tensor:
-    rows = rows.to(_working_dtype(rows))
+    rows = rows.to(working_dtype(rows))
     squared_norm = rows.square().sum(-1, keepdim=True)
     return rows * torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0).rsqrt()
 

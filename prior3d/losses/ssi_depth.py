@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prior3d.volume.precision import in_full_precision
+from prior3d.geometry import in_full_precision
 
 MINIMUM_VALID = 16  # pixels: two unknowns are fitted per image, and fewer than this say little beyond them
 

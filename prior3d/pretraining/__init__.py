@@ -1,5 +1,7 @@
-"""Training a backbone with a recipe: the step, optimisation, checkpoints, pictures and the run folder; no priors."""
+"""Training a backbone with a recipe: the step, optimization, checkpoints, pictures and the run folder; no priors."""
 
-from prior3d.pretraining.run import prepare_only, run
+from prior3d.pretraining.resuming import Begun, find_begun
+from prior3d.pretraining.run import Run
+from prior3d.pretraining.training import prepare_only, train
 
-__all__ = ["prepare_only", "run"]
+__all__ = ["Begun", "Run", "find_begun", "prepare_only", "train"]

@@ -1,26 +1,28 @@
 """From a recipe to objects: dataset, backbone, priors; every refusal happens here, before any data is read."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import timm
 from torch import Tensor
 
-from prior3d.backbone import Backbone, set_trainable
+from prior3d.backbone import Backbone, Encoder, create_model, refuse_single_values, set_trainable
 from prior3d.backbone.batch_norm import refuse_folded
-from prior3d.backbone.weights import load_encoder, read_weights
+from prior3d.backbone.weights import load_decoder_of_run, load_encoder, read_weights
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import is_known, missing_fields, provides_field
-from prior3d.contracts.prior import READABLE, Prior
+from prior3d.contracts.prior import FEATURE_KINDS, READABLE, BackboneSpec, Prior
 from prior3d.data.posed.controls import with_control
 from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.sample.augmentation import refuse_mirrors
 from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
+from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.objective import JointObjective, Term
 from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
 from prior3d.randomness import reseed
-from prior3d.recipe.sections import BackboneSection
+from prior3d.recipe.sections import BackboneSection, DataSection, PriorSection
 from prior3d.registry.schema import construct
 
 if TYPE_CHECKING:
@@ -47,40 +49,59 @@ class Parts:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def build(recipe: "Recipe", registry: "Registry") -> Parts:
+def build(recipe: "Recipe", registry: "Registry", folder: RunFolder | None = None) -> Parts:
     """Make everything a recipe names; no data is read and no file written.
+
+    Args:
+        recipe: of a run.
+        registry: finds the plugins.
+        folder: of a run that goes on: the initial weights are then those it kept, not made or fetched again.
 
     Raises:
         UserError: with the key path, where the parts do not exist or do not fit together.
     """
-    dataset = build_dataset(recipe, registry, "train")
-    backbone = build_backbone(recipe)
-    objective = _build_objective(recipe, registry, backbone)
+    data, model = recipe.data, recipe.backbone
+    dataset = build_dataset(data, registry, "train", recipe.seed)
+    if folder is None:
+        backbone = make_backbone(model, data.size, recipe.seed)
+    else:
+        backbone = make_backbone(without_weights(model), data.size, recipe.seed)
+        folder.load_initial(backbone)
+    objective = _build_objective(recipe.priors, registry, backbone.spec, recipe.seed)
     for label, prior in objective.priors.items():
-        _check_needs(label, prior, dataset, recipe)
-        _check_offline_stage(label, prior, dataset, recipe)
-    reads = objective.reads
-    set_trainable(backbone, recipe.backbone.train, recipe.backbone.last_n, reads & {"encoder", "dense", "pooled"})
-    _check_statistics(backbone, recipe.backbone)
+        with section(f"priors.{label}"):
+            _check_fields(prior)
+            _check_needs(recipe.priors[label].prior, prior, dataset, data.name, data.views)
+            _check_teachers(prior, has_average=model.ema is not None)
+    with section("data"):
+        refuse_mirrors(data.augment, fields_to_decode(objective, dataset), table_of(dataset))
+    reads = objective.reads & FEATURE_KINDS
+    with section("backbone"):
+        backbone.notes.append(set_trainable(backbone, model.train, model.last_n, reads))
+    _check_trainable(backbone, objective)
+    if data.batch_size * data.views == 1 and objective.encodes == ["image"]:
+        with section("data"):
+            refuse_single_values(backbone, reads)
+    _check_statistics(backbone, model)
     wanted = {key.split(".")[1] for key in recipe.source.overridden if key.startswith("probes.")}
-    probes, left_out = build_fitting_tasks(recipe.probes, recipe.data, registry, recipe.seed, dataset, wanted)
+    probes, left_out = build_fitting_tasks(recipe.probes, data, registry, recipe.seed, dataset, wanted)
     return Parts(dataset, backbone, objective, probes, left_out)
 
 
-def build_dataset(recipe: "Recipe", registry: "Registry", split: Split) -> Dataset:
-    """Make the dataset a recipe names, serving one split."""
-    data = recipe.data
-    cls = registry.get("datasets", data.name, "data.name")
-    spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=recipe.seed)
-    dataset = construct(cls, spec, key="data", options=data.options)
+def build_dataset(data: DataSection, registry: "Registry", split: Split, seed: int) -> Dataset:
+    """Make the dataset that `data:` names, serving one split."""
+    with section("data"):
+        cls = registry.get("datasets", data.name, "name")
+    spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=seed)
+    dataset = construct(cls, spec, key="data", options=data.options, registry=registry)
     with section("data"):
         table_of(dataset)  # so that a clash of names is refused before anything else
         return with_control(dataset, data.control)
 
 
-def build_backbone(recipe: "Recipe") -> Backbone:
-    """Make the backbone with its initial weights: random by the run's seed, timm's, or those of a local file."""
-    return make_backbone(recipe.backbone, recipe.data.size, recipe.seed)
+def without_weights(options: BackboneSection) -> BackboneSection:
+    """Return the section of the same model with random weights."""
+    return replace(options, pretrained=False, weights=None)
 
 
 def make_backbone(options: BackboneSection, size: tuple[int, int], seed: int) -> Backbone:
@@ -92,27 +113,39 @@ def make_backbone(options: BackboneSection, size: tuple[int, int], seed: int) ->
         seed: of weights that are random.
     """
     reseed("backbone", seed)
-    backbone = Backbone(
-        options.name,
-        size,
-        pretrained=options.pretrained,
-        decoder_stride=options.decoder_stride,
-        channels=options.channels,
-        timm_options=options.timm_options,
-        mean=options.mean,
-        std=options.std,
-    )
-    if options.weights is not None:
-        load_encoder(backbone.encoder.model, read_weights(options.weights), str(options.weights))
+    with section("backbone"):
+        encoder = Encoder(
+            options.name,
+            pretrained=options.pretrained,
+            timm_options=options.timm_options,
+            mean=options.mean,
+            std=options.std,
+        )
+    with section("data"):
+        encoder.fit(size)
+    with section("backbone"):
+        backbone = Backbone(encoder, size, decoder_stride=options.decoder_stride, channels=options.channels)
+        if options.weights is not None:
+            _load_weights(backbone, options.weights)
     return backbone
+
+
+def _load_weights(backbone: Backbone, path: Path) -> None:
+    note = load_encoder(backbone.encoder.model, read_weights(path), str(path))
+    backbone.notes += [note] if note else []
+    if path.expanduser().is_dir() and backbone.decoder is not None:
+        backbone.notes.append(load_decoder_of_run(backbone.decoder, path))
 
 
 def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
     """Return the weights that a backbone starts from, with the classifier they came with; None for random ones."""
-    if options.weights is not None:
-        return read_weights(options.weights)
-    if options.pretrained:
-        return timm.create_model(options.name, pretrained=True, **options.timm_options).state_dict()
+    with section("backbone"):
+        if options.weights is not None:
+            return read_weights(options.weights)
+        if options.pretrained:
+            return create_model(
+                options.name, pretrained=True, options=options.timm_options, classifier=True
+            ).state_dict()
     return None
 
 
@@ -125,24 +158,35 @@ def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[s
     return frozenset(name for name in chosen if "/" not in name or provides_field(name, dataset.provides, table))
 
 
-def training_samples(recipe: "Recipe", parts: Parts) -> DrawnSamples:
+def training_samples(parts: Parts, data: DataSection, seed: int) -> DrawnSamples:
     """Return the training samples with the fields the priors need."""
     fields = fields_to_decode(parts.objective, parts.dataset)
-    data = recipe.data
-    return DrawnSamples(parts.dataset, fields, data.augment, recipe.seed, skip_damaged=data.on_damage == "skip")
+    return DrawnSamples(parts.dataset, fields, data.augment, seed, skip_damaged=data.on_damage == "skip")
 
 
-def _build_objective(recipe: "Recipe", registry: "Registry", backbone: Backbone) -> JointObjective:
-    priors, terms = {}, {}
-    for label, given in recipe.priors.items():
-        cls = registry.get("priors", given.prior, f"priors.{label}")
-        # By the label: adding a prior changes no other's initial head.
-        reseed("prior", recipe.seed, label)
-        prior = construct(cls, backbone.spec, key=f"priors.{label}", options=given.options)
-        _check_reads(label, prior, recipe)
-        priors[label] = prior
-        terms[label] = Term(given.weight, given.warmup)
-    return JointObjective(priors, terms)
+def build_prior(label: str, options: PriorSection, registry: "Registry", spec: BackboneSpec, seed: int) -> Prior:
+    """Make one prior; its initial weights follow from the seed and its label, and from no other prior."""
+    key = f"priors.{label}"
+    cls = registry.get("priors", options.prior, key)
+    reseed("prior", seed, label)
+    return construct(cls, spec, key=key, options=options.options, registry=registry)
+
+
+def _build_objective(
+    priors: Mapping[str, PriorSection], registry: "Registry", spec: BackboneSpec, seed: int
+) -> JointObjective:
+    made = {label: build_prior(label, options, registry, spec, seed) for label, options in priors.items()}
+    return JointObjective(made, {label: Term(options.weight, options.warmup) for label, options in priors.items()})
+
+
+def _check_trainable(backbone: Backbone, objective: JointObjective) -> None:
+    if not any(parameter.requires_grad for module in (backbone, objective) for parameter in module.parameters()):
+        with section("backbone"):
+            raise UserError(
+                "nothing is left to train: the encoder is frozen, there is no decoder and no prior has parameters of"
+                " its own; set this to full or last_n, or give a decoder_stride",
+                "train",
+            )
 
 
 def _check_statistics(backbone: Backbone, options: BackboneSection) -> None:
@@ -151,37 +195,37 @@ def _check_statistics(backbone: Backbone, options: BackboneSection) -> None:
         refuse_folded(backbone.encoder.model, options.name, key)
 
 
-def _check_reads(label: str, prior: Prior, recipe: "Recipe") -> None:
+def _check_fields(prior: Prior) -> None:
     unknown = set(prior.reads) - READABLE
     if unknown:
-        raise UserError(f"reads {sorted(unknown)}; there are {sorted(READABLE)}", f"priors.{label}")
-    if "ema" in prior.reads and recipe.backbone.ema is None:
-        raise UserError("reads the moving average of the backbone; set backbone.ema, to 0.99 say", f"priors.{label}")
+        raise UserError(f"reads {sorted(unknown)}; there are {sorted(READABLE)}")
     for name in (*prior.needs, *prior.encodes):
         if not all(is_known(part) for part in name.split("|")):
-            raise UserError(f"needs the field {name!r}, which no batch has", f"priors.{label}")
+            raise UserError(f"needs the field {name!r}, which no batch has")
 
 
-def _check_needs(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
-    key, name = f"priors.{label}", recipe.priors[label].prior
+def _check_needs(name: str, prior: Prior, dataset: Dataset, data_name: str, views: int) -> None:
     table = table_of(dataset)
     reads = (*prior.needs, *prior.prepares, *(field for field in prior.encodes if "/" not in field))
     named = {part for need in (*reads, *prior.encodes) for part in need.split("|")}
-    for name in sorted(table.probes_only & named):
-        raise UserError(f"needs {name} labels, which are for probes only", key)
+    if for_probes := sorted(table.probes_only & named):
+        raise UserError(f"needs {', '.join(for_probes)} labels, which are for probes only")
     missing = dict.fromkeys(missing_fields(reads, dataset.provides, table))
     if missing:
-        raise UserError(f"{name} needs {', '.join(missing)}, which {recipe.data.name} does not provide", key)
-    if prior.views > recipe.data.views:
-        raise UserError(f"{name} needs {prior.views} views of a scene, data.views is {recipe.data.views}", key)
-
-
-def _check_offline_stage(label: str, prior: Prior, dataset: Dataset, recipe: "Recipe") -> None:
-    key = f"priors.{label}"
+        raise UserError(f"{name} needs {', '.join(missing)}, which {data_name} does not provide")
+    if prior.views > views:
+        raise UserError(f"{name} needs {prior.views} views of a scene, data.views is {views}")
     if prior.prepares and not isinstance(dataset, PosedDataset):
-        raise UserError(f"prepares whole scenes, and {recipe.data.name} is no dataset of posed scenes", key)
-    if prior.refresh_steps and recipe.backbone.ema is None:
-        raise UserError("its teacher is the moving average of the backbone; set backbone.ema, to 0.99 say", key)
+        raise UserError(f"prepares whole scenes, and {data_name} is no dataset of posed scenes")
+
+
+def _check_teachers(prior: Prior, has_average: bool) -> None:
+    if has_average:
+        return
+    if "ema" in prior.reads:
+        raise UserError("reads the moving average of the backbone; set backbone.ema, to 0.99 say")
+    if prior.refresh_steps:
+        raise UserError("its teacher is the moving average of the backbone; set backbone.ema, to 0.99 say")
 
 
 def first_available(need: str, dataset: Dataset) -> str:

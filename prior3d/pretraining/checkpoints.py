@@ -1,10 +1,12 @@
 """Checkpoints that survive anything: written atomically, at step boundaries, also when the run is asked to stop."""
 
 import os
+import pickle
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning
 import torch
@@ -20,47 +22,127 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name in the same folder, syncs, renames; reads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        """Write a checkpoint that is whole or not there."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        """Write a checkpoint that is whole or not there.
+
+        Raises:
+            UserError: it cannot be written; what was there before still is.
+        """
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, map_location: object = None, weights_only: object = True) -> dict:
-        """Read a checkpoint, refusing formats of other versions."""
+        """Read a checkpoint; see `read_checkpoint`."""
+        return read_checkpoint(Path(path), map_location)
+
+
+class _Writer:
+    """A file that remembers why writing failed: torch raises an error of its own, which does not say."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """Write some bytes."""
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Hand over to the system what is buffered."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint that is whole or not there, and leave nothing else behind.
+
+    Raises:
+        UserError: it cannot be written; what was there before still is.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            writer = _Writer(file)
+            torch.save(checkpoint, writer)
+            writer.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        why = (writer and writer.error) or (error if isinstance(error, OSError) else None)
+        if why is None:
+            raise
+        kept = "; the checkpoint before it is intact" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {why.strerror}{kept}") from error
+
+
+def read_checkpoint(path: Path, map_location: object = None) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Args:
+        path: the file.
+        map_location: device of the tensors; that of the processor by default.
+
+    Raises:
+        UserError: it is cut off or no checkpoint, or of another version.
+    """
+    try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        found = checkpoint.get("prior3d", {}).get("format")
-        if found != CHECKPOINT_FORMAT:
-            raise UserError(f"{path} has checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}")
-        return checkpoint
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged or cut off and cannot be read; {_what_is_left(path)}") from error
+    about = checkpoint.get("prior3d", {}) if isinstance(checkpoint, dict) else {}
+    if about.get("format") != CHECKPOINT_FORMAT:
+        found = about.get("format")
+        raise UserError(f"{path} has checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}")
+    return checkpoint
+
+
+def _what_is_left(path: Path) -> str:
+    """Say how a run goes on without its last checkpoint."""
+    others = sorted(path.parent.glob("step-*.ckpt"), key=step_of)
+    if others:
+        return f"to go on from step {step_of(others[-1])}, copy {others[-1].name} over it"
+    return "without it, the run would begin at its first step again: remove it to do so"
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a milestone."""
+    return int(path.stem.removeprefix("step-"))
 
 
 class Checkpoints(lightning.Callback):
-    """Saves every n optimiser steps, at the end, and when SIGINT or SIGTERM asks the run to stop.
+    """Saves every n optimizer steps, at the end, and when SIGINT or SIGTERM asks the run to stop.
 
     A signal ends the run at the next step boundary, with a checkpoint that resumes exactly; a second SIGINT ends it at
     once. All ranks agree on the step at which they stop.
 
     Args:
-        folder: where checkpoints go, None on ranks that are told by rank 0; only `last.ckpt` is kept.
-        every: optimiser steps between two checkpoints.
-        accumulate: micro-batches per optimiser step.
+        folder: where checkpoints go, None on ranks that learn it from rank 0.
+        every: optimizer steps between two checkpoints, each of which replaces `last.ckpt`.
+        accumulate: micro-batches per optimizer step.
+        keep_every: optimizer steps between two checkpoints that are kept, as `step-N.ckpt`; 0 for none.
     """
 
-    def __init__(self, folder: Path | None, every: int, accumulate: int) -> None:
+    def __init__(self, folder: Path | None, every: int, accumulate: int, keep_every: int = 0) -> None:
         self.folder = folder
         self.every = every
         self.accumulate = accumulate
+        self.keep_every = keep_every
         self.stopped_by: str | None = None
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Agree on the folder, and take over the signals: Lightning's own handlers stop within a step."""
         self.folder = trainer.strategy.broadcast(self.folder)
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals reach the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._request)
 
@@ -81,7 +163,10 @@ class Checkpoints(lightning.Callback):
         if stop:
             trainer.should_stop = True
             self.stopped_by = self.stopped_by or "another rank"
-        if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+        step = trainer.global_step
+        if self.keep_every and step % self.keep_every == 0:
+            trainer.save_checkpoint(self.folder / f"step-{step}.ckpt")
+        if stop or step % self.every == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.folder / LAST)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

@@ -1,29 +1,32 @@
 """The run folder: what a run leaves behind, and how a later process finds its way in it."""
 
 import contextlib
+import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
-
-from prior3d import __version__
 from prior3d.backbone import Backbone
+from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
 from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
 from prior3d.errors import UserError
 from prior3d.files import write_atomically, write_json
+from prior3d.version import __version__
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """Paths within a run folder.
 
-    recipe.yaml: the resolved recipe, with plugin origins as comments; initial.safetensors: encoder and decoder before
-    training; checkpoints/last.ckpt; prepared/: what priors prepared within training, where they do; events.*:
-    TensorBoard; probes.json and scores.json (what the probes measured), report.md, report.json and figures/ (to read);
+    recipe.yaml: the resolved recipe, with plugin origins as comments; plugins/: copies of the plugin files it names;
+    initial.safetensors: encoder and decoder before training; checkpoints/last.ckpt and, where they are kept,
+    checkpoints/step-N.ckpt; prepared/: what priors prepared within training, where they do; events.* and metrics.csv:
+    curves; probes.json and scores.json (what the probes measured), report.md, report.json and figures/ (to read);
     summary.json; and, when training is complete, backbone.safetensors (loads strictly into
     `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
@@ -34,6 +37,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def plugins(self) -> Path:
+        """Copies of the plugin files that the recipe names."""
+        return self.path / "plugins"
 
     @property
     def initial(self) -> Path:
@@ -48,12 +56,12 @@ class RunFolder:
     @property
     def backbone(self) -> Path:
         """The trained encoder, as timm reads it; its presence means that training is complete."""
-        return self.path / "backbone.safetensors"
+        return self.path / ENCODER_FILE
 
     @property
     def decoder(self) -> Path:
         """The trained decoder, where there is one."""
-        return self.path / "decoder.safetensors"
+        return self.path / DECODER_FILE
 
     @property
     def prepared(self) -> Path:
@@ -81,8 +89,14 @@ class RunFolder:
         return self.path / "summary.json"
 
     @classmethod
-    def create(cls, parent: Path, name: str, recipe: str) -> "RunFolder":
-        """Make a new folder `<parent>/<name>-<time>` holding the recipe.
+    def create(cls, parent: Path, name: str, recipe: str, plugins: Sequence[tuple[Path, str]] = ()) -> "RunFolder":
+        """Make a new folder `<parent>/<name>-<time>` holding the recipe and copies of its plugin files.
+
+        Args:
+            parent: made if it is missing.
+            name: of the run.
+            recipe: the text of recipe.yaml.
+            plugins: each file, and its name in the folder `plugins`.
 
         Raises:
             UserError: the folder cannot be made.
@@ -97,9 +111,31 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot make the run folder {path}: {error.strerror}", "--out") from error
             folder = cls(path)
-            write_atomically(folder.recipe, recipe.encode())
+            try:
+                folder._fill(recipe, plugins)
+            except OSError as error:
+                folder.remove_if_nothing_is_lost()
+                raise UserError(f"cannot write to the run folder {path}: {error.strerror}", "--out") from error
             return folder
         raise UserError(f"cannot find a free name for a run folder in {parent}", "--out")
+
+    def _fill(self, recipe: str, plugins: Sequence[tuple[Path, str]]) -> None:
+        self.copy_plugins(plugins)
+        self.write_recipe(recipe)
+
+    def copy_plugins(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copy plugin files into the folder.
+
+        Args:
+            files: each file, and its name in the folder `plugins`.
+        """
+        for file, name in files:
+            self.plugins.mkdir(exist_ok=True)
+            write_atomically(self.plugins / name, file.read_bytes())
+
+    def write_recipe(self, recipe: str) -> None:
+        """Write recipe.yaml, in place of an earlier one."""
+        write_atomically(self.recipe, recipe.encode())
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -113,6 +149,11 @@ class RunFolder:
             raise UserError(f"{path} is no run folder: it holds no {folder.recipe.name}", "--resume")
         return folder
 
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed was about to write."""
+        for file in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            file.unlink(missing_ok=True)
+
     def remove_if_nothing_is_lost(self) -> None:
         """Remove the folder of a run that failed before its first checkpoint, and its parent if that is left empty."""
         if self.checkpoints.exists():
@@ -121,14 +162,19 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not empty
             self.path.parent.rmdir()
 
-    def save_initial(self, backbone: Backbone) -> None:
-        """Write the initial weights, unless they are there: a resumed run must not replace them."""
-        if not self.initial.exists():
-            save_weights(self.initial, backbone.state_dict(), {"what": "initial backbone", "model": backbone.spec.name})
+    def save_initial(self, backbone: Backbone, made_from: str) -> None:
+        """Write the initial weights.
+
+        Args:
+            backbone: before training.
+            made_from: a key of what they follow from.
+        """
+        about = {"what": "initial backbone", "model": backbone.spec.name, "made_from": made_from}
+        save_weights(self.initial, backbone.state_dict(), about)
 
     def load_initial(self, backbone: Backbone) -> None:
         """Load the initial weights into a backbone of the same recipe."""
-        weights = load_file(self.initial)
+        weights = read_weights(self.initial, key=None)
         mismatches = find_mismatches(backbone.state_dict(), weights)
         if mismatches:
             raise UserError(f"{self.initial} does not fit the recipe's backbone: {summarise(mismatches)}")
@@ -140,19 +186,41 @@ class RunFolder:
         if backbone.decoder is not None:
             load_decoder(backbone, self.decoder)
 
-    def export(self, backbone: Backbone, options: dict[str, object]) -> None:
+    def export(self, backbone: Backbone, options: Mapping[str, object]) -> None:
         """Write the trained weights for use elsewhere."""
-        about = {"model": backbone.spec.name, "timm_options": options, "prior3d": __version__}
-        about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
+        about = describe(backbone, options)
         if backbone.decoder is not None:
             shape = {"decoder_stride": backbone.spec.dense_stride, "channels": backbone.spec.dense_channels}
             save_weights(self.decoder, backbone.decoder.state_dict(), {"what": "decoder", "decoder": shape, **about})
         save_weights(self.backbone, backbone.encoder.model.state_dict(), {"what": "encoder", **about})
 
-    def write_summary(self, facts: dict[str, object]) -> None:
+    def withdraw_export(self) -> None:
+        """Remove the trained weights: the run goes on."""
+        self.backbone.unlink(missing_ok=True)
+        self.decoder.unlink(missing_ok=True)
+
+    def write_summary(self, facts: Mapping[str, object]) -> None:
         """Write what was run, with the versions it ran on."""
         versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
         write_json(self.summary, {**facts, "versions": versions | _versions()})
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return what `write_summary` wrote; empty where there is nothing, or nothing that can be read."""
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+
+def describe(backbone: Backbone, options: Mapping[str, object]) -> dict[str, object]:
+    """Return what exported weights say of themselves.
+
+    Args:
+        backbone: whose encoder they are.
+        options: further arguments of `timm.create_model`.
+    """
+    about = {"model": backbone.spec.name, "timm_options": dict(options), "prior3d": __version__}
+    return about | {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
 
 
 def load_decoder(backbone: Backbone, path: Path) -> None:

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prior3d.backbone import Backbone, Maps
-from prior3d.contracts.prior import Batch, Features, Prior
-
-_BUILT = ("encoder", "dense", "pooled")
+from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,21 @@ class Losses:
     by_label: dict[str, Tensor]
     weighted: dict[str, Tensor]
     scalars: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen backbone and what priors read of it.
+
+    Attributes:
+        backbone: the initial one, or the moving average.
+        fields: image fields that it encodes.
+        reads: kinds of features that it computes: any of encoder, dense, pooled.
+    """
+
+    backbone: Backbone
+    fields: frozenset[str]
+    reads: frozenset[str]
 
 
 class JointObjective(nn.Module):
@@ -62,6 +75,21 @@ class JointObjective(nn.Module):
         """Batch fields of all priors, alternatives (`a|b`) kept as they are."""
         needs = {need for prior in self.priors.values() for need in prior.needs}
         return frozenset(needs | set(self.encodes))
+
+    def teachers(self, **backbones: Backbone | None) -> dict[str, Teacher]:
+        """Return the teachers that some prior reads, with the fields and kinds of features that these priors read.
+
+        Args:
+            backbones: `reference` and `ema`, where they exist.
+        """
+        found = {}
+        for name, backbone in backbones.items():
+            readers = [prior for prior in self.priors.values() if name in prior.reads]
+            if backbone is not None and readers:
+                fields = frozenset(field for prior in readers for field in prior.encodes)
+                kinds = frozenset().union(*(prior.reads for prior in readers)) & FEATURE_KINDS
+                found[name] = Teacher(backbone, fields, kinds)
+        return found
 
     def prepare_batch(self, batch: Batch, seed: Callable[[str], None]) -> Batch:
         """Let every prior add the fields it makes itself, before the pass."""
@@ -107,8 +135,7 @@ def encode(
     batch: Batch,
     fields: list[str],
     reads: frozenset[str],
-    reference: Backbone | None = None,
-    ema: Backbone | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> Pass:
     """Run the backbone ONCE over all images of all `fields`, and its teachers at most once each, without gradients.
 
@@ -117,23 +144,32 @@ def encode(
         batch: `fields` as [B, V, 3, H, W] float 0..1, V may differ between fields.
         fields: image fields to encode.
         reads: what is computed: any of encoder, dense, pooled.
-        reference: the frozen initial backbone, where some prior reads it.
-        ema: the moving average, likewise.
+        teachers: by the name that features give them, `reference` and `ema`; each computes what is read of it.
     """
-    images = torch.cat([batch[field].flatten(0, 1) for field in fields])
-    maps = backbone(images, reads)
-    teachers = {"reference": reference, "ema": ema}
-    with torch.no_grad():
-        taught = {name: model(images, _BUILT) for name, model in teachers.items() if model is not None}
-    features: dict[str, Features] = {}
-    start = 0
+    maps = backbone(_join(batch, fields), reads)
+    taught: dict[str, dict[str, Features]] = {field: {} for field in fields}
+    for name, teacher in (teachers or {}).items():
+        theirs = [field for field in fields if field in teacher.fields]
+        with torch.no_grad():
+            their_maps = teacher.backbone(_join(batch, theirs), teacher.reads)
+        for field, (rows, views) in _places(batch, theirs).items():
+            taught[field][name] = _select(their_maps, rows, views, teacher.reads)
+    places = _places(batch, fields).items()
+    return Pass(maps, {field: _select(maps, rows, views, reads, **taught[field]) for field, (rows, views) in places})
+
+
+def _join(batch: Batch, fields: list[str]) -> Tensor:
+    return torch.cat([batch[field].flatten(0, 1) for field in fields])
+
+
+def _places(batch: Batch, fields: list[str]) -> dict[str, tuple[slice, int]]:
+    """Return the rows of each field among the joined images, and its number of views."""
+    places, start = {}, 0
     for field in fields:
         count, views = batch[field].shape[:2]
-        rows = slice(start, start + count * views)
-        start = rows.stop
-        others = {name: _select(their_maps, rows, views, frozenset(_BUILT)) for name, their_maps in taught.items()}
-        features[field] = _select(maps, rows, views, reads, **others)
-    return Pass(maps, features)
+        places[field] = slice(start, start + count * views), views
+        start += count * views
+    return places
 
 
 def _select(maps: Maps, rows: slice, views: int, reads: frozenset[str], **teachers: Features) -> Features:

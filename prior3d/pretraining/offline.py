@@ -1,10 +1,8 @@
 """Offline stages: what priors prepare of every scene before training, once, shared by processes and by runs."""
 
-import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +13,14 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.contracts.dataset import View, table_of
-from prior3d.contracts.prior import Batch, Features, Prior, Scene
-from prior3d.contracts.runner import Progress
+from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior, Scene
+from prior3d.contracts.runner import Progress, Runner, SceneJob
 from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.preparing import judge_damage, refusing_damage
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import to_float
-from prior3d.errors import DamagedFile, UserError
-from prior3d.jobs.store import Store
+from prior3d.errors import DamagedFile, UserError, section
+from prior3d.jobs import Store, damage_in, run_jobs
 from prior3d.pretraining.building import Parts, first_available
 from prior3d.pretraining.objective import JointObjective, encode
 from prior3d.randomness import generator, reseed
@@ -29,22 +28,37 @@ from prior3d.randomness import generator, reseed
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
-Keep = Callable[[int, Callable[[Path], None], bool], Path]
-"""(scene, build, wait): the scene's folder, built first where it does not exist, as `prior3d.jobs.store` does."""
 
-
-def prepare_priors(parts: Parts, recipe: "Recipe", progress: Progress, console: Console) -> None:
+def prepare_priors(
+    parts: Parts, recipe: "Recipe", progress: Progress, console: Console, runner: Runner | None = None
+) -> None:
     """Run the offline stage of every prior that has one, and hand it what was prepared."""
+    store = Store(Path(recipe.data.cache), key="data.cache")
     for label, prior in stages(parts.objective).items():
         if prior.refresh_steps:
             console.print(f"{label}: {_plan(prior.refresh_steps, recipe.trainer.max_steps)}")
             continue
-        device, skip_damaged = _device(recipe), recipe.data.on_damage == "skip"
-        preparation = Preparation(label, prior, parts.dataset, lambda d=device: _copy(parts.backbone, d), skip_damaged)
-        prior.attach(preparation.run(_keep_in_cache(label, prior, parts, recipe), progress))
-        console.print(f"{label}: {len(parts.dataset.scenes)} scenes prepared, {preparation.built} of them now")
-        for damage in preparation.damaged:
-            console.print(f"skipped: {damage}")
+        teacher = partial(_copy, parts.backbone, recipe.trainer.accelerator)
+        skip_damaged = recipe.data.on_damage == "skip"
+        lift = Lift(label, prior, parts.dataset, teacher, skip_damaged)
+        facts = _facts(label, prior, parts, recipe)
+        jobs = [
+            SceneJob(
+                f"prepared/{recipe.priors[label].prior}",
+                name,
+                {**facts, "scene": parts.dataset.scene_fingerprint(scene)},
+                partial(lift, scene),
+                on_device=recipe.trainer.accelerator != "cpu",
+            )
+            for scene, name in enumerate(parts.dataset.scenes)
+        ]
+        new = sum(not store.path(job.kind, job.facts).is_dir() for job in jobs)
+        with refusing_damage():
+            folders = run_jobs(jobs, store, runner, progress, f"{label}: preparing scenes")
+        prior.attach(folders)
+        console.print(f"{label}: {len(jobs)} scenes prepared, {new} of them now")
+        damaged = parts.dataset.note_damage(damage for folder in folders for damage in damage_in(folder))
+        judge_damage(damaged, recipe.data.on_damage, console.print)
 
 
 def stages(objective: JointObjective) -> dict[str, Prior]:
@@ -52,19 +66,19 @@ def stages(objective: JointObjective) -> dict[str, Prior]:
     return {label: prior for label, prior in objective.priors.items() if prior.prepares}
 
 
-class Preparation:
-    """One prior's offline stage over all scenes of a dataset, with one teacher.
+class Lift:
+    """One prior's offline stage with one teacher; called for a scene and a folder, as `SceneJob.build` is.
 
     Args:
         label: of the prior, for messages.
         prior: prepares scenes; handed nothing yet.
         dataset: its scenes.
         teacher: gives it, frozen and on the device that computes; asked for only where a scene is left to prepare.
-        skip_damaged: leave out frames that cannot be decoded; they are added to the dataset's `damaged`.
+        skip_damaged: leave out frames that cannot be decoded.
 
-    Attributes:
-        built: scenes this process has prepared.
-        damaged: frames left out.
+    Raises:
+        DamagedFile: a frame cannot be decoded, and is not to be left out.
+        UserError: what the prior raised, or the dataset.
     """
 
     def __init__(
@@ -81,43 +95,21 @@ class Preparation:
         self.skip_damaged = skip_damaged
         self.fields = frozenset(first_available(field, dataset) for field in prior.prepares)
         self.table = table_of(dataset)
-        self.built = 0
-        self.damaged: list[DamagedFile] = []
         self._make_teacher = teacher
 
-    def run(self, keep: Keep, progress: Progress) -> list[Path]:
-        """Prepare all scenes, side by side with other processes, and return their folders when all are there.
-
-        Every process begins at another scene and passes over those that others are at; it comes back to them at last,
-        to wait, or to take over from one that died.
-
-        Args:
-            keep: where scenes are kept.
-            progress: shows how far this is.
-        """
-        count = len(self.dataset.scenes)
-        start = secrets.randbelow(count)
-        left = deque(((start + step) % count, False) for step in range(count))
-        folders = {}
-        for _ in progress(range(count), f"{self.label}: preparing scenes", count):
-            while True:
-                scene, wait = left.popleft()
-                try:
-                    folders[scene] = keep(scene, lambda folder, scene=scene: self._prepare(scene, folder), wait)
-                    break
-                except BlockingIOError:
-                    left.append((scene, True))
-        return [folders[scene] for scene in range(count)]
-
-    def _prepare(self, scene: int, folder: Path) -> None:
+    def __call__(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
+        """Prepare a scene; return the frames left out."""
+        damaged: dict[Path, DamagedFile] = {}
         reseed("prepare", self.dataset.scene_fingerprint(scene))  # the same in whatever process and order
         name, frames = self.dataset.scenes[scene], self.dataset.frame_count(scene)
-        views = Scene(scene, name, frames, lambda numbers: self._read(scene, numbers))
-        try:
+        views = Scene(scene, name, frames, lambda numbers: self._read(scene, numbers, damaged))
+        with section(f"priors.{self.label}", elsewhere={"data": "data"}):
             self.prior.prepare(views, self._teach, folder)
-        except UserError as error:
-            raise UserError(error.message, error.key or f"priors.{self.label}") from error
-        self.built += 1
+        return list(damaged.values())
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the teacher behind: another process makes its own, on its own device."""
+        return {name: value for name, value in self.__dict__.items() if name != "_teacher"}
 
     @cached_property
     def _teacher(self) -> Backbone:
@@ -125,57 +117,45 @@ class Preparation:
 
     @torch.no_grad()
     def _teach(self, images: Tensor) -> Features:
-        reads = self.prior.reads & {"encoder", "dense", "pooled"}
+        reads = self.prior.reads & FEATURE_KINDS
         return encode(self._teacher, {"image": images}, ["image"], reads).features["image"]
 
-    def _read(self, scene: int, frames: Sequence[int]) -> Batch:
-        views = list(self._decode(scene, frames))
-        if not views:
-            raise UserError(f"no frame of scene {self.dataset.scenes[scene]} can be read")
+    def _read(self, scene: int, frames: Sequence[int], damaged: dict[Path, DamagedFile]) -> Batch:
+        with section("data"):
+            views = list(self._decode(scene, frames, damaged))
+            if not views:
+                raise UserError(f"no frame of scene {self.dataset.scenes[scene]} can be read")
         sample = assemble(views, self.dataset.spec.size, None, self.fields, generator("prepare"), self.table)
         device = next(self._teacher.parameters()).device
         return to_float({name: value[None].to(device) for name, value in sample.items()}, self.table)
 
-    def _decode(self, scene: int, frames: Sequence[int]) -> Iterator[View]:
+    def _decode(self, scene: int, frames: Sequence[int], damaged: dict[Path, DamagedFile]) -> Iterator[View]:
         for frame in frames:
             try:
                 yield self.dataset.load(scene, frame, self.table.declared(self.fields))
             except DamagedFile as damage:
                 if not self.skip_damaged:
-                    advice = "repair it, or set data.on_damage: skip"
-                    raise UserError(f"damaged file {damage.path}: {damage.why}; {advice}", "data.on_damage") from damage
-                if damage.path not in {known.path for known in self.dataset.damaged}:
-                    self.damaged.append(damage)
-                    self.dataset.damaged.append(damage)
+                    raise
+                damaged.setdefault(damage.path, damage)
 
 
-def _keep_in_cache(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> Keep:
-    """Keep scenes in the cache, by all that they depend on; runs that agree in that share them."""
-    section, backbone = recipe.priors[label], recipe.backbone
-    options = section.options if prior.prepared_options is None else prior.prepared_options
-    facts = {
-        "prior": section.prior,
+def _facts(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> dict[str, object]:
+    """Return all that prepared scenes depend on but the scene itself; runs that agree in that share them."""
+    named, backbone = recipe.priors[label], recipe.backbone
+    options = named.options if prior.prepared_options is None else prior.prepared_options
+    return {
+        "prior": named.prior,
         "version": prior.prepared_version,
-        "options": {name: section.options[name] for name in options},
+        "options": {name: named.options[name] for name in options},
         "backbone": [backbone.name, dict(backbone.timm_options), backbone.decoder_stride, parts.backbone.digest()],
         "size": list(recipe.data.size),
     }
-    store = Store(Path(recipe.data.cache))
-
-    def keep(scene: int, build: Callable[[Path], None], wait: bool) -> Path:
-        whole = {**facts, "scene": parts.dataset.scene_fingerprint(scene)}
-        return store.build(f"prepared/{section.prior}", whole, build, wait)
-
-    return keep
 
 
-def _device(recipe: "Recipe") -> torch.device:
-    if recipe.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", (rank_zero_only.rank or 0) % torch.cuda.device_count())
-
-
-def _copy(backbone: Backbone, device: torch.device) -> Backbone:
+def _copy(backbone: Backbone, accelerator: str) -> Backbone:
+    device = torch.device("cpu")
+    if accelerator != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", (rank_zero_only.rank or 0) % torch.cuda.device_count())
     return deepcopy(backbone).requires_grad_(False).eval().to(device)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimSection") -> torch.optim.Optimizer:
-    """Return the optimiser over all trainable parameters.
+    """Return the optimizer over all trainable parameters.
 
     Weight decay touches matrices and kernels only, never norms, biases or other vectors; the encoder's learning rate is
     scaled by `encoder_lr_scale`, for encoders that start from good weights beside heads that start from none.
@@ -29,7 +29,7 @@ def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimS
 
 
 def learning_rate_factor(options: "OptimSection", max_steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate at an optimiser step: linear warm-up, then the schedule down to 0.
+    """Return the factor on the learning rate at an optimizer step: linear warm-up, then the schedule down to 0.
 
     Args:
         options: `schedule` is cosine, poly ((1 - t) ** poly_power) or constant.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prior3d.contracts.fields import FIELDS, FieldTable
 from prior3d.figures import draw_features, render
+from prior3d.pretraining.tracking import log_image
 
 if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
@@ -18,14 +19,14 @@ _SAMPLES = 4
 
 
 class Pictures(lightning.Callback):
-    """Draws every n optimiser steps, on rank 0, from the head of the batch just trained on.
+    """Draws every n optimizer steps, on rank 0, from the head of the batch just trained on.
 
     Drawing runs in evaluation mode and without gradients, and the step reseeds the global generators itself: a run
     draws the same samples with and without pictures.
 
     Args:
-        every: optimiser steps between two drawings; 0 for none.
-        accumulate: micro-batches per optimiser step.
+        every: optimizer steps between two drawings; 0 for none.
+        accumulate: micro-batches per optimizer step.
     """
 
     def __init__(self, every: int, accumulate: int) -> None:
@@ -44,10 +45,8 @@ class Pictures(lightning.Callback):
         at_boundary = (batch_idx + 1) % self.accumulate == 0
         due = self.every and (trainer.global_step == 1 or trainer.global_step % self.every == 0)
         if at_boundary and due and trainer.is_global_zero:
-            figures = draw(pl_module, batch)
-            for name, figure in figures.items():
-                writer = trainer.logger.experiment
-                writer.add_image(name, render(figure), trainer.global_step, dataformats="HWC")
+            for name, figure in draw(pl_module, batch).items():
+                log_image(trainer.loggers, name, render(figure), trainer.global_step)
 
 
 @torch.no_grad()

@@ -1,19 +1,37 @@
-"""Progress bars: of the stages before training, and of training itself."""
+"""What a run prints: lines and tables, progress bars of the stages before training, and of training itself."""
 
+import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import lightning
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from prior3d.pretraining.task import PretrainingTask
+
+_QUIET_S = 30.0
+"""Seconds between two lines about one stage where no terminal is."""
 
 _READINGS = 20
 """How often in a run the loss is read, which waits for the device; and how many lines a log file gets."""
 
 
-class Bars:
-    """Progress bars that disappear when done, several at a time where work is nested; without a terminal, quiet.
+def make_console(quiet: bool = False) -> Console:
+    """Return where a command prints to; [brackets] in what is printed are text, not markup.
 
-    Called as `prior3d.contracts.dataset.Progress`.
+    Args:
+        quiet: print nothing.
+    """
+    return Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+
+
+class Bars:
+    """Progress bars that disappear when done, several at a time where work is nested; lines where no terminal is.
+
+    Called as `prior3d.contracts.runner.Progress`.
 
     Args:
         console: where to.
@@ -26,9 +44,9 @@ class Bars:
         self._shown: Progress | None = None
 
     def __call__(self, items: Iterable, description: str, total: int) -> Iterable:
-        """Yield items under a bar."""
+        """Yield items under a bar, or with a line now and then."""
         if not self.console.is_terminal:
-            yield from items
+            yield from self._with_lines(items, self.prefix + description, total)
             return
         outermost = self._shown is None
         progress = self._shown = self._shown or _bar(self.console)
@@ -44,23 +62,37 @@ class Bars:
                 progress.stop()
                 self._shown = None
 
+    def _with_lines(self, items: Iterable, description: str, total: int) -> Iterable:
+        began = said = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if now - said >= _QUIET_S and done < total:
+                said = now
+                left = (now - began) / done * (total - done)
+                self.console.print(f"{description}: {done} of {total}, about {_duration(left)} left")
+
 
 class StepBar(lightning.Callback):
-    """Shows optimiser steps of the whole run, also of a resumed one, and the joint loss; lines where no terminal is.
+    """Shows optimizer steps of the whole run, also of a resumed one, and the losses; lines where no terminal is.
 
     Args:
         console: where to; a quiet one shows nothing.
+        accumulate: micro-batches per optimizer step.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, accumulate: int = 1) -> None:
         self.console = console
+        self.accumulate = accumulate
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._began, self._first = 0.0, 0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: "PretrainingTask") -> None:
         """Open the bar at the step that was reached."""
+        self._began, self._first = time.perf_counter(), trainer.global_step
         if self.console.is_terminal:
-            self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}"))
+            self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}", markup=False))
             done = trainer.global_step
             self._task = self._progress.add_task("training", total=trainer.max_steps, completed=done, loss="-")
             self._progress.start()
@@ -68,27 +100,56 @@ class StepBar(lightning.Callback):
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: "PretrainingTask",
         outputs: object,
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Move the bar; read the loss now and then."""
+        """Move the bar; read the losses now and then."""
+        if (batch_idx + 1) % self.accumulate:
+            return
         step, steps = trainer.global_step, trainer.max_steps
-        due = step % max(1, steps // _READINGS) == 0
-        loss = f"{trainer.callback_metrics['loss']:.3f}" if due else None
+        is_due = step % max(1, steps // _READINGS) == 0 or step == steps
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, **({"loss": loss} if loss else {}))
-        elif loss:
-            self.console.print(f"step {step} of {steps}: loss {loss}")
+            self._progress.update(self._task, completed=step, **({"loss": _losses(pl_module)} if is_due else {}))
+        elif is_due:
+            self.console.print(f"step {step} of {steps}: loss {_losses(pl_module)}, {self._pace(step, steps)}")
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, pl_module: "PretrainingTask", stage: str) -> None:
         """Close the bar, also after an error."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
+    def _pace(self, step: int, steps: int) -> str:
+        """Say how many steps are done in a second, and how long the rest will take at that rate."""
+        rate = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
+        minutes, seconds = divmod(round((steps - step) / rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return f"{rate:.2f} steps/s, {left} left"
+
+
+def _losses(task: "PretrainingTask") -> str:
+    """Return the joint loss, and the own loss of each prior where there are several."""
+    names = [name for name in task.measured if name == "loss" or name.startswith("loss/")]
+    values = torch.stack([task.measured[name].float() for name in names]).tolist()
+    by_name = dict(zip(names, values, strict=True))
+    total = f"{by_name.pop('loss'):.3f}"
+    if len(by_name) < 2:
+        return total
+    each = [f"{name.removeprefix('loss/')} {value:.3f}" for name, value in by_name.items()]
+    return f"{total} ({', '.join(each)})"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 def _bar(console: Console, *more: TextColumn) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
     return Progress(*columns, console=console, transient=True, disable=console.quiet)

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.contracts.prior import Prior
-from prior3d.contracts.runner import silent
+from prior3d.contracts.runner import SceneJob
+from prior3d.data.preparing import refusing_damage
 from prior3d.errors import UserError
-from prior3d.jobs.store import build_once
-from prior3d.pretraining.offline import Preparation, stages
+from prior3d.jobs import Store, damage_in, run_jobs
+from prior3d.pretraining.offline import Lift, stages
 
 if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
@@ -46,7 +47,8 @@ class Refreshes(lightning.Callback):
         for label, prior in stages(pl_module.objective).items():
             latest = _latest(prior, trainer.global_step)
             if latest is not None and latest < trainer.global_step:
-                folders = [self._scene(label, latest, scene) for scene in range(len(pl_module.samples.dataset.scenes))]
+                scenes = range(len(pl_module.samples.dataset.scenes))
+                folders = [self.folder / _kind(label, latest) / _name(scene) for scene in scenes]
                 lost = next((folder for folder in folders if not folder.is_dir()), None)
                 if lost is not None:
                     raise UserError(f"{lost} is gone, without which this run cannot go on as it was", "--resume")
@@ -56,7 +58,7 @@ class Refreshes(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: "PretrainingTask", batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Prepare what is due at this step."""
-        if batch_idx % pl_module.recipe.trainer.accumulate:
+        if batch_idx % pl_module.options.accumulate:
             return
         step = trainer.global_step
         for label, prior in stages(pl_module.objective).items():
@@ -69,26 +71,33 @@ class Refreshes(lightning.Callback):
                     self._remove_old(label, prior, step)
 
     def _refresh(self, task: "PretrainingTask", label: str, prior: Prior, step: int) -> None:
-        def keep(scene: int, build: Callable[[Path], None], wait: bool) -> Path:
-            return build_once(self._scene(label, step, scene), build, wait)
-
         data = task.samples
-        preparation = Preparation(label, prior, data.dataset, lambda: task.ema, data.skip_damaged)
-        prior.attach(preparation.run(keep, silent))
-        task.damaged.update({str(damage.path): damage.why for damage in preparation.damaged})
+        lift = Lift(label, prior, data.dataset, lambda: task.ema, data.skip_damaged)
+        jobs = [
+            SceneJob(_kind(label, step), name, {"step": step, "scene": scene}, partial(lift, scene), _name(scene))
+            for scene, name in enumerate(data.dataset.scenes)
+        ]
+        with refusing_damage():
+            folders = run_jobs(jobs, Store(self.folder, key=None))  # in the ranks: they hold the teacher
+        prior.attach(folders)
+        new = data.dataset.note_damage(damage for folder in folders for damage in damage_in(folder))
+        task.damaged.update({str(damage.path): damage.why for damage in new})
 
     def _remove_old(self, label: str, prior: Prior, step: int) -> None:
         """Remove what is older than the refresh that the last checkpoint leads back to."""
         needed = _latest(prior, step - step % self.checkpoint_every)
         for old in prior.refresh_steps:
             if needed is not None and old < needed:
-                shutil.rmtree(self._step(label, old), ignore_errors=True)
+                shutil.rmtree(self.folder / _kind(label, old), ignore_errors=True)
 
-    def _step(self, label: str, step: int) -> Path:
-        return self.folder / label / f"step-{step:08d}"
 
-    def _scene(self, label: str, step: int, scene: int) -> Path:
-        return self._step(label, step) / f"scene-{scene:06d}"
+def _kind(label: str, step: int) -> str:
+    """Return the folder of a refresh, within that of all of them."""
+    return f"{label}/step-{step:08d}"
+
+
+def _name(scene: int) -> str:
+    return f"scene-{scene:06d}"
 
 
 def _latest(prior: Prior, step: int) -> int | None:

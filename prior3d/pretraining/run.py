@@ -1,239 +1,149 @@
-"""A run from recipe to table: build, prepare, measure, train, export, measure again."""
+"""A run: its recipe, the parts made of it, its first weights and its folder; built once, read from there on."""
 
-import logging
-import time
-import warnings
+import json
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import lightning
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.fields import SURFACE_FIELDS
-from prior3d.data.preparing import prepare_datasets
-from prior3d.errors import UserError
-from prior3d.pretraining.building import Parts, build, build_backbone, fields_to_decode, training_samples
-from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
-from prior3d.pretraining.cores import share_cores
-from prior3d.pretraining.divergence import check_finite
+from prior3d.files import content_key
+from prior3d.pretraining.building import Parts
 from prior3d.pretraining.folder import RunFolder
-from prior3d.pretraining.offline import prepare_priors
-from prior3d.pretraining.pictures import Pictures
-from prior3d.pretraining.probing import Probing
-from prior3d.pretraining.progress import Bars, StepBar
-from prior3d.pretraining.refreshing import Refreshes
-from prior3d.pretraining.task import PretrainingTask
+from prior3d.pretraining.progress import make_console
+from prior3d.recipe.reading import plain_section
+from prior3d.recipe.yaml12 import dump
+from prior3d.reporting.report import Report
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
-    from prior3d.registry import Registry
+    from prior3d.registry import Kind, Registry
 
 
-_RESUMED = "You're resuming from a checkpoint that ended before the epoch ended.*"
-"""What Lightning says of loaders with a state; ours has none and starts at the step."""
+@dataclass
+class Run:
+    """A training run, as `prior3d.train` returns it.
 
-
-def run(recipe: "Recipe", registry: "Registry", out: Path | None = None, resume: Path | None = None) -> int:
-    """Train a backbone as a recipe says; everything is checked before a run folder is made.
-
-    Args:
+    Attributes:
         recipe: what to do.
-        registry: finds the plugins it names.
-        out: folder in which the run folder is made, `runs` by default.
-        resume: the run folder of an earlier run to go on with, instead.
-
-    Returns:
-        The exit status: 0 when training is complete, 130 or 143 when a signal stopped it at a resumable step.
-
-    Raises:
-        UserError: recipe, data or weights do not work; nothing is left behind.
+        registry: finds the plugins that it names.
+        parts: dataset, backbone, priors and probes.
+        console: where lines and bars go.
+        files: the paths within the run folder; None before there is one.
+        resumes: whether an earlier process began it.
+        history: what was changed when it went on, a mapping of step and keys for each time.
+        steps: optimizer steps done.
+        stopped_by: the signal that stopped it at a resumable step, None otherwise.
+        idle: labels of the priors whose loss was 0 at every step.
+        initial: a frozen copy of the backbone before training; None where nothing reads it.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
-    first_rank = not rank_zero_only.rank
-    console = Console(quiet=not first_rank, highlight=False, soft_wrap=True)
-    parts = build(recipe, registry)
-    folder = RunFolder.open(resume) if resume else None
-    if folder is not None and folder.initial.exists():
-        folder.load_initial(parts.backbone)  # what is prepared, and was, is from these weights
-    prepare(parts, recipe, console)
-    if folder is None and first_rank:
-        folder = _create_folder(recipe, registry, out)
-    try:
-        return _run_in(folder, parts, recipe, registry, console)
-    except UserError:
-        if folder is not None and resume is None:
-            folder.remove_if_nothing_is_lost()
-        raise
+
+    recipe: "Recipe"
+    registry: "Registry"
+    parts: Parts
+    console: Console = field(default_factory=make_console)
+    files: RunFolder | None = None
+    resumes: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    stopped_by: str | None = None
+    idle: list[str] = field(default_factory=list)
+    initial: Backbone | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.parts.probes or "reference" in self.parts.objective.reads:
+            self.initial = deepcopy(self.parts.backbone).requires_grad_(False).eval()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.recipe.backbone.name}, step {self.steps} of {self.max_steps})"
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.recipe.trainer.max_steps
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder."""
+        return None if self.files is None else self.files.path
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, as far as it is trained."""
+        return self.parts.backbone
+
+    @property
+    def report(self) -> Report | None:
+        """What the probes say about it before and after training; None where nothing was measured."""
+        return Report.find(self.folder) if self.folder is not None else None
+
+    @property
+    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Probe to `before`, `after` or a control, to metric, to value; empty where nothing was measured."""
+        if self.files is None or not self.files.probes.is_file():
+            return {}
+        return json.loads(self.files.probes.read_text(encoding="utf-8"))
+
+    @cached_property
+    def digest(self) -> str:
+        """A SHA-256 of the weights before training."""
+        if self.initial is None:
+            raise ValueError("nothing in this run reads its initial weights, so that they were not kept")
+        return self.initial.digest()
+
+    def begin_folder(self, parent: Path) -> None:
+        """Make the run folder and put into it what the run begins with."""
+        plugins = name_plugins(self.recipe.plugins)
+        comments = origins(self.recipe.uses(), self.registry)
+        text = recipe_text(self.recipe.to_dict(), list(plugins.values()), comments)
+        copies = [(file, name) for file, name in plugins.items()]
+        self.files = RunFolder.create(parent, self.recipe.name, text, copies)
 
 
-def prepare_only(recipe: "Recipe", registry: "Registry") -> int:
-    """Compute what runs of a recipe would compute before they train; any number of processes may share the work.
+def start_key(backbone: object, seed: int) -> str:
+    """Return a key of what initial weights follow from.
 
     Args:
-        recipe: of the runs; with its seed or weights the backbone is initialised as theirs.
-        registry: finds the plugins it names.
-
-    Returns:
-        The exit status 0.
-
-    Raises:
-        UserError: recipe, data or weights do not work.
+        backbone: the section `backbone:`.
+        seed: of weights that are random.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
-    prepare(build(recipe, registry), recipe, Console(highlight=False, soft_wrap=True))
-    return 0
+    return content_key({"backbone": plain_section(backbone, "backbone"), "seed": seed})
 
 
-def _run_in(folder: RunFolder | None, parts: Parts, recipe: "Recipe", registry: "Registry", console: Console) -> int:
-    first_rank = not rank_zero_only.rank
-    if first_rank:
-        folder.save_initial(parts.backbone)
-        console.print(f"run folder {folder.path}")
-    if folder is not None:
-        folder.load_initial(parts.backbone)
-    probing = Probing(folder, parts, recipe, registry, console) if first_rank else None
-    if probing is not None and recipe.trainer.probe_before:
-        probing.before()
-    status = train(recipe, parts, folder, console)
-    if probing is not None and status == 0:
-        if recipe.trainer.probe_after:
-            probing.after()
-        console.print(f"weights for timm: {folder.backbone}")
-    return status
+def name_plugins(files: tuple[Path, ...]) -> dict[Path, str]:
+    """Return plugin files with the names that they get in a run folder, no two alike."""
+    names: dict[Path, str] = {}
+    for file in files:
+        name, count = file.name, 1
+        while name in names.values():
+            count += 1
+            name = f"{file.stem}_{count}{file.suffix}"
+        names[file] = name
+    return names
 
 
-def prepare(parts: Parts, recipe: "Recipe", console: Console) -> None:
-    """Verify the data and compute what is computed once; say what there is, and what is damaged."""
-    progress = Bars(console)
-    for label, why in parts.left_out.items():
-        console.print(f"left out: {label}: {why}")
-    surface = parts.dataset if SURFACE_FIELDS & fields_to_decode(parts.objective, parts.dataset) else None
-    prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, console.print, surface)
-    prepare_priors(parts, recipe, progress, console)
+def recipe_text(content: Mapping[str, Any], plugins: list[str], comments: list[str]) -> str:
+    """Return the text of a run folder's recipe.yaml.
+
+    Args:
+        content: of the recipe, as plain values.
+        plugins: names of the copies of its plugin files.
+        comments: lines at the top.
+    """
+    plain = {**content, "plugins": [f"plugins/{name}" for name in plugins]}
+    return "".join(f"# {line}\n" for line in comments) + dump(plain)
 
 
-def _datasets(parts: Parts) -> list[tuple[str, Dataset]]:
-    """Return the training data and that of the probes, each once, with names to tell them apart."""
-    found = {id(parts.dataset): ("train", parts.dataset)}
-    for task in parts.probes:
-        for dataset in task.parts.values():
-            what = dataset.spec.split if type(dataset) is type(parts.dataset) else f"{task.label}, {dataset.spec.split}"
-            found.setdefault(id(dataset), (what, dataset))
-    return list(found.values())
+def origins(uses: "Iterable[tuple[Kind, str, str]]", registry: "Registry") -> list[str]:
+    """Return a line for every plugin a recipe uses: what it is, where it is from, which version.
 
-
-def train(recipe: "Recipe", parts: Parts, folder: RunFolder | None, console: Console) -> int:
-    """Fit from the last checkpoint, if any, and export; returns the exit status."""
-    if folder is not None and folder.backbone.exists():
-        console.print(f"training in {folder.path} is complete")
-        folder.load_trained(parts.backbone)
-        return 0
-    task = PretrainingTask(
-        parts.backbone, parts.objective, recipe, training_samples(recipe, parts), _reference(recipe, parts)
-    )
-    checkpoints = Checkpoints(folder and folder.checkpoints, recipe.trainer.checkpoint_every, recipe.trainer.accumulate)
-    refreshes = Refreshes(folder and folder.prepared, recipe.trainer.checkpoint_every, console)
-    trainer = make_trainer(recipe, folder, [checkpoints, refreshes, StepBar(console)])
-    last = folder and folder.checkpoints / LAST
-    started = time.perf_counter()
-    trainer.fit(task, ckpt_path=last if last and last.exists() else None)
-    seconds = time.perf_counter() - started
-    console.print(f"trained to step {trainer.global_step} of {recipe.trainer.max_steps} in {seconds:.0f} s")
-    if checkpoints.stopped_by is None:
-        check_finite(parts.backbone.state_dict())
-    if trainer.is_global_zero:
-        damaged = task.damaged | {str(damage.path): damage.why for damage in parts.dataset.damaged}
-        for path in sorted(task.damaged):
-            console.print(f"skipped: {path}: {damaged[path]}")
-        if checkpoints.stopped_by is None:
-            folder.export(parts.backbone, dict(recipe.backbone.timm_options))
-        folder.write_summary(_facts(recipe, trainer, task, seconds) | _damage(damaged))
-    if checkpoints.stopped_by is not None:
-        console.print(f"stopped by {checkpoints.stopped_by} at step {trainer.global_step}, ", end="")
-        console.print(f"go on with: prior3d-train --resume {folder.path}")
-        return 143 if checkpoints.stopped_by == "SIGTERM" else 130
-    return 0
-
-
-def make_trainer(recipe: "Recipe", folder: RunFolder | None, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    """Return the Lightning trainer for a recipe's `trainer` section."""
-    options = recipe.trainer
-    logger = _Events(folder.path, name="", version="") if folder is not None else False
-    return lightning.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
-        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
-        max_steps=options.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=recipe.optim.clip,
-        logger=logger,
-        log_every_n_steps=options.log_every,
-        callbacks=[*callbacks, Pictures(options.draw_every, options.accumulate)],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,  # ours counts the steps of the whole run
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our stream already knows its rank
-    )
-
-
-class _Events(TensorBoardLogger):
-    """TensorBoard events and nothing else: the recipe is already in the run folder."""
-
-    def save(self) -> None:
-        self.experiment.flush()
-
-
-def _quieten() -> None:
-    """Silence what Lightning says about choices that are ours: frozen parts in evaluation mode, short runs, workers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*in eval mode.*",
-        ".*is smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        _RESUMED,
-    ):
-        warnings.filterwarnings("ignore", message, module="lightning.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
-
-
-def _create_folder(recipe: "Recipe", registry: "Registry", out: Path | None) -> RunFolder:
-    comments = "".join(f"# {line}\n" for line in origins(recipe, registry))
-    return RunFolder.create(out or Path("runs"), recipe.name, comments + recipe.to_yaml())
-
-
-def origins(recipe: "Recipe", registry: "Registry") -> list[str]:
-    """Return a line for every plugin a recipe uses: what it is, where it is from, which version."""
-    used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in recipe.uses())
+    Args:
+        uses: kind, name and key of each, as `Recipe.uses` gives them.
+        registry: finds them.
+    """
+    used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in uses)
     return [f"{plugin}" if plugin.version in plugin.origin else f"{plugin}, {plugin.version}" for plugin in used]
-
-
-def _reference(recipe: "Recipe", parts: Parts) -> Backbone | None:
-    if "reference" not in parts.objective.reads:
-        return None
-    reference = build_backbone(recipe)
-    reference.load_state_dict(parts.backbone.state_dict())  # the initial weights: no checkpoint is loaded yet
-    return reference
-
-
-def _facts(recipe: "Recipe", trainer: lightning.Trainer, task: PretrainingTask, seconds: float) -> dict[str, object]:
-    return {
-        "steps": trainer.global_step,
-        "of": recipe.trainer.max_steps,
-        "seconds of this process": round(seconds, 1),
-        "device": str(trainer.strategy.root_device),
-        "losses, mean of the last batches": task.recent_losses(),
-    }
-
-
-def _damage(damaged: dict[str, str]) -> dict[str, object]:
-    return {"damaged": {"count": len(damaged), "files": dict(sorted(damaged.items()))}}

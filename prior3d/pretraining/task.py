@@ -1,7 +1,7 @@
 """One training step: batch to device, one backbone pass, all priors, the weighted sum."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,20 @@ from torch.utils.data import DataLoader
 
 from prior3d.backbone import Backbone
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_float
-from prior3d.pretraining.collapse import feature_health
-from prior3d.pretraining.divergence import Divergence
-from prior3d.pretraining.gradients import compare_gradients
-from prior3d.pretraining.objective import JointObjective, Pass, encode
+from prior3d.pretraining.health import (
+    IDLE_PATIENCE,
+    Activity,
+    Divergence,
+    compare_gradients,
+    feature_health,
+    nothing_to_learn,
+)
+from prior3d.pretraining.objective import JointObjective, Losses, Pass, encode
 from prior3d.pretraining.optimization import learning_rate_factor, make_optimizer
 from prior3d.randomness import reseed
 
 if TYPE_CHECKING:
-    from prior3d.recipe import Recipe
+    from prior3d.recipe.sections import OptimSection, TrainerSection
 
 CHECKPOINT_FORMAT = 1
 """Raised when older checkpoints can no longer be read."""
@@ -35,31 +40,58 @@ class PretrainingTask(lightning.LightningModule):
     Args:
         backbone: what trains.
         objective: the priors and their weights.
-        recipe: optimiser, trainer and seed.
         samples: the training data.
+        optim: optimizer and learning rate.
+        options: how long, and what is measured along the way.
+        batch_size: samples per rank and micro-batch.
+        workers: processes that load data, per rank.
+        seed: of everything random in a step.
+        ema: decay per step of the moving average of the backbone; None for none.
         reference: the frozen initial backbone, where some prior reads it.
+        record: plain values that every checkpoint keeps.
+
+    Attributes:
+        measured: curve to value, of the last step.
+        encoded_images: that went through the backbone in the last micro-batch.
+        activity: which priors have acted.
+        idle: labels of those that have not, once the training has ended; None before.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         objective: JointObjective,
-        recipe: "Recipe",
         samples: DrawnSamples,
+        *,
+        optim: "OptimSection",
+        options: "TrainerSection",
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        ema: float | None = None,
         reference: Backbone | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
-        self.recipe = recipe
         self.samples = samples
-        self.ema = None
-        if recipe.backbone.ema is not None:
-            self.ema = deepcopy(backbone).requires_grad_(False).eval()
+        self.optim = optim
+        self.options = options
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.decay = ema
+        self.record = dict(record or {})
+        self.ema = None if ema is None else deepcopy(backbone).requires_grad_(False).eval()
         # In a tuple, so that it is no submodule: it is never trained and never enters a checkpoint.
         self._reference = (reference.requires_grad_(False).eval(),) if reference is not None else ()
         self.damaged: dict[str, str] = {}
         self.recent: deque[dict[str, Tensor]] = deque(maxlen=RECENT)
+        self.measured: dict[str, Tensor] = {}
+        self.encoded_images = 0
+        self.activity = Activity(objective.priors)
+        self.idle: list[str] | None = None
         self._divergence = Divergence()
 
     @property
@@ -68,25 +100,23 @@ class PretrainingTask(lightning.LightningModule):
         return self._reference[0] if self._reference else None
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return optimiser and schedule, stepped once per optimiser step."""
-        options = self.recipe.optim
+        """Return optimizer and schedule, stepped once per optimizer step."""
         others = [module for module in (self.backbone.decoder, self.objective) if module is not None]
-        optimizer = make_optimizer(self.backbone.encoder, others, options)
-        factor = learning_rate_factor(options, self.recipe.trainer.max_steps)
+        optimizer = make_optimizer(self.backbone.encoder, others, self.optim)
+        factor = learning_rate_factor(self.optim, self.options.max_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        """Return the loader from the step that was reached; built anew on resume."""
-        trainer, data = self.recipe.trainer, self.recipe.data
+        """Return the loader from the step that was reached; made again on resume."""
         stream = DrawStream(
-            start=self.global_step * trainer.accumulate,
-            stop=trainer.max_steps * trainer.accumulate,
-            batch_size=data.batch_size,
+            start=self.global_step * self.options.accumulate,
+            stop=self.options.max_steps * self.options.accumulate,
+            batch_size=self.batch_size,
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )
-        return make_loader(self.samples, stream, data.workers, pin_memory=self.on_gpu)
+        return make_loader(self.samples, stream, self.workers, pin_memory=self.on_gpu)
 
     @property
     def on_gpu(self) -> bool:
@@ -99,6 +129,12 @@ class PretrainingTask(lightning.LightningModule):
         self.objective.train()
         if self.reference is not None:
             self.reference.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Give the next step the learning rate of this run's schedule: a run that is extended has another one."""
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Raise a worker's error in the main process, and count damage."""
@@ -116,26 +152,20 @@ class PretrainingTask(lightning.LightningModule):
         batch = self.objective.prepare_batch(batch, seed)
         result = self.encode(batch, seed)
         losses = self.objective(batch, result.features, self.global_step, seed)
-        self._report(losses, result, batch_idx)
+        self._measure(losses, result, batch_idx)
         return losses.total
 
     def encode(self, batch: dict[str, Tensor], seed: Callable[[str], None]) -> Pass:
         """Run the backbone once, and the teachers that are read."""
         seed("backbone")
-        reads = self.objective.reads
-        return encode(
-            self.backbone,
-            batch,
-            self.objective.encodes,
-            reads,
-            reference=self.reference if "reference" in reads else None,
-            ema=self.ema if "ema" in reads else None,
-        )
+        self.encoded_images = sum(batch[field].shape[:2].numel() for field in self.objective.encodes)
+        teachers = self.objective.teachers(reference=self.reference, ema=self.ema)
+        return encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
 
     def seeder(self, batch_idx: int) -> Callable[[str], None]:
         """Return the function that reseeds the global generators for one use within this step."""
-        micro = batch_idx % self.recipe.trainer.accumulate
-        step, rank, seed = self.global_step, self.global_rank, self.recipe.seed
+        micro = batch_idx % self.options.accumulate
+        step, rank, seed = self.global_step, self.global_rank, self.seed
         return lambda use: reseed("step", seed, step, micro, rank, use)
 
     def optimizer_step(
@@ -148,35 +178,74 @@ class PretrainingTask(lightning.LightningModule):
         """Move the average with the weights: the checkpoint of a step is written before the module hears of its end."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            update_average(self.ema, self.backbone, self.recipe.backbone.ema)
+            update_average(self.ema, self.backbone, self.decay)
 
     def recent_losses(self) -> dict[str, float]:
         """Return each prior's own loss (unweighted), averaged over the last batches."""
         labels = self.recent[-1] if self.recent else {}
         return {label: torch.stack([losses[label].float() for losses in self.recent]).mean().item() for label in labels}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format number and the plain recipe."""
-        checkpoint["prior3d"] = {"format": CHECKPOINT_FORMAT, "recipe": self.recipe.to_yaml()}
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, and note its norm before that."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val is None:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        self.measured["optim/gradient_norm"] = norm.detach()
 
-    def _report(self, losses: object, result: Pass, batch_idx: int) -> None:
+    def on_train_end(self) -> None:
+        """Note which priors have not acted while all ranks are there to say so."""
+        self.idle = self.idle_priors()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the format number, the plain recipe and which priors have not acted yet."""
+        checkpoint["prior3d"] = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up which priors have not acted yet; a checkpoint that does not say is taken to have all act."""
+        self.activity.restore(checkpoint["prior3d"].get("idle", ()))
+
+    def idle_priors(self) -> list[str]:
+        """Return the labels of the priors whose loss has been 0 at every step, on all ranks."""
+        acted = self.activity.acted.to(self.device, torch.int64)
+        acted = self.trainer.strategy.reduce(acted, reduce_op="sum")
+        return [label for label, count in zip(self.activity.labels, acted.tolist(), strict=True) if not count]
+
+    def _measure(self, losses: Losses, result: Pass, batch_idx: int) -> None:
         self.recent.append({label: loss.detach() for label, loss in losses.by_label.items()})
         self._divergence.see(self.global_step, losses.by_label)
-        self.log("loss", losses.total.detach(), prog_bar=True)
-        self.log_dict({f"loss/{label}": loss.detach() for label, loss in losses.by_label.items()})
-        self.log_dict(losses.scalars)
-        options, first = self.recipe.trainer, batch_idx % self.recipe.trainer.accumulate == 0
-        if first and options.gradients_every and self.global_step % options.gradients_every == 0:
+        self.activity.see(losses.by_label)
+        options, step = self.options, self.global_step + 1
+        is_first = batch_idx % options.accumulate == 0
+        kept = {} if is_first else self.measured
+        self.measured = {**kept, "loss": losses.total.detach()}
+        self.measured |= {f"loss/{label}": loss.detach() for label, loss in losses.by_label.items()}
+        self.measured |= {name: value.detach().reshape(()) for name, value in losses.scalars.items()}
+        if is_first and options.gradients_every and (step == 1 or step % options.gradients_every == 0):
             compared = compare_gradients(losses, result.maps.encoder, self.objective)
-            self.log_dict({f"gradients/{name}": value for name, value in compared.items()})
-        if first and self.global_step % options.log_every == 0:
+            self.measured |= {f"gradients/{name}": value for name, value in compared.items()}
+        if is_first and (step % options.log_every == 0 or step == options.max_steps):
             self._end_if_diverged()
-            self.log_dict({f"features/{name}": value for name, value in feature_health(result.maps).items()})
+            self._end_if_idle()
+            self.measured |= {f"features/{name}": value for name, value in feature_health(result.maps).items()}
 
     def _end_if_diverged(self) -> None:
         # All ranks end at the same step: one alone would leave the others waiting for its gradients.
         if self.trainer.strategy.reduce_boolean_decision(self._divergence.has_lasted(self.global_step), all=False):
             raise self._divergence.error(self.global_step)
+
+    def _end_if_idle(self) -> None:
+        # Before a prior is prepared within training it cannot act.
+        first = max(min(prior.refresh_steps, default=0) for prior in self.objective.priors.values())
+        if self.global_step >= first + IDLE_PATIENCE and len(self.idle_priors()) == len(self.activity.labels):
+            raise nothing_to_learn(self.objective.priors, self.global_step + 1)
 
 
 @torch.no_grad()

@@ -1,45 +1,38 @@
-"""Exact nearest neighbours of features and the votes they cast, with FAISS."""
-
-from typing import Literal
+"""Exact nearest neighbours of features and the votes they cast."""
 
 import torch
 from torch import Tensor
 
-from prior3d.errors import UserError
-from prior3d.geometry import full_precision
-
-Engine = Literal["auto", "faiss", "torch"]
-"""auto: FAISS, but `torch` for features on a CUDA device where the installed FAISS has no GPU support."""
-
-_CHUNK = 2**26
-"""Similarities the engine `torch` holds at a time."""
+from prior3d.registry.engines import choose
 
 
-def nearest(memory: Tensor, queries: Tensor, k: int, engine: Engine = "auto") -> tuple[Tensor, Tensor]:
+def nearest(memory: Tensor, queries: Tensor, k: int, engine: str = "auto") -> tuple[Tensor, Tensor]:
     """Find the rows of a memory with the largest inner products with each query; exact.
 
     Args:
         memory: [M, C], on the device of the queries; of unit length where cosines are meant.
         queries: [Q, C].
         k: neighbours per query; fewer are found where the memory is smaller.
-        engine: what searches; both give the same neighbours, but for ties.
+        engine: who searches: `auto`, or the name of an engine of the job `neighbours`, such as `faiss` or `torch`. All
+            give the same neighbours, but for ties.
 
     Returns:
         similarities [Q, k] float32, falling along each row, and rows of the memory [Q, k] int64, on the same device.
 
     Raises:
         ValueError: shapes that do not fit, an empty memory or k below 1.
-        UserError: FAISS is needed and not installed.
+        UserError: the engine cannot be had.
+
+    >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> nearest(memory, torch.tensor([[0.6, 0.8]]), 1, "torch")[1].tolist()
+    [[1]]
     """
     if memory.dim() != 2 or queries.dim() != 2 or memory.shape[1] != queries.shape[1]:
         raise ValueError(f"expected [M, C] and [Q, C], got {list(memory.shape)} and {list(queries.shape)}")
     if k < 1 or len(memory) == 0:
         raise ValueError(f"expected k of 1 or more and a memory, got k = {k} and {len(memory)} rows")
     memory, queries, k = memory.detach().float(), queries.detach().float(), min(k, len(memory))
-    on_gpu = memory.device.type == "cuda"
-    if engine == "torch" or (engine == "auto" and on_gpu and not _faiss_gpus()):
-        return _by_products(memory, queries, k)
-    return _by_faiss(memory, queries, k)
+    return choose("neighbours", engine, memory.device, torch.float32).nearest(memory, queries, k)
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float = 0.07) -> Tensor:
@@ -60,36 +53,3 @@ def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float 
     """
     weights = (similarities.float() / temperature).softmax(1)
     return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
-
-
-def _by_products(memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    with full_precision(memory.device):
-        found = [
-            (chunk @ memory.T).topk(k, dim=1)
-            for chunk in queries.split(max(_CHUNK // len(memory), 1))  # an empty tensor splits into one empty chunk
-        ]
-    return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
-
-
-def _by_faiss(memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    faiss = _faiss()
-    faiss.omp_set_num_threads(torch.get_num_threads())  # its own default is all cores, also where torch was told fewer
-    index = faiss.IndexFlatIP(memory.shape[1])
-    if memory.device.type == "cuda" and _faiss_gpus():
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), memory.device.index or 0, index)
-    index.add(memory.cpu().contiguous().numpy())
-    similarities, rows = index.search(queries.cpu().contiguous().numpy(), k)
-    return torch.from_numpy(similarities).to(memory.device), torch.from_numpy(rows).to(memory.device)
-
-
-def _faiss_gpus() -> int:
-    count = getattr(_faiss(), "get_num_gpus", None)  # builds for the CPU alone may lack it
-    return count() if count else 0
-
-
-def _faiss():  # noqa: ANN202  (a module)
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("nearest neighbours are found with FAISS: pip install faiss-cpu (or faiss-gpu)") from error
-    return faiss

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prior3d.contracts.dataset import Dataset, DataSpec, Split
+from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import missing_fields
 from prior3d.contracts.probe import Part, Probe
 from prior3d.errors import DoesNotFit, UserError, section
@@ -36,6 +36,11 @@ class ProbeTask:
     seeds: int
     most: int | None
     has_own_data: bool = False
+
+    @property
+    def data_key(self) -> str:
+        """Where the recipe says what the data is."""
+        return f"probes.{self.label}.data" if self.has_own_data else "data"
 
     def section(self) -> AbstractContextManager[None]:
         """Give errors that the probe or its data raise, by the names of their options, the keys of the recipe."""
@@ -152,12 +157,12 @@ class _Datasets:
         cls = self._registry.get("datasets", source.name, "data.name")
         size = source.size or self._data.size
         spec = DataSpec(size=size, views=views, split=split, cache=Path(self._data.cache), seed=self._seed)
-        return construct(cls, spec, key="data", options=source.options)
+        return construct(cls, spec, key="data", options=source.options, registry=self._registry)
 
 
 def _make_probe(label: str, one: ProbeSection, registry: "Registry") -> Probe:
     key = f"probes.{label}"
-    return construct(registry.get("probes", one.probe, key), key=key, options=one.options)
+    return construct(registry.get("probes", one.probe, key), key=key, options=one.options, registry=registry)
 
 
 def _fit(label: str, one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> ProbeTask:
@@ -193,7 +198,7 @@ def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> 
 
 
 def _check_needs(one: ProbeSection, probe: Probe, dataset: Dataset) -> None:
-    missing = missing_fields(probe.needs, dataset.provides)
+    missing = missing_fields(probe.needs, dataset.provides, table_of(dataset))
     if missing:
         what = f"the data ({type(dataset).__name__})" if one.data is None else one.data.name
         raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide")

@@ -1,18 +1,17 @@
 """What a plugin or a section of recipes takes: options with types, defaults and meaning, as text for a terminal."""
 
-import dataclasses
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from prior3d.errors import UserError
 from prior3d.messages import did_you_mean
 from prior3d.recipe.reading import own_options
 from prior3d.recipe.sections import PLAIN, PLUGGED, AugmentOptions, DataSection
 from prior3d.registry import KINDS, Kind, Plugin, Registry
-from prior3d.registry.schema import Options, options_of, read_options
+from prior3d.registry.schema import Options, dataclasses_in, options_of, read_options
 
 SECTIONS: dict[str, type] = {**PLAIN, "data": DataSection, "augment": AugmentOptions}
 """Sections that have a page of their own."""
@@ -72,7 +71,7 @@ def rows(options: Options, within: str = "") -> list[Row]:
     found = []
     for name, annotation in options.types.items():
         default = _shown(options.defaults[name]) if name in options.defaults else "required"
-        inner = next(_sections_in(annotation), None)
+        inner = next(dataclasses_in(annotation), None)
         if inner is not None and default.startswith("{"):
             default = "as below"
         kind = type_in_words(schema["properties"][name], schema.get("$defs", {}))
@@ -135,14 +134,6 @@ def _either(choices: list[str]) -> str:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _sections_in(annotation: object) -> Iterator[type]:
-    """Yield the dataclasses that an annotation names."""
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections_in(part)
 
 
 def _find(registry: Registry, name: str) -> list[Plugin]:

@@ -34,6 +34,7 @@ def recipe_json_schema(registry: Registry) -> Schema:
             **fixed,
             "data": {"anyOf": [{"allOf": [schema, {"required": ["name"]}]} for schema in datasets.values()]},
             "priors": {"minProperties": 1, **_labelled(_references(registry, "priors", definitions), "prior")},
+            "prepare": _or_null({"anyOf": list(_references(registry, "runners", definitions).values())}),
             "probes": _labelled(_probes(registry, datasets, definitions), "probe"),
         },
         "required": ["backbone", "data", "priors", "trainer"],

@@ -14,6 +14,7 @@ from prior3d.recipe.sections import (
     BackboneSection,
     DataSection,
     OptimSection,
+    PrepareSection,
     PriorSection,
     ProbeDataSection,
     ProbeSection,
@@ -45,6 +46,7 @@ _Section = TypeVar(
     ProbeDataSection,
     ProbeSection,
     OptimSection,
+    PrepareSection,
     TrainerSection,
 )
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -120,6 +122,13 @@ def read_plugged(
 
 def _keys(section: type) -> tuple[str, ...]:
     return tuple(item.name for item in dataclasses.fields(section))
+
+
+def read_prepare(given: object, registry: Registry, source: Source | None = None) -> PrepareSection:
+    """Make the section `prepare:`, which may be absent or empty."""
+    if given == {}:
+        return PrepareSection()
+    return read_plugged(PrepareSection, given, "prepare", "runners", "runner", registry, source=source)
 
 
 def read_priors(given: object, registry: Registry, source: Source | None = None) -> dict[str, PriorSection]:

@@ -19,6 +19,7 @@ from prior3d.recipe.reading import (
     plain_section,
     read_plugged,
     read_plugin_files,
+    read_prepare,
     read_priors,
     read_probes,
     read_section,
@@ -28,6 +29,7 @@ from prior3d.recipe.sections import (
     BackboneSection,
     DataSection,
     OptimSection,
+    PrepareSection,
     PriorSection,
     ProbeSection,
     TopLevel,
@@ -38,7 +40,7 @@ from prior3d.recipe.yaml12 import dump
 from prior3d.registry import Kind
 from prior3d.registry.schema import plain
 
-_KEYS = ("seed", "backbone", "data", "priors", "optim", "trainer", "probes", "plugins")
+_KEYS = ("seed", "backbone", "data", "priors", "optim", "trainer", "prepare", "probes", "plugins")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Recipe:
         priors: label to prior; at least one.
         optim: optimizer and learning rate.
         trainer: how long, on what, and what is written along the way.
+        prepare: where work per scene is done.
         seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
         probes: label to what is measured before and after.
         plugins: plugin files, absolute.
@@ -62,6 +65,7 @@ class Recipe:
     priors: Mapping[str, PriorSection]
     optim: OptimSection
     trainer: TrainerSection
+    prepare: PrepareSection = field(default_factory=PrepareSection)
     seed: int = 0
     probes: Mapping[str, ProbeSection] = field(default_factory=dict)
     plugins: tuple[Path, ...] = ()
@@ -76,6 +80,8 @@ class Recipe:
     def uses(self) -> Iterator[tuple[Kind, str, str]]:
         """Yield kind, name and key of every plugin the recipe uses."""
         yield "datasets", self.data.name, "data.name"
+        if self.prepare != PrepareSection():
+            yield "runners", self.prepare.runner, "prepare.runner"
         for label, section in self.priors.items():
             yield "priors", section.prior, f"priors.{label}"
         for label, section in self.probes.items():
@@ -92,6 +98,7 @@ class Recipe:
             "priors": {label: plain_section(section, "priors") for label, section in self.priors.items()},
             "optim": plain_section(self.optim, "optim"),
             "trainer": plain_section(self.trainer, "trainer"),
+            **({} if self.prepare == PrepareSection() else {"prepare": plain_section(self.prepare, "prepare")}),
             "probes": {label: plain_probe(section) for label, section in self.probes.items()},
             "plugins": plain(self.plugins),
         }
@@ -151,6 +158,7 @@ def build_recipe(
     return Recipe(
         data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry, source=source),
         priors=read_priors(sections["priors"], registry, source) if trains or sections["priors"] else {},
+        prepare=read_prepare(sections["prepare"], registry, source),
         probes=read_probes(sections["probes"], registry, source),
         seed=top["seed"],
         plugins=registry.files,

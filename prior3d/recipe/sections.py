@@ -13,6 +13,13 @@ from prior3d.registry.kinds import Kind
 _MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
 Count = Annotated[int, Ge(1), Le(_MOST)]
 Steps = Annotated[int, Ge(0), Le(_MOST)]
+# Far above what anybody needs, and low enough that a typing error cannot take all memory.
+Side = Annotated[int, Ge(1), Le(8192)]
+Width = Annotated[int, Ge(1), Le(4096)]
+Stride = Annotated[int, Ge(1), Le(1024)]
+Batch = Annotated[int, Ge(1), Le(65536)]
+Views = Annotated[int, Ge(1), Le(1024)]
+Processes = Annotated[int, Ge(0), Le(1024)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -40,7 +47,8 @@ class BackboneSection:
     Attributes:
         name: a model of timm.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
-        weights: start from this file instead, a checkpoint or safetensors.
+        weights: start from this file instead, a checkpoint or safetensors, or from the trained encoder of this run
+            folder, and its decoder where that is of the same shape.
         decoder_stride: image pixels per cell of the decoder's map; null for none (a ViT's patch tokens are used).
         channels: channels of the decoder's map.
         train: which part of the encoder trains; a decoder always does.
@@ -54,8 +62,8 @@ class BackboneSection:
     name: str
     pretrained: bool = False
     weights: Path | None = None
-    decoder_stride: Count | None = None
-    channels: Count = 64
+    decoder_stride: Stride | None = None
+    channels: Width = 64
     train: Literal["full", "last_n", "frozen"] = "full"
     last_n: Count = 1
     ema: Share | None = None
@@ -133,10 +141,10 @@ class DataSection:
     """
 
     name: str
-    size: tuple[Count, Count]
-    batch_size: Count
-    views: Count = 2
-    workers: Annotated[int, Ge(0)] = 2
+    size: tuple[Side, Side]
+    batch_size: Batch
+    views: Views = 2
+    workers: Processes = 2
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)
@@ -175,7 +183,7 @@ class ProbeDataSection:
     """
 
     name: str
-    size: tuple[Count, Count] | None = None
+    size: tuple[Side, Side] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     """The dataset's own options, checked and complete, as YAML writes them."""
 
@@ -239,6 +247,8 @@ class TrainerSection:
         accelerator: auto takes a GPU where there is one.
         accumulate: batches whose gradients make one optimizer step.
         checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always make one.
+        keep_every: optimizer steps between two checkpoints that are kept for good (`step-N.ckpt`); 0 for none.
+        loggers: what receives the curves: tensorboard, csv (metrics.csv in the run folder), wandb, mlflow.
         log_every: optimizer steps between two points of each curve.
         gradients_every: optimizer steps between two looks at how the priors' gradients agree; 0 for never.
         draw_every: optimizer steps between two sets of pictures; 0 for never.
@@ -252,11 +262,26 @@ class TrainerSection:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     accumulate: Annotated[int, Ge(1), Le(10**6)] = 1
     checkpoint_every: Count = 500
+    keep_every: Steps = 0
+    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
     log_every: Count = 10
     gradients_every: Steps = 100
     draw_every: Steps = 500
     probe_before: bool = True
     probe_after: bool = True
+
+
+@dataclass(frozen=True)
+class PrepareSection:
+    """`prepare:`, where rooms, pairs, surfaces and what priors prepare are made; every further key is the runner's.
+
+    Attributes:
+        runner: local makes them in this process; `prior3d-train --list` names others.
+    """
+
+    runner: str = "local"
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The runner's own options, checked and complete, as YAML writes them."""
 
 
 ONLY_WITH = {
@@ -273,5 +298,6 @@ PLUGGED: dict[Kind, tuple[type, str]] = {
     "datasets": (DataSection, "name"),
     "priors": (PriorSection, "prior"),
     "probes": (ProbeSection, "probe"),
+    "runners": (PrepareSection, "runner"),
 }
 """Kinds of plugin that a section of a recipe uses: that section, and its key that names the plugin."""

@@ -7,7 +7,9 @@ plugin that is broken, or that shares its name with another, is an error only fo
 import hashlib
 import importlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -19,7 +21,7 @@ from prior3d.messages import did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
 from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
-from prior3d.registry.source_text import BASES, Texts, read_text
+from prior3d.registry.source_text import BASES, Texts, Unreadable, read_text
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Registry:
             UserError: the file is missing, not Python, or holds no plugin.
         """
         file = Path(file).resolve()
-        plugins = self._of_file(file, module_of(file))
+        try:
+            plugins = self._of_file(file, module_of(file))
+        except Unreadable as error:
+            raise UserError(str(error)) from error
         if not plugins:
             bases = ", ".join(BASES)
             raise UserError(f"plugin file {shown(file)} holds no class that derives from one of {bases}")
@@ -162,7 +167,7 @@ class Registry:
         for module, file in dropped_files(declared).items():
             try:
                 plugins[file.resolve()] = self._of_file(file, module)
-            except UserError as error:
+            except Unreadable as error:
                 problems.append(str(error))
         return plugins, tuple(problems)
 
@@ -181,6 +186,35 @@ class Registry:
         hint = did_you_mean(name, names)
         doubt = f"; {'; '.join(self.unreadable)}" if self.unreadable else ""
         return f"unknown {kind[:-1]} '{name}'{hint} (there are: {', '.join(dict.fromkeys(names)) or 'none'}{doubt})"
+
+
+_IN_FORCE: ContextVar[Registry | None] = ContextVar("registry", default=None)
+
+
+@contextmanager
+def in_force(registry: Registry | None) -> Iterator[None]:
+    """Make a registry the one that `current` returns within the block; None leaves it as it is."""
+    token = _IN_FORCE.set(registry or _IN_FORCE.get())
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def current() -> Registry:
+    """Return the registry in force: the recipe's while its plugins are constructed, else that of what is installed.
+
+    A prior or probe finds with it, in its constructor, the engines of the recipe's plugin files.
+
+    >>> current().find("priors", "view_invariance").name
+    'view_invariance'
+    """
+    return _IN_FORCE.get() or _installed()
+
+
+@cache
+def _installed() -> Registry:
+    return Registry()
 
 
 def _from_entry_point(kind: Kind, point: EntryPoint) -> Plugin:

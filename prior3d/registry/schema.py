@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -19,10 +19,12 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
+from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _UNUSABLE = (PydanticUserError, PydanticUndefinedAnnotation, TypeError)
+_LONGEST_NAME = 255
 _REQUIRED = inspect.Parameter.empty
 _VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
@@ -78,6 +80,7 @@ class Options:
             for name in given:
                 if name not in self.types:
                     raise UserError(unknown_key(name, [*self.types, *beside]), join((name,)))
+            _refuse_long_integers(given)
             made = self._make(dict(given), key, source)
             return {name: _absolute(made[name], (name,), key, source) for name in self.types}
 
@@ -109,9 +112,14 @@ class Options:
             UserError: where the constructor cannot be a schema.
         """
         try:
-            return self._adapter.json_schema(ref_template=f"#/$defs/{definitions}.{{model}}")
+            schema = self._adapter.json_schema(ref_template=f"#/$defs/{definitions}.{{model}}")
         except _UNUSABLE as error:
             raise UserError(f"{self.owner} {_unusable(error)}") from error
+        for inner in (inner for annotation in self.types.values() for inner in dataclasses_in(annotation)):
+            described = schema.get("$defs", {}).get(inner.__name__, {}).get("properties", {})
+            for name, text in _docs(inner).items():
+                described.get(name, {}).setdefault("description", text)
+        return schema
 
     @cached_property
     def _adapter(self) -> TypeAdapter:
@@ -183,7 +191,9 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
         return options_of(plugin).validate(given)
 
 
-def construct(cls: type, *positional: object, key: str, options: Mapping[str, object]) -> Any:
+def construct(
+    cls: type, *positional: object, key: str, options: Mapping[str, object], registry: Registry | None = None
+) -> Any:
     """Call a plugin's constructor; what it refuses is the recipe's error.
 
     Args:
@@ -191,6 +201,7 @@ def construct(cls: type, *positional: object, key: str, options: Mapping[str, ob
         positional: what every plugin of its kind gets by position.
         key: dotted path of its section.
         options: of the section.
+        registry: in force while the constructor runs, for what it chooses by name, such as engines.
 
     Raises:
         UserError: with a key within the section, or the section's.
@@ -198,7 +209,8 @@ def construct(cls: type, *positional: object, key: str, options: Mapping[str, ob
     with section(key):
         values = options_of(cls).validate(options)
         try:
-            return cls(*positional, **values)
+            with in_force(registry):
+                return cls(*positional, **values)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -267,6 +279,16 @@ def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object
         ) from error
 
 
+def dataclasses_in(annotation: object) -> Iterator[type]:
+    """Yield the dataclasses that an annotation names, those within them included."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        yield annotation
+        for inner in get_type_hints(annotation, include_extras=True).values():
+            yield from dataclasses_in(inner)
+    for part in get_args(annotation):
+        yield from dataclasses_in(part)
+
+
 def _resolve_nested(annotation: object, seen: set[type]) -> None:
     """Resolve the annotations of all dataclasses in an annotation, since pydantic does not name the one it misses."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
@@ -320,6 +342,8 @@ def expand(text: str) -> Path:
     expanded = _VARIABLE.sub(value, text)
     if "\0" in expanded:
         raise UserError("a path cannot hold a null character")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in expanded.split("/")):
+        raise UserError(f"a name in this path has more than {_LONGEST_NAME} bytes, which no file can have")
     try:
         return Path(expanded).expanduser() if text.startswith("~") else Path(expanded)
     except RuntimeError as error:
@@ -344,6 +368,14 @@ def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Give
         new = {name: _absolute(item, (*path, name), key, source) for name, item in old.items()}
         return value if new == old else dataclasses.replace(value, **new)
     return value
+
+
+def _refuse_long_integers(value: object, path: tuple[str | int, ...] = ()) -> None:
+    """Refuse integers that 64 bits do not hold: what computes with them would fail in words of its own."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"expected an integer of 64 bits, got {value}", join(path))
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value if type(value) is list else ()):
+        _refuse_long_integers(inner, (*path, key))
 
 
 def _without(given: dict[str, object], path: tuple[str | int, ...]) -> dict[str, object] | None:

@@ -9,9 +9,12 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-from prior3d.errors import UserError
 from prior3d.messages import shown
 from prior3d.registry.kinds import KINDS, Kind
+
+
+class Unreadable(Exception):
+    """A module's file is missing, not readable or not Python; the message says which, and why."""
 
 
 class Role(NamedTuple):
@@ -54,17 +57,17 @@ def read_text(file: Path, what: str, package: str = "") -> Text:
         package: in which it lies, for its relative imports.
 
     Raises:
-        UserError: for a file that is missing, not readable or not Python.
+        Unreadable: for a file that is missing, not readable or not Python.
     """
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
     except OSError as error:
-        raise UserError(f"{what} {shown(file)} cannot be read: {error.strerror}") from error
+        raise Unreadable(f"{what} {shown(file)} cannot be read: {error.strerror}") from error
     except SyntaxError as error:
         line = f"line {error.lineno}: " if error.lineno else ""
-        raise UserError(f"{what} {shown(file)} is not Python: {line}{error.msg}") from error
+        raise Unreadable(f"{what} {shown(file)} is not Python: {line}{error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes, in some versions of Python; deep nesting
-        raise UserError(f"{what} {shown(file)} is not Python: {error or 'too deeply nested'}") from error
+        raise Unreadable(f"{what} {shown(file)} is not Python: {error or 'too deeply nested'}") from error
     text = Text(doc=_first_line(tree))
     for statement in _statements(tree.body):
         if isinstance(statement, ast.ImportFrom):
@@ -134,26 +137,25 @@ class Texts:
             return None
         try:
             text = self.module(module)
-        except UserError as error:
-            return error.message
+        except Unreadable as error:
+            return str(error)
         lacks = text is not None and name.partition(".")[0] not in text.names and "*" not in text.names
         return f"no {name} in {module}" if lacks else None
 
     def summary(self, module: str, name: str) -> str:
-        """Return the first line of a class's documentation, or of its module's; empty if there is none.
-
-        Raises:
-            UserError: the module, or one that it takes the class from, is not Python.
-        """
+        """Return the first line of a class's documentation, or of its module's; empty if there is none to read."""
         text = None
-        for _ in range(8):  # classes are re-exported a time or two, and not in circles
-            glanced = self._glance(module, name)
-            if glanced is not None:
-                return glanced
-            text = self.module(module)
-            if text is None or name in text.classes or name not in text.imports:
-                break
-            module, _, name = text.imports[name].rpartition(".")
+        try:
+            for _ in range(8):  # classes are re-exported a time or two, and not in circles
+                glanced = self._glance(module, name)
+                if glanced is not None:
+                    return glanced
+                text = self.module(module)
+                if text is None or name in text.classes or name not in text.imports:
+                    break
+                module, _, name = text.imports[name].rpartition(".")
+        except Unreadable:
+            return ""
         return "" if text is None else (_first_line(text.classes[name]) if name in text.classes else "") or text.doc
 
     def module(self, name: str) -> Text | None:

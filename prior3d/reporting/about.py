@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from prior3d import __version__
 from prior3d.probes.tasks import ProbeTask
+from prior3d.version import __version__
 
 _MEASURED_WITH = ("torch", "timm", "faiss-cpu", "faiss-gpu")
 """Packages whose versions decide numbers."""

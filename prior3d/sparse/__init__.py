@@ -1,10 +1,16 @@
-"""Sparse 3D convolution over voxels: tensors, kernel maps, layers, engines, U-Nets; no losses, no sampling, no data."""
+"""Sparse 3D convolution over voxels: tensors, kernel maps, layers, U-Nets; no losses, no sampling, no data.
 
+The layers keep MinkowskiEngine's conventions and parameter names, so that its networks and their weights carry over.
+That is a promise to users of this package: the poolings, InstanceNorm, `interpolate`, `prune`, `batch_coordinates` and
+`merge_duplicates` are part of it, although no prior here needs them. `engine` names who convolves: an engine that is
+installed, or `auto`; see `prior3d.registry.engines`.
+"""
+
+from prior3d.contracts.kernel_map import KernelMap
 from prior3d.sparse.convolution import Convolution, TransposedConvolution
 from prior3d.sparse.coordinates import CoordinateMap
-from prior3d.sparse.engines import Engine, available_engines, register_engine, select_engine
 from prior3d.sparse.interpolation import interpolate
-from prior3d.sparse.kernel_map import KernelMap, kernel_offsets
+from prior3d.sparse.kernel_map import kernel_offsets
 from prior3d.sparse.modules import BatchNorm, InstanceNorm, ReLU, concatenate, prune
 from prior3d.sparse.pooling import AvgPool, AvgUnpool, GlobalPool, MaxPool, SumPool
 from prior3d.sparse.quantize import Quantized, batch_coordinates, merge_duplicates, sparse_quantize
@@ -18,7 +24,6 @@ __all__ = [
     "Convolution",
     "CoordinateManager",
     "CoordinateMap",
-    "Engine",
     "GlobalPool",
     "InstanceNorm",
     "KernelMap",
@@ -29,7 +34,6 @@ __all__ = [
     "SparseTensor",
     "SumPool",
     "TransposedConvolution",
-    "available_engines",
     "batch_coordinates",
     "concatenate",
     "interpolate",
@@ -38,7 +42,5 @@ __all__ = [
     "mink_unet34c",
     "mink_unet_small",
     "prune",
-    "register_engine",
-    "select_engine",
     "sparse_quantize",
 ]

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prior3d.sparse.engines import check_engine, select_engine
-from prior3d.sparse.kernel_map import KernelMap
+from prior3d.contracts.kernel_map import KernelMap
+from prior3d.registry.engines import EngineChoice
 from prior3d.sparse.tensor import SparseTensor
 
 
@@ -28,7 +28,7 @@ class _ConvolutionBase(nn.Module):
             if value < 1:
                 raise ValueError(f"expected {name} of 1 or more, got {value}")
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.engine = check_engine(engine)
+        self.engine = EngineChoice("sparse", engine)
         shape = (in_channels, out_channels) if self.is_linear else (kernel_size**3, in_channels, out_channels)
         self.kernel = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
@@ -67,7 +67,7 @@ class _ConvolutionBase(nn.Module):
             if torch.is_autocast_enabled(device.type) and features.dtype != torch.float64:
                 dtype = torch.get_autocast_dtype(device.type)
                 features, kernel = features.to(dtype), kernel.to(dtype)
-            out = select_engine(self.engine, device).convolve(features, kernel, kernel_map)
+            out = self.engine.on(device, features.dtype).convolve(features, kernel, kernel_map)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -90,7 +90,8 @@ class Convolution(_ConvolutionBase):
         engine: `auto` or the name of an engine.
 
     Raises:
-        ValueError: for a size below 1, or an engine that cannot be had.
+        ValueError: for a size below 1.
+        UserError: for an engine that cannot be had.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class TransposedConvolution(_ConvolutionBase):
         engine: `auto` or the name of an engine.
 
     Raises:
-        ValueError: for a size below 1, or an engine that cannot be had.
+        ValueError: for a size below 1.
+        UserError: for an engine that cannot be had.
     """
 
     def __init__(

@@ -1,12 +1,11 @@
-"""Which input row meets which output row under which kernel offset: the lookup that every sparse operation needs."""
+"""Building a kernel map: the lookup that every sparse operation needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from prior3d.contracts.kernel_map import KernelMap
 from prior3d.sparse.coordinates import CoordinateMap, KeyBox
 
 
@@ -21,32 +20,6 @@ def kernel_offsets(kernel_size: int) -> Tensor:
     axis = torch.tensor(list(offset_range(kernel_size)))
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class KernelMap:
-    """Pairs (input row, output row), grouped by kernel offset.
-
-    Within one offset no row occurs twice on either side. `identity` is the offset whose pairs are every row with itself
-    (the centre of a submanifold kernel), a hint that engines may use or ignore: its pairs are listed like the others.
-    """
-
-    in_rows: Tensor  # [P] int64
-    out_rows: Tensor  # [P] int64
-    counts: tuple[int, ...]  # pairs of each of the K offsets, on the host
-    in_size: int
-    out_size: int
-    identity: int | None = None
-
-    @cached_property
-    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(input rows, output rows) of each offset."""
-        return tuple(zip(self.in_rows.split(self.counts), self.out_rows.split(self.counts), strict=True))
-
-    @cached_property
-    def transposed(self) -> "KernelMap":
-        """The map of the transposed operation: inputs and outputs change places, offsets keep their index."""
-        return replace(self, in_rows=self.out_rows, out_rows=self.in_rows, in_size=self.out_size, out_size=self.in_size)
 
 
 def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: int, dilation: int = 1) -> KernelMap:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prior3d.geometry import working_dtype
 from prior3d.sparse.coordinates import coordinate_map
 from prior3d.sparse.tensor import CoordinateManager, SparseTensor
 
@@ -43,7 +44,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Normalise each channel of each item."""
-        features = x.features.to(torch.promote_types(x.features.dtype, torch.float32))
+        features = x.features.to(working_dtype(x.features))
         items = x.batch_index
         centred = features - mean_per_item(features, items, x.batch_size)[items]
         variance = mean_per_item(centred.square(), items, x.batch_size)

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prior3d.sparse.kernel_map import KernelMap
+from prior3d.contracts.kernel_map import KernelMap
+from prior3d.geometry import working_dtype
 from prior3d.sparse.modules import mean_per_item
 from prior3d.sparse.tensor import SparseTensor
 
@@ -92,7 +93,7 @@ class GlobalPool(nn.Module):
         """Pooled features [B, C]."""
         if self.mode == "max":
             return _maximum(x.features, x.batch_index, x.batch_size)
-        wide = x.features.to(torch.promote_types(x.features.dtype, torch.float32))
+        wide = x.features.to(working_dtype(x.features))
         if self.mode == "mean":
             return mean_per_item(wide, x.batch_index, x.batch_size).to(x.features.dtype)
         total = wide.new_zeros(x.batch_size, wide.shape[1]).index_add(0, x.batch_index, wide)
@@ -101,7 +102,7 @@ class GlobalPool(nn.Module):
 
 def _sum(features: Tensor, kernel_map: KernelMap) -> Tensor:
     """Sums [N_out, C], in at least float32."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = features.to(working_dtype(features))
     zeros = features.new_zeros(kernel_map.out_size, features.shape[1])
     return zeros.index_add(0, kernel_map.out_rows, features.index_select(0, kernel_map.in_rows))
 

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from prior3d.contracts.kernel_map import KernelMap
 from prior3d.sparse.coordinates import CoordinateMap, coordinate_map
-from prior3d.sparse.kernel_map import KernelMap, build_kernel_map, kernel_offsets
+from prior3d.sparse.kernel_map import build_kernel_map, kernel_offsets
 
 
 class CoordinateManager:

@@ -9,6 +9,7 @@ from prior3d.sparse.modules import BatchNorm, ReLU, concatenate
 from prior3d.sparse.tensor import SparseTensor
 
 _DEPTH = 4
+_LEAST_CHANNELS = 4
 
 
 class BasicBlock(nn.Module):
@@ -53,7 +54,8 @@ class MinkUNet(nn.Module):
         engine: `auto` or the name of a convolution engine.
 
     Raises:
-        ValueError: if there are not eight stages, or the engine cannot be had.
+        ValueError: if there are not eight stages.
+        UserError: if the engine cannot be had.
     """
 
     def __init__(
@@ -116,15 +118,55 @@ def _stage(in_channels: int, out_channels: int, blocks: int, engine: str) -> nn.
     return nn.Sequential(*(BasicBlock(channels[i], out_channels, engine=engine) for i in range(blocks)))
 
 
-def mink_unet_small(in_channels: int, out_channels: int, *, engine: str = "auto") -> MinkUNet:
-    """A light U-Net for demonstrations on a CPU: 0.9 M parameters, 3^3 stem, one block per stage."""
+def mink_unet_small(in_channels: int, out_channels: int, *, width: float = 1.0, engine: str = "auto") -> MinkUNet:
+    """Make a light U-Net for demonstrations on a CPU: 0.9 M parameters, 3^3 stem, one block per stage.
+
+    Args:
+        in_channels: channels of the input features.
+        out_channels: channels of the output features.
+        width: factor on the channels of the stem and of all stages.
+        engine: `auto` or the name of a convolution engine.
+
+    >>> sum(parameter.numel() for parameter in mink_unet_small(1, 32).parameters())
+    862960
+    """
     planes = (16, 32, 48, 64, 48, 32, 32, 32)
-    return MinkUNet(
-        in_channels, out_channels, planes=planes, layers=(1,) * 8, stem_channels=16, stem_kernel=3, engine=engine
-    )
+    return _mink_unet(in_channels, out_channels, planes, (1,) * 8, 16, 3, width, engine)
 
 
-def mink_unet34c(in_channels: int, out_channels: int, *, engine: str = "auto") -> MinkUNet:
-    """MinkUNet34C, the network of Pri3D's 3D branch: 37.9 M parameters from 3 to 96 channels."""
+def mink_unet34c(in_channels: int, out_channels: int, *, width: float = 1.0, engine: str = "auto") -> MinkUNet:
+    """Make MinkUNet34C, the network of Pri3D's 3D branch: 37.9 M parameters from 3 to 96 channels.
+
+    Args:
+        in_channels: channels of the input features.
+        out_channels: channels of the output features.
+        width: factor on the channels of the stem and of all stages.
+        engine: `auto` or the name of a convolution engine.
+
+    >>> mink_unet34c(3, 96, width=0.25).conv0p1s1
+    Convolution(3 -> 8, kernel_size=5, stride=1, dilation=1)
+    """
     planes = (32, 64, 128, 256, 256, 128, 96, 96)
-    return MinkUNet(in_channels, out_channels, planes=planes, layers=(2, 3, 4, 6, 2, 2, 2, 2), engine=engine)
+    return _mink_unet(in_channels, out_channels, planes, (2, 3, 4, 6, 2, 2, 2, 2), 32, 5, width, engine)
+
+
+def _mink_unet(
+    in_channels: int,
+    out_channels: int,
+    planes: Sequence[int],
+    layers: Sequence[int],
+    stem_channels: int,
+    stem_kernel: int,
+    width: float,
+    engine: str,
+) -> MinkUNet:
+    stem, *planes = (max(_LEAST_CHANNELS, round(count * width)) for count in (stem_channels, *planes))
+    return MinkUNet(
+        in_channels,
+        out_channels,
+        planes=planes,
+        layers=layers,
+        stem_channels=stem,
+        stem_kernel=stem_kernel,
+        engine=engine,
+    )

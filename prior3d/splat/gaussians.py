@@ -1,66 +1,16 @@
-"""Gaussians and how they are laid onto the surfaces that posed depth maps show."""
+"""Gaussians laid onto the surfaces that posed depth maps show."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prior3d.splat.precision import working_dtype
+from prior3d.contracts.splatting import Gaussians
+from prior3d.geometry import working_dtype
 
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
 MAX_CONTRADICTED = 0.2  # views that look through a Gaussian, per view that sees a surface there
 MIN_NEIGHBOURS = 4  # a straight edge leaves a pixel 5 of its 8 neighbours; a line of floating ones has 2 or 3
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussians:
-    """N Gaussians in the world.
-
-    Attributes:
-        means: metres  # [N, 3]
-        quaternions: w, x, y, z, rotating the own axes into the world; any length but zero  # [N, 4]
-        scales: standard deviations along the own axes, metres  # [N, 3]
-        opacities: in [0, 1]  # [N]
-        colours: in [0, 1], if images were given  # [N, 3]
-        features: if lifted  # [N, C]
-    """
-
-    means: Tensor
-    quaternions: Tensor
-    scales: Tensor
-    opacities: Tensor
-    colours: Tensor | None = None
-    features: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        count = len(self.means)
-        expected = {"means": (count, 3), "quaternions": (count, 4), "scales": (count, 3), "opacities": (count,)}
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"expected {name} {list(shape)}, got {list(getattr(self, name).shape)}")
-
-    def __len__(self) -> int:
-        return len(self.means)
-
-    def to(self, target: torch.device | torch.dtype | str) -> "Gaussians":
-        """Move or convert every tensor.
-
-        Args:
-            target: device or floating-point type.
-
-        Returns:
-            The Gaussians there.
-        """
-        return self._map(lambda tensor: tensor.to(target))
-
-    def __getitem__(self, chosen: Tensor) -> "Gaussians":
-        return self._map(lambda tensor: tensor[chosen])
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Gaussians(**{name: None if tensor is None else change(tensor) for name, tensor in tensors.items()})
 
 
 @torch.no_grad()
@@ -167,6 +117,7 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
     """Pixels' points in the world, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
+    # not geometry.unproject: it divides by the determinant, for skewed axes, and lifted scenes would change
     height, width = depth.shape[1:]
     y = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] + 0.5
     x = torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from prior3d.contracts.splatting import SplatOperator
 from prior3d.geometry import full_precision
-from prior3d.splat.weights import CompositingWeights, csr_matrix
+from prior3d.splat.least_squares import SEEN, HeldViews, LeastSquares, StreamedViews
 
-SEEN = 0.1  # pixels' worth of weight from which on a view counts as having seen a Gaussian
-PATIENCE = 2  # iterations without a better held-out error before conjugate gradients stop
-Views = Iterable[tuple[CompositingWeights, Tensor]]
+Views = Iterable[tuple[SplatOperator, Tensor]]
+HELD_VALUES = 1 << 28
+"""Numbers in the feature maps of a scene up to which least squares hold all of them; beyond, views are streamed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,8 @@ def lift_average(views: Views) -> Lifted:
     """Give each Gaussian the average of the features it helped to draw: sum of w f / sum of w.
 
     Args:
-        views: compositing weights with feature maps [C, h, w] of the same size; read once, not kept.
+        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, of the same
+            size; read once, not kept.
 
     Returns:
         The features.
@@ -48,18 +51,14 @@ def lift_average(views: Views) -> Lifted:
         ValueError: if there is no view, or sizes or channel counts differ.
     """
     total = mass = seen_by = None
-    for weights, features in views:
-        _check_view(weights, features, None if total is None else total.shape)
+    for operator, maps in _checked(views):
         if total is None:
-            total = weights.weights.new_zeros(weights.count, len(features))
-            mass, seen_by = total.new_zeros(weights.count), torch.zeros_like(total[:, 0], dtype=torch.long)
-        with full_precision(total.device):
-            total += weights.matrix(transposed=True) @ features.flatten(1).T.to(total)
-        seen = weights.seen()
-        mass += seen
-        seen_by += seen >= SEEN
-    if total is None:
-        raise ValueError("expected at least one view to lift from, got none")
+            total = operator.areas.new_zeros(operator.count, maps.shape[1])
+            mass, seen_by = total.new_zeros(operator.count), torch.zeros_like(total[:, 0], dtype=torch.long)
+        total += operator.gather(maps)
+        seen = operator.seen()
+        mass += seen.sum(0)
+        seen_by += (seen >= SEEN).sum(0)
     return Lifted(total / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None], mass, seen_by)
 
 
@@ -74,8 +73,13 @@ def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out:
     iterations is chosen on cells held out, then run on all cells; noise (moving things, wrong depth, views that
     contradict each other) makes it small, down to 0: the average.
 
+    Views whose engine holds entries (`torch`) are solved all at once, as long as their maps have no more than 2^28
+    numbers. Otherwise they are streamed: the maps are read once and not kept, and every iteration goes through the
+    operators one by one, so that scenes of thousands of views fit.
+
     Args:
-        views: compositing weights with feature maps [C, h, w] of the same size; weights are kept until the end.
+        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, of the same
+            size; operators are kept until the end.
         ridge: pull to the average; singular values below its root are damped. Without it renderings fit as well, with
             features of single Gaussians far from the truth that cancel in the sum.
         iterations: at most.
@@ -94,100 +98,48 @@ def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out:
     if ridge < 0 or iterations < 0 or not 0 <= held_out < 1:
         found = f"ridge {ridge}, iterations {iterations}, held_out {held_out}"
         raise ValueError(f"expected ridge >= 0, iterations >= 0 and 0 <= held_out < 1, got {found}")
-    system = _System.of(views)
-    with full_precision(system.targets.device):
+    system = _system(_checked(views), held_out, seed)
+    with full_precision(system.mass.device):
         errors, chosen = (), iterations
         if held_out > 0:
-            out = torch.rand(len(system.targets), generator=torch.Generator().manual_seed(seed)) < held_out
-            errors = system.held_out_errors(out.to(system.targets.device), ridge, iterations)
+            errors = system.held_out_errors(ridge, iterations)
             chosen = min(range(len(errors)), key=errors.__getitem__)
-        everything = torch.ones_like(system.targets[:, 0], dtype=torch.bool)
-        for features in system.steps(everything, ridge, chosen):
+        for features in system.steps(ridge, chosen, everything=True):
             last = features  # all of them at once would not fit in memory
     return Lifted(last, system.mass, system.views, chosen, errors)
 
 
-def _check_view(weights: CompositingWeights, features: Tensor, expected: tuple[int, int] | None) -> None:
-    """Refuse a feature map of another size than the weights, or a view unlike the ones before it (N, C)."""
-    if features.ndim != 3 or features.shape[1:] != weights.size:
-        raise ValueError(f"expected features [C, {weights.size[0]}, {weights.size[1]}], got {list(features.shape)}")
-    if expected is not None and (weights.count, len(features)) != tuple(expected):
-        found = f"{weights.count} and {len(features)}"
-        raise ValueError(f"expected {expected[0]} Gaussians and {expected[1]} channels in every view, got {found}")
+def _system(views: Iterator[tuple[SplatOperator, Tensor]], held_out: float, seed: int) -> LeastSquares:
+    """Hold the views if their engine and their size allow it, else stream them."""
+    held: list[tuple[SplatOperator, Tensor]] = []
+    values = 0
+    for operator, maps in views:
+        held.append((operator, maps))
+        values += maps.numel()
+        if values > HELD_VALUES or operator.joined(()) is None:
+            return StreamedViews(chain(held, views), held_out, seed)
+    operators, maps = zip(*held, strict=True)
+    whole = operators[0].joined(operators[1:])
+    return StreamedViews(held, held_out, seed) if whole is None else HeldViews(whole, operators, maps, held_out, seed)
 
 
-@dataclass(frozen=True, eq=False)
-class _System:
-    """All views, one below the other, as a least-squares problem."""
+def _checked(views: Views) -> Iterator[tuple[SplatOperator, Tensor]]:
+    """Yield operators and maps [V, C, h, w].
 
-    rows: Tensor  # [M] cells, of R over all views
-    columns: Tensor  # [M] Gaussians
-    weights: Tensor  # [M]
-    targets: Tensor  # [R, C] features of the cells
-    mass: Tensor  # [N]
-    views: Tensor  # [N]
-
-    @classmethod
-    def of(cls, views: Views) -> "_System":
-        rows, columns, entries, targets, seen, cells, expected = [], [], [], [], [], 0, None
-        for weights, features in views:
-            _check_view(weights, features, expected)
-            expected = (weights.count, len(features))
-            rows.append(weights.pixels + cells)
-            columns.append(weights.gaussians)
-            entries.append(weights.weights)
-            targets.append(features.flatten(1).T.to(weights.weights))
-            seen.append(weights.seen())
-            cells += len(weights.areas)
-        if not targets:
-            raise ValueError("expected at least one view to lift from, got none")
-        masses = torch.stack(seen)
-        return cls(*map(torch.cat, (rows, columns, entries, targets)), masses.sum(0), (masses >= SEEN).sum(0))
-
-    def steps(self, kept: Tensor, ridge: float, iterations: int) -> Iterator[Tensor]:
-        """The average over the kept cells, then the features after each iteration of CGLS on them."""  # [N, C] each
-        matrix, transposed, cells, gaussians, mass = self._scaled(kept)
-        targets = self.targets * cells
-        average = transposed @ targets * gaussians / mass.clamp(min=torch.finfo(mass.dtype).tiny)
-        yield average
-        residual = targets - matrix @ (average * gaussians)
-        change = torch.zeros_like(average)
-        gradient = transposed @ residual
-        direction, size = gradient, gradient.square().sum(0)
-        for _ in range(iterations):
-            image = matrix @ direction
-            curvature = image.square().sum(0) + ridge * direction.square().sum(0)
-            step = size / curvature.clamp(min=torch.finfo(size.dtype).tiny)  # 0 / 0 in channels already solved
-            change = change + step * direction
-            residual = residual - step * image
-            gradient = transposed @ residual - ridge * change
-            size, previous = gradient.square().sum(0), size
-            direction = gradient + size / previous.clamp(min=torch.finfo(size.dtype).tiny) * direction
-            yield average + change / gaussians.clamp(min=torch.finfo(size.dtype).tiny)
-
-    def held_out_errors(self, out: Tensor, ridge: float, iterations: int) -> tuple[float, ...]:
-        """Relative squared error on the cells held out, of the average and after each iteration until it rises."""
-        matrix, _, cells, gaussians, _ = self._scaled(out)
-        targets = self.targets * cells
-        total = targets.square().sum().clamp(min=torch.finfo(targets.dtype).tiny)
-        errors: list[float] = []
-        for features in self.steps(~out, ridge, iterations):
-            errors.append(((matrix @ (features * gaussians) - targets).square().sum() / total).item())
-            if len(errors) - 1 - errors.index(min(errors)) >= PATIENCE:
-                break
-        return tuple(errors)
-
-    def _scaled(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Weights of the kept cells divided by both scales, their transpose, the scales [R, 1], [N, 1], mass [N, 1].
-
-        A cell's scale is the root of its mass, so that rows are means times it; a Gaussian's that of mass + median.
-        """
-        chosen = kept[self.rows]
-        rows, columns, weights = self.rows[chosen], self.columns[chosen], self.weights[chosen]
-        cells = weights.new_zeros(len(self.targets)).index_add_(0, rows, weights).sqrt()
-        mass = weights.new_zeros(len(self.mass)).index_add_(0, columns, weights)
-        gaussians = torch.where(mass > 0, mass + mass[mass > 0].median(), 0.0).sqrt()
-        entries = weights / (cells[rows] * gaussians[columns])
-        shape = (len(cells), len(mass))
-        matrices = (csr_matrix(rows, columns, entries, shape, transposed) for transposed in (False, True))
-        return *matrices, cells[:, None], gaussians[:, None], mass[:, None]
+    Raises:
+        ValueError: for no view, a map of another size than its operator's, or a view unlike the first.
+    """
+    expected = None
+    for operator, features in views:
+        maps = features[None] if features.ndim == 3 and operator.views == 1 else features
+        if maps.ndim != 4 or len(maps) != operator.views or maps.shape[2:] != operator.size:
+            leading = "" if operator.views == 1 else f"{operator.views}, "
+            wanted = f"[{leading}C, {operator.size[0]}, {operator.size[1]}]"
+            raise ValueError(f"expected features {wanted}, got {list(features.shape)}")
+        found = (operator.count, maps.shape[1])
+        if found != (expected := expected or found):
+            wanted = f"{expected[0]} Gaussians and {expected[1]} channels in every view"
+            raise ValueError(f"expected {wanted}, got {found[0]} and {found[1]}")
+        yield operator, maps
+    if expected is None:
+        raise ValueError("expected at least one view to lift from, got none")

@@ -2,17 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from prior3d.splat.compositing import Composite
-from prior3d.splat.engines import Engine, rasterize_gsplat, resolve_engine
-from prior3d.splat.gaussians import Gaussians
-from prior3d.splat.precision import working_dtype
-from prior3d.splat.projection import project_gaussians
-from prior3d.splat.tiles import intersect_tiles, tiles_to_image
-
-MIN_ALPHA = 1e-10  # divides the depth of empty pixels, whose depth is 0
+from prior3d.contracts.engine import Gaussians, SplatEngine
+from prior3d.geometry import working_dtype
+from prior3d.registry.engines import EngineChoice, choose
 
 
 class Rendering(NamedTuple):
@@ -36,7 +30,7 @@ def rasterize(
     world_from_camera: Tensor,
     size: tuple[int, int],
     *,
-    engine: Engine = "torch",
+    engine: str | EngineChoice = "torch",
     background: Tensor | None = None,
 ) -> Rendering:
     """Render values of Gaussians by front-to-back compositing.
@@ -53,15 +47,16 @@ def rasterize(
         intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
         world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
         size: (height, width) in pixels.
-        engine: `torch` (CPU and CUDA), `gsplat` (CUDA, float32), or `auto`: gsplat where it can run, logged once.
+        engine: `torch` (everywhere), `gsplat` (CUDA, float32), another that is installed, or `auto`: the best that can
+            run here, logged once.
         background: value behind everything  # [C]
 
     Returns:
         The rendering.
 
     Raises:
-        ValueError: if shapes do not fit together, or the engine cannot work on these tensors.
-        ImportError: if `gsplat` is asked for by name and cannot be had.
+        ValueError: if shapes do not fit together.
+        UserError: if the engine cannot be had, or cannot work on these tensors.
 
     Reference:
         Kerbl et al. 2023, arXiv 2308.04079; conventions of Ye et al. 2024 (gsplat), arXiv 2409.06765.
@@ -72,9 +67,16 @@ def rasterize(
     poses = world_from_camera.to(values).reshape(-1, 4, 4)
     cameras = intrinsics.to(values).expand(len(poses), 3, 3)
     background = values.new_zeros(values.shape[1]) if background is None else background.to(values)
-    draw = {"torch": _rasterize_torch, "gsplat": rasterize_gsplat}[resolve_engine(engine, values)]
+    draw = splat_engine(engine, values).rasterize
     rendering = Rendering(*draw(gaussians, values, cameras, poses, size, background))
     return rendering if world_from_camera.ndim == 3 else Rendering(*(tensor[0] for tensor in rendering))
+
+
+def splat_engine(engine: str | EngineChoice, tensor: Tensor) -> SplatEngine:
+    """Return the engine of a name, `auto` or a choice made before, for tensors like this one."""
+    if isinstance(engine, EngineChoice):
+        return engine.on(tensor.device, tensor.dtype)
+    return choose("splat", engine, tensor.device, tensor.dtype)
 
 
 def check_shapes(
@@ -101,24 +103,3 @@ def check_shapes(
         raise ValueError(f"expected intrinsics [3, 3] or {[*views, 3, 3]}, got {list(intrinsics.shape)}")
     if background is not None and values is not None and background.shape != values.shape[1:]:
         raise ValueError(f"expected background {list(values.shape[1:])}, got {list(background.shape)}")
-
-
-def _rasterize_torch(
-    gaussians: Gaussians,
-    values: Tensor,
-    intrinsics: Tensor,
-    world_from_camera: Tensor,
-    size: tuple[int, int],
-    background: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    views = []
-    for camera, pose in zip(intrinsics, world_from_camera, strict=True):
-        shape = (gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities)
-        projection = project_gaussians(*shape, camera, pose, size)
-        lists = intersect_tiles(projection, size)
-        with_depth = torch.cat([values, projection.depths[:, None]], -1)
-        sums, alphas = Composite.apply(projection.pixels, projection.conics, gaussians.opacities, with_depth, lists)
-        image, alpha = tiles_to_image(sums, lists, size), tiles_to_image(alphas[..., None], lists, size)[0]
-        colours = image[:-1] + (1 - alpha) * background[:, None, None]
-        views.append((colours, image[-1] / alpha.clamp(min=MIN_ALPHA), alpha))
-    return tuple(torch.stack(parts) for parts in zip(*views, strict=True))

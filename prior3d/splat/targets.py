@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prior3d.geometry import full_precision
-from prior3d.splat.gaussians import Gaussians
+from prior3d.contracts.splatting import Gaussians
+from prior3d.registry.engines import EngineChoice
 from prior3d.splat.lifting import Lifted
-from prior3d.splat.weights import compositing_weights
+from prior3d.splat.operator import view_operator
 
 
 class FeatureTargets(NamedTuple):
@@ -35,6 +35,7 @@ def render_feature_targets(
     grid: tuple[int, int],
     *,
     min_views: int = 3,
+    engine: str | EngineChoice = "torch",
 ) -> FeatureTargets:
     """Render lifted features finely and average them over the cells of a feature grid, normalised by what is covered.
 
@@ -49,21 +50,21 @@ def render_feature_targets(
         size: (height, width) in pixels of the rendering, a few pixels per cell.
         grid: (h, w) in cells.
         min_views: that must have seen a Gaussian.
+        engine: who renders; see `view_operator`.
 
     Returns:
         The targets; compare features only where the mass is high.
 
     Raises:
         ValueError: if shapes do not fit, or the grid is finer than the rendering.
+        UserError: if the engine cannot be had.
     """
     if len(lifted.features) != len(gaussians):
         raise ValueError(f"expected features of {len(gaussians)} Gaussians, got {len(lifted.features)}")
-    weights = compositing_weights(gaussians, intrinsics, world_from_camera, size).pooled(grid)
+    operator = view_operator(gaussians, intrinsics, world_from_camera, size, grid, engine=engine)
     trusted = (lifted.views >= min_views).to(lifted.features)[:, None]
     columns = torch.cat([lifted.features, torch.ones_like(trusted), lifted.views.to(trusted)[:, None]], -1)
-    with full_precision(columns.device):
-        sums = weights.matrix() @ (columns * trusted)
-    mass = sums[:, -2]
-    means = sums / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None]
-    fields = (means[:, :-2], mass / weights.areas, means[:, -1])
-    return FeatureTargets(*(field.movedim(0, -1).unflatten(-1, grid) for field in fields))
+    sums = operator.render(columns * trusted)[0]
+    mass = sums[-2]
+    means = sums / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+    return FeatureTargets(means[:-2], mass / operator.areas, means[-1])

@@ -1,31 +1,38 @@
-"""Compositing weights of a view as a sparse matrix: the primitive that lifting and feature targets share."""
+"""Compositing weights of views as a sparse matrix: the operator of the torch engine."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from prior3d.geometry import full_precision
+from prior3d.contracts.splatting import Gaussians, Scaled, SplatOperator
+from prior3d.geometry import full_precision, working_dtype
 from prior3d.splat.compositing import tile_weights
-from prior3d.splat.gaussians import Gaussians
-from prior3d.splat.precision import working_dtype
+from prior3d.splat.operator import cell_of_pixel, check_grid
 from prior3d.splat.projection import project_gaussians
 from prior3d.splat.rasterize import check_shapes
 from prior3d.splat.tiles import intersect_tiles, tile_batches
 
+HELD_ENTRIES = 1 << 27
+"""Entries of several views that are joined into one matrix at most; views beyond that are gone through one by one."""
+
 
 @dataclass(frozen=True, eq=False)
-class CompositingWeights:
+class CompositingWeights(SplatOperator):
     """Alpha x transmittance of every Gaussian in every pixel it reaches, as M entries of a sparse matrix.
 
     Attributes:
-        pixels: row-major index of the pixel (or grid cell), ascending  # [M]
+        pixels: row-major index of the view and its pixel (or grid cell), ascending  # [M]
         gaussians: index of the Gaussian  # [M]
         weights: positive; in a cell, summed over its pixels  # [M]
         size: (height, width) of the image or grid.
-        areas: pixels per cell, 1 unless pooled  # [height * width]
+        areas: pixels per cell, 1 unless pooled  # [height, width]
         count: number of Gaussians, seen or not.
+        views: how many images or grids of this size.
     """
 
     pixels: Tensor
@@ -34,6 +41,7 @@ class CompositingWeights:
     size: tuple[int, int]
     areas: Tensor
     count: int
+    views: int = 1
 
     def pooled(self, grid: tuple[int, int]) -> "CompositingWeights":
         """Sum the weights over the cells of a coarser grid; a pixel belongs to the cell that its centre lies in.
@@ -47,33 +55,59 @@ class CompositingWeights:
         Raises:
             ValueError: if the grid is finer than the image.
         """
-        height, width = self.size
-        if not (0 < grid[0] <= height and 0 < grid[1] <= width):
-            raise ValueError(f"expected a grid of at most {height} x {width} cells, got {grid[0]} x {grid[1]}")
-        # centre (y + 1/2) / height * cells, in integers: no rounding at the cells' borders
-        row = (2 * torch.arange(height, device=self.pixels.device) + 1) * grid[0] // (2 * height)
-        column = (2 * torch.arange(width, device=self.pixels.device) + 1) * grid[1] // (2 * width)
-        cell = (row[:, None] * grid[1] + column).flatten()
-        key, entry = (cell[self.pixels] * self.count + self.gaussians).unique(return_inverse=True)
+        check_grid(self.size, grid)
+        cell = cell_of_pixel(self.size, grid, self.pixels.device)
+        inside = self.size[0] * self.size[1]
+        cells = cell[self.pixels % inside] + self.pixels // inside * (grid[0] * grid[1])
+        key, entry = (cells * self.count + self.gaussians).unique(return_inverse=True)
         weights = self.weights.new_zeros(len(key)).index_add_(0, entry, self.weights)
-        areas = self.areas.new_zeros(grid[0] * grid[1]).index_add_(0, cell, self.areas)
-        return CompositingWeights(key // self.count, key % self.count, weights, grid, areas, self.count)
+        areas = self.areas.new_zeros(grid[0] * grid[1]).index_add_(0, cell, self.areas.flatten()).view(grid)
+        return CompositingWeights(key // self.count, key % self.count, weights, grid, areas, self.count, self.views)
+
+    def render(self, values: Tensor) -> Tensor:
+        """See `SplatOperator.render`."""
+        with full_precision(self.weights.device):
+            return maps_of_rows(self.matrix() @ values.to(self.weights), self)
+
+    def gather(self, maps: Tensor) -> Tensor:
+        """See `SplatOperator.gather`."""
+        with full_precision(self.weights.device):
+            return self.matrix(transposed=True) @ rows_of_maps(maps).to(self.weights)
 
     def mass(self) -> Tensor:
-        """Sum of weights over a cell's Gaussians and pixels; alpha, for single pixels.
-
-        Returns:
-            Mass  # [height * width]
-        """
-        return self.weights.new_zeros(len(self.areas)).index_add_(0, self.pixels, self.weights)
+        """See `SplatOperator.mass`."""
+        cells = self.views * self.size[0] * self.size[1]
+        return self.weights.new_zeros(cells).index_add_(0, self.pixels, self.weights).view(self.views, *self.size)
 
     def seen(self) -> Tensor:
-        """Sum of weights over the pixels that show a Gaussian, in pixels.
+        """See `SplatOperator.seen`."""
+        view = self.pixels // (self.size[0] * self.size[1])
+        sums = self.weights.new_zeros(self.views * self.count)
+        return sums.index_add_(0, view * self.count + self.gaussians, self.weights).view(self.views, self.count)
 
-        Returns:
-            Mass  # [count]
-        """
-        return self.weights.new_zeros(self.count).index_add_(0, self.gaussians, self.weights)
+    def joined(self, others: Sequence[SplatOperator]) -> "CompositingWeights | None":
+        """Return the weights of the views of this and others, or None beyond `HELD_ENTRIES`."""
+        if not others:
+            return self
+        parts = (self, *others)
+        if sum(len(part.weights) for part in parts) > HELD_ENTRIES:
+            return None
+        first = [0, *accumulate(part.views * self.size[0] * self.size[1] for part in parts)]
+        pixels = torch.cat([part.pixels + start for part, start in zip(parts, first[:-1], strict=True)])
+        gaussians, weights = (torch.cat([getattr(p, name) for p in parts]) for name in ("gaussians", "weights"))
+        views = sum(part.views for part in parts)
+        return replace(self, pixels=pixels, gaussians=gaussians, weights=weights, views=views)
+
+    def scaled(self, kept: Tensor) -> Scaled:
+        """See `SplatOperator.scaled`."""
+        chosen = kept.flatten()[self.pixels]
+        rows, columns, weights = self.pixels[chosen], self.gaussians[chosen], self.weights[chosen]
+        cells = weights.new_zeros(kept.numel()).index_add_(0, rows, weights).sqrt()
+        mass = weights.new_zeros(self.count).index_add_(0, columns, weights)
+        gaussians = torch.where(mass > 0, mass + mass[mass > 0].median(), 0.0).sqrt()
+        entries = weights / (cells[rows] * gaussians[columns])
+        operator = replace(self, pixels=rows, gaussians=columns, weights=entries)
+        return Scaled(operator, cells.view_as(kept), gaussians, mass)
 
     def matrix(self, transposed: bool = False) -> Tensor:
         """The weights as a sparse CSR matrix, to be multiplied with `@`.
@@ -82,10 +116,31 @@ class CompositingWeights:
             transposed: Gaussians down and pixels across.
 
         Returns:
-            The matrix  # [height * width, count], or its transpose
+            The matrix  # [views * height * width, count], or its transpose
         """
-        shape = (self.size[0] * self.size[1], self.count)
-        return csr_matrix(self.pixels, self.gaussians, self.weights, shape, transposed)
+        return self._transposed if transposed else self._matrix
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return csr_matrix(self.pixels, self.gaussians, self.weights, self._shape, False)
+
+    @cached_property
+    def _transposed(self) -> Tensor:
+        return csr_matrix(self.pixels, self.gaussians, self.weights, self._shape, True)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.views * self.size[0] * self.size[1], self.count
+
+
+def rows_of_maps(maps: Tensor) -> Tensor:
+    """Return maps [V, C, h, w] as a row per cell [V * h * w, C]."""
+    return maps.movedim(1, -1).flatten(0, 2)
+
+
+def maps_of_rows(rows: Tensor, operator: SplatOperator) -> Tensor:
+    """Return rows [V * h * w, C], a cell each, as maps [V, C, h, w] of an operator's views."""
+    return rows.unflatten(0, (operator.views, *operator.size)).movedim(-1, 1)
 
 
 def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int, int], transposed: bool) -> Tensor:
@@ -150,5 +205,5 @@ def compositing_weights(
             parts.append(tuple(entry[inside] for entry in entries))
     pixels, indices, weights = (torch.cat(part) for part in zip(*parts, strict=True))
     pixels, order = pixels.sort(stable=True)  # keeps front to back within a pixel
-    areas = torch.ones(size[0] * size[1], device=pixels.device, dtype=weights.dtype)
+    areas = torch.ones(size, device=pixels.device, dtype=weights.dtype)
     return CompositingWeights(pixels, indices[order], weights[order], size, areas, len(gaussians))

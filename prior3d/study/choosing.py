@@ -20,7 +20,10 @@ def make_probes(recipe: Recipe) -> dict[str, Probe]:
     registry = Registry(recipe.plugins)
     return {
         label: construct(
-            registry.get("probes", section.probe, f"probes.{label}"), key=f"probes.{label}", options=section.options
+            registry.get("probes", section.probe, f"probes.{label}"),
+            key=f"probes.{label}",
+            options=section.options,
+            registry=registry,
         )
         for label, section in recipe.probes.items()
     }

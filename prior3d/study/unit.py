@@ -1,34 +1,32 @@
 """One unit: train as its recipe says, measure the backbone, return plain values that JSON can hold."""
 
 import json
-import os
 import platform
-import random
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from prior3d import __version__
 from prior3d.backbone import Backbone
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.contracts.scores import Scores
-from prior3d.pretraining.building import Parts, build, build_backbone, build_dataset, checkpoint_of, fields_to_decode
+from prior3d.data.preparing import prepare as prepare_data
+from prior3d.errors import section
+from prior3d.pretraining.building import build, build_dataset, checkpoint_of, fields_to_decode, make_backbone
 from prior3d.pretraining.folder import RunFolder
-from prior3d.pretraining.probing import probe_device
-from prior3d.pretraining.run import prepare, train
+from prior3d.pretraining.machine import probe_device
+from prior3d.pretraining.run import Run
+from prior3d.pretraining.training import fit, prepare
 from prior3d.probes.measuring import freeze, measure
 from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.recipe import Recipe
 from prior3d.registry import Registry
 from prior3d.study.starting import Start, add_noise, take_statistics
+from prior3d.version import __version__
 
 AS_IT_IS = Start()
 
@@ -66,9 +64,9 @@ class Bench:
             add_noise(backbone, start.noise, recipe.seed)
             if start.batch_norm == "training images":
                 take_statistics(backbone, parts.dataset)
-            facts = self._train(recipe, parts, name)
+            facts = self._train(Run(recipe, registry, replace(parts, probes=[])), name)
         else:
-            backbone = build_backbone(recipe)
+            backbone = make_backbone(recipe.backbone, recipe.data.size, recipe.seed)
             add_noise(backbone, start.noise, recipe.seed)
             tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed)
             facts = {"encoder images": 0, "teacher images": 0, "losses": {}, "steps": 0}
@@ -80,7 +78,7 @@ class Bench:
             "train seconds": round(trained - started, 2),
             "probe seconds": round(time.perf_counter() - trained, 2),
             "seconds by probe": by_probe,
-            "device": device_name(probe_device(recipe)),
+            "device": device_name(probe_device(recipe.trainer.accelerator)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
             # Records travel between machines: no folder of this one.
             "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
@@ -93,22 +91,21 @@ class Bench:
             data.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _train(self, recipe: Recipe, parts: Parts, name: str) -> dict[str, object]:
-        console = Console(highlight=False, soft_wrap=True)
-        prepare(replace(parts, probes=[]), recipe, console)
+    def _train(self, run: Run, name: str) -> dict[str, object]:
+        prepare(run)
         counts = {"encoder images": 0, "teacher images": 0}
 
         def count(module: nn.Module, inputs: Sequence[object]) -> None:
             # Copies of the backbone (teachers) carry this hook, too.
-            own = module is parts.backbone and torch.is_grad_enabled()
+            own = module is run.backbone and torch.is_grad_enabled()
             counts["encoder images" if own else "teacher images"] += len(inputs[0])
 
-        folder = RunFolder.create(self.scratch, name, recipe.to_yaml())
-        hook = parts.backbone.register_forward_pre_hook(count)
+        folder = run.files = RunFolder.create(self.scratch, name, run.recipe.to_yaml())
+        hook = run.backbone.register_forward_pre_hook(count)
         try:
-            status = train(recipe, parts, folder, console)
-            if status:
-                raise RuntimeError(f"the training was stopped by a signal, exit status {status}")
+            fit(run)
+            if run.stopped_by is not None:
+                raise RuntimeError(f"the training was stopped by {run.stopped_by}")
             summary = json.loads(folder.summary.read_text(encoding="utf-8"))
             if self.keep_weights is not None:
                 self.keep_weights.mkdir(parents=True, exist_ok=True)
@@ -130,7 +127,7 @@ class Bench:
             data = self._open(key, group, recipe.data.workers)
             needed = any(task.probe.needs_classifier for task in group)
             weights = checkpoint_of(recipe.backbone) if needed else None
-            model = freeze([backbone], data, probe_device(recipe), weights)
+            model = freeze([backbone], data, probe_device(recipe.trainer.accelerator), weights)
             try:
                 for task in group:
                     started = time.perf_counter()
@@ -146,7 +143,8 @@ class Bench:
         if key not in self._data:
             parts = group[0].parts
             for dataset in parts.values():
-                _prepare_in_any_order(dataset)
+                with section(group[0].data_key):
+                    prepare_data(dataset)
             folder = self.scratch / f"probe-data-{len(self._data)}"
             folder.mkdir(parents=True, exist_ok=True)
             self._data[key] = ProbeData(parts, most=group[0].most, workers=workers, folder=folder)
@@ -158,27 +156,16 @@ class Bench:
         if key in self._prepared:
             return
         parts = build(recipe, registry)
-        dataset = build_dataset(recipe, registry, "train")
-        dataset.verify()
-        _prepare_in_any_order(dataset, surface=bool(SURFACE_FIELDS & fields_to_decode(parts.objective, dataset)))
+        dataset = build_dataset(recipe.data, registry, "train", recipe.seed)
+        with section("data"):
+            dataset.verify()
+            prepare_data(dataset, fields_to_decode(parts.objective, dataset))
         self._prepared.add(key)
 
 
 def device_name(device: str) -> str:
     """Return what the device is, as the report says it."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
-
-
-def _prepare_in_any_order(dataset: Dataset, surface: bool = False) -> None:
-    # Processes that walk the scenes in one order wait for each other at every scene.
-    order = random.Random(os.getpid())
-
-    def shuffled(items: Iterable, what: str, total: int) -> list:
-        return order.sample(list(items), total)
-
-    dataset.prepare(shuffled)
-    if surface:
-        dataset.prepare_surface(shuffled)
 
 
 def _data_key(recipe: Recipe, task: ProbeTask) -> str:

@@ -1,12 +1,17 @@
-"""What every prior must keep to, for the tests of whoever writes one, and examples to try it on; no tests of our own.
+"""What priors and datasets must keep to, for the tests of their authors, and examples to try them on.
 
-from prior3d.testing import check_prior
+from prior3d.testing import check_dataset, check_prior
 
 def test_my_prior():
     check_prior(MyPrior)
+
+def test_my_dataset(tmp_path):
+    check_dataset(MyDataset, {"root": str(tmp_path)})
 """
 
 from prior3d.testing.contract import check_prior, evaluate
+from prior3d.testing.dataset import check_dataset
+from prior3d.testing.engine import check_engine
 from prior3d.testing.examples import (
     SIZE,
     example_backbone,
@@ -15,12 +20,22 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.exporters import check_exporter
 from prior3d.testing.probe_contract import check_probe
+from prior3d.testing.reader import check_reader
+from prior3d.testing.runner import check_runner
+from prior3d.testing.view import check_view
 
 __all__ = [
     "SIZE",
+    "check_dataset",
+    "check_engine",
+    "check_exporter",
     "check_prior",
     "check_probe",
+    "check_reader",
+    "check_runner",
+    "check_view",
     "evaluate",
     "example_backbone",
     "example_batch",

@@ -1,6 +1,5 @@
-"""Building blocks of volume rendering from tri-planes: decoder, planes, rays, renderer, losses; no prior, no data."""
+"""Building blocks of volume rendering from tri-planes: decoder, planes, rays, renderer; no losses, prior or data."""
 
-from prior3d.losses.ssi_depth import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
 from prior3d.volume.decoder import TriplaneDecoder
 from prior3d.volume.dense_head import DenseHead
 from prior3d.volume.field import RadianceMLP, render_planes, render_view
@@ -19,8 +18,6 @@ __all__ = [
     "Rendered",
     "Space",
     "TriplaneDecoder",
-    "fit_scale_and_shift",
-    "in_file_space",
     "orbit_pose",
     "pixel_positions",
     "plane_energy",
@@ -31,6 +28,5 @@ __all__ = [
     "render_rays",
     "render_view",
     "sample_planes",
-    "scale_and_shift_invariant_loss",
     "small_orbit",
 ]

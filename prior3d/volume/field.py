@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior3d.geometry import in_full_precision
 from prior3d.volume.pixels import pixel_positions
 from prior3d.volume.planes import sample_planes
-from prior3d.volume.precision import in_full_precision
 from prior3d.volume.rays import RaySamples, Space
 from prior3d.volume.rendering import Rendered, render_rays
 

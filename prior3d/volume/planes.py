@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior3d.volume.precision import in_full_precision
+from prior3d.geometry import in_full_precision
 
 # (column coordinate, row coordinate) of each plane: the first letter of the plane's name runs along its columns.
 PLANE_AXES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prior3d.volume.precision import in_full_precision
+from prior3d.geometry import in_full_precision
 
 
 @dataclass(frozen=True)

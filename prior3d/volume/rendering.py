@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prior3d.volume.precision import in_full_precision
+from prior3d.geometry import in_full_precision
 
 
 class Rendered(NamedTuple):

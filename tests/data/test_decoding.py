@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prior3d.data.decoding import image_size, read_16bit, read_array, read_color
+from prior3d.data.decoding import (
+    image_size,
+    read_16bit,
+    read_array,
+    read_calibrated_color,
+    read_color,
+    same_field_of_view,
+)
 from prior3d.errors import DamagedFile
 
 
@@ -25,6 +32,74 @@ def test_color_is_rgb_bytes_whatever_the_file_holds(tmp_path):
     photo = read_color(tmp_path / "photo.jpg")
     assert photo.shape == pixels.shape and photo.dtype == np.uint8
     assert image_size(tmp_path / "photo.jpg") == (40, 30)
+
+
+def test_16_bits_of_grey_are_scaled_to_8(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 256).round().astype(np.uint16), (4, 1))
+    for name in ("grey.png", "grey.tiff"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        assert np.array_equal(read_color(tmp_path / name)[0, :, 1], np.arange(256)), name
+
+
+def test_colors_of_palettes_and_opacity(tmp_path):
+    pixels = noise()
+    palette = Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "palette.png")
+    grey_alpha = Image.merge("LA", [Image.fromarray(pixels[..., 0]), Image.fromarray(pixels[..., 1])])
+    grey_alpha.save(tmp_path / "grey_alpha.png")
+    Image.fromarray(pixels[..., 0] > 127).save(tmp_path / "bits.png")
+    assert np.array_equal(read_color(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(read_color(tmp_path / "grey_alpha.png"), np.repeat(pixels[..., :1], 3, -1))
+    assert np.array_equal(read_color(tmp_path / "bits.png")[..., 2], (pixels[..., 0] > 127) * 255)
+
+
+def with_orientation(path, pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+UPRIGHT = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud}
+UPRIGHT |= {5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 8: np.rot90}
+UPRIGHT |= {7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 9: lambda a: a}
+
+
+@pytest.mark.parametrize("orientation", sorted(UPRIGHT))
+def test_photographs_are_turned_as_their_exif_orientation_says(tmp_path, orientation):
+    pixels, path = noise(), tmp_path / "a.png"
+    with_orientation(path, pixels, orientation)
+    expected = UPRIGHT[orientation](pixels)
+    assert np.array_equal(read_color(path), expected)
+    assert image_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_calibrated_images_are_turned_only_where_the_calibration_says_so(tmp_path, orientation):
+    pixels, path = noise(40, 30), tmp_path / "a.png"
+    with_orientation(path, pixels, orientation)
+    with pytest.raises(DamagedFile, match="its EXIF orientation turns it, and the calibration is of 30 x 40 pixels"):
+        read_calibrated_color(path, (40, 30))
+    if orientation == 6:
+        assert np.array_equal(read_calibrated_color(path, (30, 40)), np.rot90(pixels, -1))
+    with_orientation(path, pixels, 1)
+    assert np.array_equal(read_calibrated_color(path, (40, 30)), pixels)
+    with pytest.raises(DamagedFile, match="30x40 pixels, where the scene's images have 40x30"):
+        read_calibrated_color(path, (30, 40))
+
+
+@pytest.mark.parametrize(
+    ("size", "other", "same"),
+    [
+        ((968, 1296), (480, 640), True),  # ScanNet: 0.4 % apart
+        ((96, 96), (96, 128), False),
+        ((128, 96), (96, 128), False),
+        ((1080, 1920), (576, 640), False),
+        ((33, 44), (480, 640), True),
+        ((424, 512), (1080, 1920), False),
+    ],
+)
+def test_sizes_of_one_field_of_view(size, other, same):
+    assert same_field_of_view(size, other) == same_field_of_view(other, size) == same
 
 
 def test_all_16_bits_survive(tmp_path):
@@ -86,6 +161,8 @@ def test_any_turned_bit_and_any_missing_byte_of_a_png_is_damage(tmp_path):
         (read_16bit, "rgb.png", "expected a 16-bit grey image, got mode RGB"),
         (read_array, "cube.npy", "expected one array of numbers with two axes"),
         (read_array, "objects.npy", "pickle"),
+        (read_color, "float.tiff", "expected an image of 8 or 16 bits, got floating-point numbers"),
+        (read_16bit, "float.tiff", "expected a 16-bit grey image, got mode F"),
         (read_color, "text.png", "no image, or without its beginning"),
     ],
 )
@@ -94,6 +171,7 @@ def test_what_is_wrong_is_said(tmp_path, reader, name, why):
     Image.fromarray(noise()).save(tmp_path / "rgb.png")
     np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(DamagedFile, match=why) as caught:
         reader(tmp_path / name)

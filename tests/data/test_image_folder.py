@@ -123,7 +123,7 @@ def test_splits_may_be_folders(tmp_path):
 
 
 def with_pseudo(tmp_path, kind="disparity"):
-    fill(tmp_path / "images", NAMES)
+    fill(tmp_path / "images", NAMES, size=(6, 8))
     for number, name in enumerate(NAMES):
         path = (tmp_path / "pseudo" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,11 +169,11 @@ def test_the_kind_may_be_declared_in_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("kind_file", "declared", "message"),
     [
-        (None, None, r"data\.pseudo_kind: say whether the pseudo-depth is depth or disparity"),
-        ('{"kind": "depth"}', "disparity", r"data\.pseudo_kind: pseudo-depth is said to be both depth and disparity"),
-        ('{"kind": "metres"}', None, r'data\.pseudo_depth: expected \{"kind": "depth"\} or .* in .*kind\.json'),
-        ('["depth"]', "depth", r"data\.pseudo_depth: expected"),
-        ("{kind", None, r"data\.pseudo_depth: .*kind\.json is not JSON"),
+        (None, None, r"^pseudo_kind: say whether the pseudo-depth is depth or disparity"),
+        ('{"kind": "depth"}', "disparity", r"^pseudo_kind: pseudo-depth is said to be both depth and disparity"),
+        ('{"kind": "metres"}', None, r'^pseudo_depth: expected \{"kind": "depth"\} or .* in .*kind\.json'),
+        ('["depth"]', "depth", r"^pseudo_depth: expected"),
+        ("{kind", None, r"^pseudo_depth: .*kind\.json is not JSON"),
     ],
 )
 def test_an_unclear_kind_is_refused(tmp_path, kind_file, declared, message):
@@ -187,7 +187,7 @@ def test_an_unclear_kind_is_refused(tmp_path, kind_file, declared, message):
 def test_missing_pseudo_depth_is_named(tmp_path):
     dataset = ImageFolder(spec(), **with_pseudo(tmp_path))
     (tmp_path / "pseudo" / "a" / "x.png").unlink()
-    with pytest.raises(UserError, match=r"data\.pseudo_depth: 1 of 12 images have no \.png or \.npy in .*: a/x\.png"):
+    with pytest.raises(UserError, match=r"^pseudo_depth: 1 of 12 images have no \.png or \.npy in .*: a/x\.png"):
         dataset.verify()
 
 
@@ -196,17 +196,17 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     root = tmp_path / "images"
     cases = [
-        ({"root": tmp_path / "nowhere"}, {}, r"data\.root: no folder .*nowhere"),
-        ({"root": tmp_path / "empty"}, {}, r"data\.root: no images \(\.jpg .*\) for the split train in .*empty"),
-        ({"root": root}, {"views": 2}, r"data\.views: single images make samples of 1 view, got 2"),
-        ({"root": root}, {"split": "test"}, r"data\.test_fraction: this data has no split test: set this share or"),
-        ({"root": root, "test_fraction": 1.0}, {}, r"data\.test_fraction: expected shares from 0"),
-        ({"root": root, "test_fraction": -0.1}, {}, r"data\.test_fraction: expected shares from 0"),
-        ({"root": root, "folders": SplitFolders("a"), "test_fraction": 0.1}, {}, r"data\.folders: splits come either"),
-        ({"root": root, "folders": SplitFolders("t")}, {}, r"data\.folders\.train: no folder .*t"),
-        ({"root": root, "pseudo_kind": "depth"}, {}, r"data\.pseudo_kind: there is no data\.pseudo_depth"),
-        ({"root": root, "pseudo_depth": tmp_path / "no"}, {}, r"data\.pseudo_depth: no folder"),
-        ({"root": [root, root / "a"], "pseudo_depth": root}, {}, r"data\.pseudo_depth: expected one folder for each"),
+        ({"root": tmp_path / "nowhere"}, {}, r"^root: no folder .*nowhere"),
+        ({"root": tmp_path / "empty"}, {}, r"^root: no images \(\.jpg .*\) for the split train in .*empty"),
+        ({"root": root}, {"views": 2}, r"^views: single images make samples of 1 view, got 2"),
+        ({"root": root}, {"split": "test"}, r"^test_fraction: this data has no split test: set this share or"),
+        ({"root": root, "test_fraction": 1.0}, {}, r"^test_fraction: expected shares from 0"),
+        ({"root": root, "test_fraction": -0.1}, {}, r"^test_fraction: expected shares from 0"),
+        ({"root": root, "folders": SplitFolders("a"), "test_fraction": 0.1}, {}, r"^folders: splits come either"),
+        ({"root": root, "folders": SplitFolders("t")}, {}, r"^folders\.train: no folder .*t"),
+        ({"root": root, "pseudo_kind": "depth"}, {}, r"^pseudo_kind: there is no pseudo_depth"),
+        ({"root": root, "pseudo_depth": tmp_path / "no"}, {}, r"^pseudo_depth: no folder"),
+        ({"root": [root, root / "a"], "pseudo_depth": root}, {}, r"^pseudo_depth: expected one folder for each"),
     ]
     for options, told, message in cases:
         with pytest.raises(UserError, match=message):
@@ -225,6 +225,46 @@ def test_damage_is_reported_when_met(tmp_path):
             damaged[damage.path.relative_to(tmp_path).as_posix()] = damage.why
     assert set(damaged) == {"images/a/x.png", "pseudo/a/z.png"}
     assert damaged["pseudo/a/z.png"] == "missing"
+
+
+@pytest.mark.parametrize("ending", ["npy", "png"])
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (np.full((120, 90), 7), "90 x 120 pixels cannot show the field of view of an image of 120 x 90"),
+        (np.zeros((90, 120)), "no pixel has a known value"),
+        (np.full((90, 120), np.nan), "no pixel has a known value"),
+    ],
+)
+def test_pseudo_depth_that_cannot_be_of_its_image_is_damage(tmp_path, ending, values, why):
+    fill(tmp_path / "images", ["a.png"], size=(90, 120))
+    (tmp_path / "maps").mkdir()
+    if ending == "npy":
+        np.save(tmp_path / "maps" / "a.npy", values.astype(np.float32))
+    else:
+        Image.fromarray(np.nan_to_num(values).astype(np.uint16)).save(tmp_path / "maps" / "a.png")
+    options = {"root": tmp_path / "images", "pseudo_depth": tmp_path / "maps", "pseudo_kind": "depth"}
+    with pytest.raises(DamagedFile, match=why) as caught:
+        ImageFolder(spec(), **options).load(0, 0, frozenset({"pseudo_depth"}))
+    assert caught.value.path == tmp_path / "maps" / f"a.{ending}"
+
+
+def test_pseudo_depth_at_the_size_of_a_network_is_of_its_image(tmp_path):
+    fill(tmp_path / "images", ["a.png"], size=(427, 640))
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", np.ones((350, 518), np.float32))  # multiples of 14
+    options = {"root": tmp_path / "images", "pseudo_depth": tmp_path / "maps", "pseudo_kind": "depth"}
+    assert ImageFolder(spec(), **options).load(0, 0, frozenset({"pseudo_depth"}))["pseudo_depth"].shape == (350, 518)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera stood on its side: to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = ImageFolder(spec(), root=tmp_path).load(0, 0, IMAGE)["image"]
+    assert image.shape == (60, 40, 3) and image[:25].min() > 150 and image[35:].max() < 50
 
 
 def test_real_photographs_load(shared_data):

@@ -73,7 +73,7 @@ def test_damage_ends_the_run_in_one_line(spec):
     batch = read(samples_of(Noise(spec, {2})), DrawStream(0, 1, 4), workers=1)[0]
     with pytest.raises(UserError) as caught:
         raise_errors(batch)
-    expected = "data.on_damage: damaged file 2.png: cut short; repair it, or set data.on_damage: skip"
+    expected = "data.on_damage: damaged file 2.png: cut short; repair it, or set on_damage: skip"
     assert str(caught.value) == expected
 
 

@@ -10,7 +10,7 @@ from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration, read_pinhole
 from prior3d.data.posed.recorded import names_scene
 from prior3d.errors import DamagedFile, UserError
-from prior3d_plugins.datasets.posed import PosedRGBD
+from prior3d_plugins.datasets.posed import Posed, PosedRGBD
 
 ALL = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 KITCHEN = Calibration(fx=528, fy=528, cx=321, cy=239, translation=(-0.025, 0.0, 0.0))
@@ -440,3 +440,166 @@ def test_damaged_depth_is_left_out_of_the_pairs_and_reported(shared_data, tmp_pa
     pairs = dataset.pairs(0)
     assert {*pairs.first.tolist(), *pairs.second.tolist()} == {0, 2}
     assert json.loads(dataset.scene_fingerprint(0))[0] == "posed"
+
+
+# What cannot be one field of view, or is read as something it is not
+
+
+def resave(folder, change, pattern="*.color.png"):
+    for path in folder.glob(pattern):
+        change(Image.open(path)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [
+        (lambda image: image.crop((0, 0, 96, 96)), "96 x 96"),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_90), "96 x 128"),
+    ],
+)
+def test_color_of_another_aspect_than_depth_is_refused(tmp_path, change, size):
+    write_frames(tmp_path, size=(96, 128))
+    resave(tmp_path, change)
+    with pytest.raises(UserError, match=rf"^root: .* color of {size} pixels and depth of 128 x 96 cannot be one field"):
+        PosedRGBD(spec(), root=tmp_path).verify()
+    calibrated = PosedRGBD(spec(), root=tmp_path, depth_to_color={"*": KITCHEN})
+    calibrated.verify()  # a second camera may well have another aspect
+    assert calibrated.load(0, 0, ALL)["depth"].shape == (96, 128)
+
+
+def test_color_turned_by_its_exif_orientation_is_refused(tmp_path):
+    write_frames(tmp_path, suffix="jpg")
+    for path in tmp_path.glob("*.color.jpg"):
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        Image.open(path).save(path, exif=exif)
+    with pytest.raises(
+        UserError, match=r"^root: none of 3 files can be used, .*000000\.color\.jpg: its EXIF orientation"
+    ):
+        PosedRGBD(spec(), root=tmp_path).verify()
+
+
+def test_a_scene_of_8_bit_depth_is_refused_and_a_single_map_is_damage(tmp_path):
+    write_frames(tmp_path)
+    eight = tmp_path / "frame-000000.depth.png"
+    Image.new("L", (8, 6), 9).save(eight)
+    dataset = PosedRGBD(spec(), root=tmp_path)
+    dataset.verify()
+    with pytest.raises(DamagedFile, match="expected a 16-bit grey image, got mode L"):
+        dataset.load(0, 0, ALL)
+    resave(tmp_path, lambda image: Image.new("L", image.size, 9), "*.depth.png")
+    message = (
+        r"^root: none of 3 files can be used, the first: .*000000\.depth\.png: expected a 16-bit grey image, got mode L"
+    )
+    with pytest.raises(UserError, match=message):
+        PosedRGBD(spec(), root=tmp_path).verify()
+
+
+def test_damage_is_named_where_it_leaves_no_pairs(tmp_path):
+    write_frames(tmp_path / "s")
+    for path in (tmp_path / "s").glob("*.depth.png"):
+        truncate(path)
+    with pytest.raises(UserError, match=r"no two views .* overlap: 3 files are damaged, the first: .*truncated"):
+        PosedRGBD(spec(views=2, cache=tmp_path / "cache"), root=tmp_path / "s").prepare()
+
+
+def test_16_bit_grey_color_is_scaled(tmp_path):
+    write_frames(tmp_path)
+    resave(tmp_path, lambda image: Image.fromarray(np.full((6, 8), 32896, np.uint16)))
+    assert (PosedRGBD(spec(), root=tmp_path).load(0, 0, ALL)["image"] == 128).all()
+
+
+@pytest.mark.parametrize("write", [write_frames, write_scannet])
+def test_two_files_of_one_frame_are_refused(tmp_path, write):
+    folder = write(tmp_path / "s")
+    first = next(folder.rglob("frame-000002.color.png"), None) or folder / "color" / "2.jpg"
+    for other in (first.with_suffix(".jpeg"), first.with_name(first.name.replace("2", "02", 1))):
+        other.write_bytes(first.read_bytes())
+        names = sorted((first.name, other.name))
+        with pytest.raises(
+            UserError, match=rf"^root: two color files of frame 2 in .*: {names[0]} and {names[1]}; keep"
+        ):
+            PosedRGBD(spec(), root=tmp_path).verify()
+        other.unlink()
+
+
+def test_messages_name_the_extensions_read_and_the_files_seen(tmp_path):
+    write_frames(tmp_path / "a", range(5))
+    for path in (tmp_path / "a").glob("*.depth.png"):
+        path.rename(path.with_suffix(".tiff"))
+    with pytest.raises(UserError) as caught:
+        PosedRGBD(spec(), root=tmp_path).verify()
+    assert caught.value.message == (
+        "scene a has 5 color, 0 depth, 5 pose files; the first unmatched is frame 0, with no depth (depth is read from"
+        " .png; seen: frame-000000.depth.tiff, frame-000001.depth.tiff, frame-000002.depth.tiff and 2 more)"
+    )
+    folder = write_scannet(tmp_path / "b" / "s")
+    for path in (folder / "color").iterdir():
+        path.rename(path.with_suffix(".webp"))
+    with pytest.raises(
+        UserError, match=r"color is read from \.png \.jpg \.jpeg; seen in color: 0\.webp, 10\.webp, 2\.webp"
+    ):
+        PosedRGBD(spec(), root=tmp_path / "b").verify()
+
+
+@pytest.mark.parametrize("write", [write_frames, write_scannet])
+def test_frames_without_a_pose_are_left_out_counted_and_named(tmp_path, write):
+    numbers = (0, 2, 10)
+    folder = write(tmp_path / "s", numbers)
+    lost = folder / "frame-000002.pose.txt" if write is write_frames else folder / "pose" / "2.txt"
+    lost.unlink()
+    dataset = PosedRGBD(spec(), root=tmp_path)
+    dataset.verify()
+    assert [dataset.load(0, frame, ALL)["world_from_camera"][0, 3] for frame in (0, 1)] == [0, 10]
+    assert dataset.frame_count(0) == 2
+    assert dataset.describe()[-1] == "s: 1 frames left out (no pose: 1, frame 2)"
+
+
+# The dataset `posed`
+
+
+def test_posed_reads_both_formats_and_takes_their_options_in_a_section_of_their_own(tmp_path):
+    write_frames(tmp_path / "frames" / "a")
+    write_scannet(tmp_path / "scannet" / "b")
+    by_itself = Posed(spec(), root=tmp_path / "frames")
+    former = PosedRGBD(spec(), root=tmp_path / "frames", depth_scale=500)
+    assert by_itself.scenes == ["a"] and Posed(spec(), root=tmp_path / "scannet").scenes == ["b"]
+    named = Posed(spec(), root=tmp_path / "frames", format="sevenscenes", reader={"depth_scale": 500})
+    for view in (named.load(0, 1, ALL), former.load(0, 1, ALL)):
+        assert (view["depth"][1:] == np.float32(1001 / 500)).all()
+    assert former.describe()[0] == (
+        "posed_rgbd is called posed now: name: posed, format: sevenscenes, its options under reader"
+    )
+    given = Posed(spec(), root=tmp_path / "frames", reader={"intrinsics": [5, 6, 4, 3]})
+    assert given.describe()[-1] == "a: intrinsics goes unused: it has a file of its own"
+
+
+def test_what_is_wrong_with_formats_and_their_options_is_located(tmp_path):
+    write_frames(tmp_path / "data" / "a")
+    write_scannet(tmp_path / "mixed" / "b")
+    write_frames(tmp_path / "mixed" / "a")
+    (tmp_path / "data" / "a" / "camera-intrinsics.txt").unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    cases = [
+        ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognise .*mixed: set the one it is"),
+        (
+            {"root": tmp_path / "other"},
+            r"root: no format \(scannet, sevenscenes\) recognises .*other: there is notes\.txt",
+        ),
+        ({"format": "scanet"}, "format: unknown reader 'scanet', did you mean 'scannet'"),
+        ({"format": "scannet"}, "root: no scene in .*data: expected the folders color, depth and pose; there is a/"),
+        ({"reader": {"depth_scal": 3}}, r"reader\.depth_scal: unknown key, did you mean 'depth_scale'"),
+        ({"reader": {"depth_scale": "big"}}, r"reader\.depth_scale: expected a number"),
+        ({"reader": {"depth_scale": 0}}, r"reader\.depth_scale: expected units per meter above 0"),
+        ({"reader": {"root": "x"}}, r"reader\.root: unknown key"),
+        ({}, r"reader\.intrinsics: no intrinsics for scene a"),
+        ({"root": tmp_path / "none"}, "root: no folder"),
+    ]
+    for options, message in cases:
+        with pytest.raises(UserError, match=f"^{message}"):
+            Posed(spec(), **{"root": tmp_path / "data", **options}).verify()
+    both = PosedRGBD(spec(), root=tmp_path / "mixed")
+    both.verify()
+    assert both.scenes == ["a", "b"]
+    assert both.load(1, 0, ALL)["image"].shape == (12, 20, 3) and both.load(0, 0, ALL)["image"].shape == (6, 8, 3)

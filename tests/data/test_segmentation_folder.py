@@ -96,7 +96,7 @@ def test_without_split_folders_a_hash_holds_out(tmp_path):
 
 def test_an_id_that_is_no_class_is_named(tmp_path):
     dataset = SegmentationFolder(spec(), root=fill(tmp_path, ids=(0, 1, 11)), classes=3)
-    message = r"data\.classes: .*labels/a\.png holds the class id 11, and the 3 classes have the ids 0 to 2"
+    message = r"^classes: .*labels/a\.png holds the class id 11, and the 3 classes have the ids 0 to 2"
     with pytest.raises(UserError, match=message):
         dataset.verify()
     with pytest.raises(UserError, match=message):
@@ -112,29 +112,29 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     (tmp_path / "empty/train/labels").mkdir()
     (tmp_path / "flat").mkdir()
     cases = [
-        ({"root": tmp_path / "no", "classes": 3}, {}, r"data\.root: no folder .*no$"),
-        ({"root": tmp_path / "empty", "classes": 3}, {}, r"data\.root: no images for the split train in .*images"),
+        ({"root": tmp_path / "no", "classes": 3}, {}, r"^root: no folder .*no$"),
+        ({"root": tmp_path / "empty", "classes": 3}, {}, r"^root: no images for the split train in .*images"),
         (
             {"root": root, "classes": 3, "train_match": "z*"},
             {},
             r"no images whose name matches z\* for the split train",
         ),
-        ({"root": root, "classes": 3, "labels": "masks"}, {}, r"data\.root: no folder .*train/masks"),
+        ({"root": root, "classes": 3, "labels": "masks"}, {}, r"^root: no folder .*train/masks"),
         (
             {"root": root, "classes": 3},
             {"split": "test"},
-            r"this data has no split test, only train: set data\.folders",
+            r"this data has no split test, only train: set folders",
         ),
         (
             {"root": tmp_path / "flat", "classes": 3, "test_fraction": 1.0},
             {},
-            r"data\.root: this data has no split train, only test: lower data\.test_fraction or data\.val",
+            r"^root: this data has no split train, only test: lower test_fraction or val",
         ),
-        ({"root": root, "classes": 3}, {"views": 2}, r"data\.views: single images make samples of 1 view"),
-        ({"root": root, "classes": 3, "test_fraction": 0.5}, {}, r"data\.test_fraction: splits come either from"),
-        ({"root": root}, {}, r"data\.classes: say how many classes there are"),
-        ({"root": root, "classes": 2, "class_names": ("a", "b", "c")}, {}, r"data\.class_names: 3 names for 2 classes"),
-        ({"root": root, "class_names": ("a", "a")}, {}, r"data\.class_names: two classes have the same name"),
+        ({"root": root, "classes": 3}, {"views": 2}, r"^views: single images make samples of 1 view"),
+        ({"root": root, "classes": 3, "test_fraction": 0.5}, {}, r"^test_fraction: splits come either from"),
+        ({"root": root}, {}, r"^classes: say how many classes there are"),
+        ({"root": root, "classes": 2, "class_names": ("a", "b", "c")}, {}, r"^class_names: 3 names for 2 classes"),
+        ({"root": root, "class_names": ("a", "a")}, {}, r"^class_names: two classes have the same name"),
         ({"root": tmp_path, "classes": 3, "test_fraction": 0.9, "validation_fraction": 0.2}, {}, r"shares from 0 to 1"),
     ]
     for options, told, message in cases:
@@ -145,7 +145,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
 def test_images_and_masks_must_pair_up(tmp_path):
     root = fill(tmp_path)
     (root / "train/labels/b.png").unlink()
-    with pytest.raises(UserError, match=r"data\.root: 1 of 3 images have no mask in .*labels.*, the first: b"):
+    with pytest.raises(UserError, match=r"^root: 1 of 3 images have no mask in .*labels.*, the first: b"):
         SegmentationFolder(spec(), root=root, classes=3)
     (root / "train/images/b.png").unlink()
     (root / "train/images/c.png").unlink()

@@ -16,6 +16,7 @@ from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 CAMERA = np.array([[50.0, 0, 32], [0, 40.0, 24], [0, 0, 1]])
+SURFACE = frozenset({"surface"})
 EXACT = SurfaceOptions(voxel_size=0.05, min_frames=1)
 
 
@@ -228,8 +229,7 @@ def test_colours_follow_their_points_through_sorting_and_boxes(tmp_path):
 def test_colours_that_nobody_asks_for_are_not_opened(tmp_path, monkeypatch):
     """A map keeps its file open: with one more for every scene, runs of many scenes would have too many open."""
     dataset = walls(tmp_path, voxel_size=0.05, min_frames=1)
-    dataset.prepare()
-    dataset.prepare_surface()
+    dataset.prepare(fields=SURFACE)
     opened, load = [], np.load
     monkeypatch.setattr(np, "load", lambda file, **options: opened.append(file.name) or load(file, **options))
     dataset._surfaces.clear()
@@ -251,13 +251,13 @@ def test_a_scene_far_from_the_origin_keeps_its_shape():
 
 def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
     first = walls(tmp_path / "a", voxel_size=0.05)
-    first.prepare_surface()
-    assert first.loads == 8 and first.surface(0) is first.surface(0)
+    first.prepare(fields=SURFACE)
+    assert first.loads == 16 and first.surface(0) is first.surface(0)
     second = walls(tmp_path / "a", voxel_size=0.05, max_points=10)
-    second.prepare_surface()
+    second.prepare(fields=SURFACE)
     assert second.loads == 0, "how many points a view gets changes nothing about the surface"
     other = walls(tmp_path / "b", voxel_size=0.05)
-    other.prepare_surface()
+    other.prepare(fields=SURFACE)
     for name in ("points.npy", "colors.npy", "starts.npy"):
         contents = [(dataset.surface(1).folder / name).read_bytes() for dataset in (first, other)]
         assert contents[0] == contents[1]
@@ -303,8 +303,7 @@ def test_a_damaged_frame_is_left_out_and_counted_once(tmp_path, damaged):
         np.savetxt(root / f"frame-{number:06d}.pose.txt", turned(0, (0.2 * number, 0, 0)))
     (root / damaged).write_bytes(b"no image")
     dataset = PosedRGBD(DataSpec((48, 64), 2, "train", tmp_path / "cache"), root=root, surface=EXACT)
-    dataset.prepare()
-    dataset.prepare_surface()
+    dataset.prepare(fields=SURFACE)
     assert [damage.path.name for damage in dataset.damaged] == [damaged]
     assert len(dataset.surface(0)) == len(dataset.surface(0).colors) > 100
 

@@ -23,6 +23,7 @@ def refused(evaluate, workshop, tmp_path, monkeypatch):
         return create(*arguments, **options)
 
     monkeypatch.setattr(timm, "create_model", without_network)
+    monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
 
     def run(*arguments):
         status, _, error = evaluate(*arguments)
@@ -92,7 +93,8 @@ def test_what_the_command_line_gets_wrong(refused, arguments, line):
 
 def test_weights_of_timm_that_cannot_be_fetched(refused):
     line = refused("resnet10t")
-    assert line.startswith("defaults: backbone.pretrained: cannot fetch timm's weights of resnet10t, or give a file")
+    assert line.startswith("defaults: backbone.pretrained: cannot fetch timm's weights of resnet10t (no connection);")
+    assert "set pretrained: false" in line
 
 
 def test_a_folder_that_is_no_run_and_a_run_that_is_not_complete(refused, copy, tmp_path):

@@ -83,6 +83,7 @@ def test_no_key_is_advised_for_a_model_beside_the_first_one(finished, monkeypatc
         return create(*arguments, **options)
 
     monkeypatch.setattr(timm, "create_model", without_network)
+    monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
     with pytest.raises(UserError) as refused:
         columns(finished, **{flag: "resnet10t"})
     expected = f"--{flag}: cannot fetch timm's weights of resnet10t (no connection); name random:resnet10t for random"

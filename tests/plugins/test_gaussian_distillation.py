@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from prior3d.contracts.engine import SplatEngine
 from prior3d.contracts.prior import Features, Scene
 from prior3d.errors import UserError
 from prior3d.splat import Lifted
+from prior3d.splat.reference import rasterize_views
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features, example_scenes
 from prior3d_plugins.priors.gaussian_distillation import GaussianDistillation
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene, Lifting, lift_scene
@@ -284,6 +286,71 @@ def test_a_scene_that_cannot_be_lifted_is_named():
         lift(scene_of(poses, lambda _, points: field(points), unknown), spacing=None)
     with pytest.raises(UserError, match=r"scene made-up: 2 frames, and a point must be seen by 3 \(min_views\)"):
         lift(scene_of(poses[:2], lambda _, points: field(points)))
+
+
+class Rendering(SplatEngine):
+    """An engine that renders and no more: lifting and targets go through the gradient of its rendering."""
+
+    rank = 50
+    calls = 0
+
+    def obstacle(self, device, dtype):
+        return None
+
+    def rasterize(self, gaussians, values, intrinsics, world_from_camera, size, background):
+        Rendering.calls += 1
+        return rasterize_views(gaussians, values, intrinsics, world_from_camera, size, background)
+
+
+@pytest.mark.parametrize("method", ["average", "cg"])
+def test_an_engine_that_only_renders_lifts_and_shows_the_same(method, monkeypatch):
+    poses = torch.stack([pose(x, yaw) for x, yaw in ((-0.2, 5), (0, 0), (0.2, -5), (0, 10))])
+    scene = scene_of(poses, lambda _, points: field(points))
+    wanted = lift(scene, method)
+    shown = render_targets(wanted, INTRINSICS, pose(0.1, 3), GRID, 3, 0.5)
+    monkeypatch.setattr("prior3d.splat.operator.splat_engine", lambda engine, tensor: Rendering())
+    Rendering.calls = 0
+    found = lift(scene, method)
+    assert Rendering.calls >= 4
+    assert torch.equal(found.gaussians.means, wanted.gaussians.means)
+    torch.testing.assert_close(found.lifted.mass, wanted.lifted.mass, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.lifted.views, wanted.lifted.views)
+    if method == "average":  # least squares choose their iterations on other cells
+        torch.testing.assert_close(found.lifted.features, wanted.lifted.features, rtol=1e-4, atol=1e-4)
+    targets, known = render_targets(wanted, INTRINSICS, pose(0.1, 3), GRID, 3, 0.5)
+    assert torch.equal(known, shown[1])
+    torch.testing.assert_close(targets, shown[0], rtol=1e-4, atol=1e-4)
+    own = render_targets(found, INTRINSICS, pose(0.1, 3), GRID, 3, 0.5)[0]
+    assert (own - shown[0]).norm() < 0.02 * shown[0].norm()
+
+
+def test_an_engine_that_cannot_be_had_is_refused_when_the_prior_is_made():
+    spec = example_backbone()
+    with pytest.raises(UserError, match=r"^engine: unknown splat engine 'gslat', did you mean 'gsplat'\?"):
+        GaussianDistillation(spec, engine="gslat")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"^engine: splat engine 'gsplat' cannot run here: gsplat runs on CUDA"):
+            GaussianDistillation(spec, engine="splat/gsplat")
+    assert "engine" in GaussianDistillation.prepared_options
+
+
+def test_auto_is_torch_to_the_last_bit_on_a_cpu(attached):
+    batch = example_batch()
+    auto, torch_engine = (attached(engine=engine)._render(batch, torch.arange(4)) for engine in ("auto", "torch"))
+    assert torch.equal(auto.values, torch_engine.values) and torch.equal(auto.known, torch_engine.known)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gsplat_gives_the_targets_that_torch_gives(attached):
+    pytest.importorskip("gsplat")
+    batch = {name: value.cuda() for name, value in example_batch().items()}
+    chosen = torch.arange(4, device="cuda")
+    wanted, found = (attached(engine=engine)._render(batch, chosen) for engine in ("torch", "gsplat"))
+    assert (wanted.known != found.known).float().mean() < 0.01  # a cell at the threshold of coverage
+    both = wanted.known & found.known
+    error = (found.values - wanted.values).movedim(1, -1)[both].norm() / wanted.values.movedim(1, -1)[both].norm()
+    assert error < 5e-3
 
 
 @pytest.mark.gpu

@@ -54,7 +54,7 @@ def start():
     """Start the command in a process of its own, from a server that has imported everything once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["prior3d.pretraining.run", "prior3d.recipe", "prior3d_plugins.datasets.synthetic_rooms"]
+        ["prior3d.api", "prior3d.pretraining.training", "prior3d.recipe", "prior3d_plugins.datasets.synthetic_rooms"]
     )
     started = []
 

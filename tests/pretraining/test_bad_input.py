@@ -53,7 +53,7 @@ def expect(result, *words):
         ("data.pairs.min_overlap=0.999", "overlap"),
         ("priors={triplane: {stride: 7}}", "priors.triplane: stride 7: the maps of convnext_atto have stride 4, 8"),
         ("priors={gaussian_distillation: {teacher: ema}}", "backbone.ema"),
-        ("priors={pixel_voxel: {engine: minkowski}}", "priors.pixel_voxel: "),
+        ("priors={pixel_voxel: {engine: minkowski}}", "engine: unknown sparse engine 'minkowski'"),
     ],
 )
 def test_wrong_values(attempt, override, words):
@@ -190,7 +190,7 @@ def test_missing_intrinsics(attempt, frames):
 def test_counts_of_depth_and_colour_that_differ(attempt, frames):
     scene = frames(4)
     (scene / "frame-000002.depth.png").unlink()
-    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 colour, 3 depth, 4 pose files", "frame 2")
+    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame 2")
 
 
 @pytest.mark.parametrize("kind", ["depth", "color"])
@@ -200,7 +200,7 @@ def test_a_truncated_file_ends_the_run_or_is_skipped_and_named(attempt, frames, 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     # every frame is decoded within a few steps
     arguments = [*as_data(scene)[:1], "trainer.max_steps=12"]
-    expect(attempt(*arguments), "data.on_damage: damaged file ", path.name, "data.on_damage: skip")
+    expect(attempt(*arguments), "data.on_damage: damaged file ", path.name, "or set on_damage: skip")
     status, line, left = attempt(*arguments, "data.on_damage=skip")
     assert status == 0, line
     summary = json.loads(next(path for path in left if path.name == "summary.json").read_text())

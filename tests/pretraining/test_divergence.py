@@ -10,8 +10,7 @@ from prior3d import cli
 from prior3d.backbone import Maps
 from prior3d.errors import UserError
 from prior3d.files import write_json
-from prior3d.pretraining.collapse import feature_health
-from prior3d.pretraining.divergence import PATIENCE, Divergence, check_finite
+from prior3d.pretraining.health import PATIENCE, Divergence, check_finite, feature_health
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

@@ -76,6 +76,7 @@ def test_weights_of_timm_are_named_by_the_key_that_asks_for_them(recipe, monkeyp
         return model
 
     monkeypatch.setattr(timm, "create_model", folded)
+    monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
     loaded = load_recipe(recipe, [f"backbone.name={MODEL}", "backbone.pretrained=true"])
     with pytest.raises(UserError, match=r"^backbone.pretrained: the statistics of bn1 of"):
         build(loaded, Registry(loaded.plugins))

@@ -300,6 +300,7 @@ def test_a_run_too_short_for_its_first_refresh_says_so(moving, tmp_path, capsys)
     assert cli.train([str(path), "trainer.max_steps=2", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "would first be prepared at step 4, this run ends at 2: its loss stays 0" in out
+    assert "gaussian_distillation: its loss was 0 at every step: nothing was learned from it" in out
 
 
 def test_the_command_prepare_is_quick_to_say_what_it_does_not_understand(capsys, tmp_path):

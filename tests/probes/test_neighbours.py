@@ -1,6 +1,8 @@
 """Nearest neighbours against brute force, votes against a count by hand."""
 
+import importlib
 import sys
+import types
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from prior3d.errors import UserError
 from prior3d.probes.neighbours import nearest, vote
 from prior3d.randomness import generator
+from prior3d_plugins.engines.neighbours_faiss import NeighboursFaiss
 
 
 def unit_rows(count, channels=16, stream="rows"):
@@ -31,7 +34,7 @@ def test_equals_brute_force(engine, queries):
 def test_chunks_change_nothing(monkeypatch):
     memory, asked = unit_rows(50), unit_rows(33, stream="queries")
     whole = nearest(memory, asked, 3, "torch")
-    monkeypatch.setattr("prior3d.probes.neighbours._CHUNK", 200)
+    monkeypatch.setattr("prior3d_plugins.engines.neighbours_torch._CHUNK", 200)
     in_chunks = nearest(memory, asked, 3, "torch")
     assert torch.equal(whole[1], in_chunks[1])
 
@@ -73,18 +76,58 @@ def test_a_low_temperature_follows_the_nearest_and_a_high_one_the_majority():
     assert vote(similarities, labels, 2, temperature=10.0).argmax() == 0
 
 
-def test_without_faiss_it_says_what_to_install(monkeypatch):
+def test_without_faiss_its_name_says_what_to_install_and_auto_does_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install faiss-cpu"):
-        nearest(unit_rows(3), unit_rows(2), 1)
+    message = "^engine: neighbours engine 'faiss' cannot run here: FAISS is not installed: pip install faiss-cpu"
+    with pytest.raises(UserError, match=message):
+        nearest(unit_rows(3), unit_rows(2), 1, "faiss")
+    assert nearest(unit_rows(3), unit_rows(3), 1)[1][:, 0].tolist() == [0, 1, 2]
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(
+        UserError, match=r"unknown neighbours engine 'fais', did you mean 'faiss'\? .*auto, faiss, torch"
+    ):
+        nearest(unit_rows(3), unit_rows(2), 1, "fais")
+
+
+@pytest.fixture
+def faiss_on_gpu():
+    """FAISS as on a machine with CUDA, its index on the CPU: what it is called with can be seen."""
+    faiss = importlib.import_module("faiss")
+    return types.SimpleNamespace(
+        IndexFlatIP=faiss.IndexFlatIP,
+        omp_set_num_threads=faiss.omp_set_num_threads,
+        get_num_gpus=lambda: 1,
+        StandardGpuResources=lambda: "resources",
+    )
+
+
+def test_faiss_has_an_obstacle_on_cuda_unless_it_is_built_for_it(monkeypatch, faiss_on_gpu):
+    engine = NeighboursFaiss()
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("prior3d_plugins.engines.neighbours_faiss._faiss", lambda: faiss_on_gpu)
+    assert engine.obstacle(cuda, torch.float32) is None
+    faiss_on_gpu.get_num_gpus = lambda: 0
+    assert engine.obstacle(cuda, torch.float32).endswith("pip install faiss-gpu-cu12")
+    del faiss_on_gpu.get_num_gpus
+    assert "built for the CPU alone" in engine.obstacle(cuda, torch.float32)
+    assert engine.obstacle(torch.device("cpu"), torch.float32) is None
+    assert "not on mps" in engine.obstacle(torch.device("mps"), torch.float32)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_as_on_the_cpu():
+@pytest.mark.parametrize("engine", ["auto", "torch", "faiss"])
+def test_on_cuda_as_on_the_cpu(engine):
+    if engine == "faiss" and (obstacle := NeighboursFaiss().obstacle(torch.device("cuda"), torch.float32)):
+        pytest.skip(obstacle)
     memory, asked = unit_rows(3000, 64), unit_rows(400, 64, "queries")
-    similarities, rows = nearest(memory.cuda(), asked.cuda(), 5)
-    expected, expected_rows = nearest(memory, asked, 5)
-    assert rows.device.type == "cuda"
+    similarities, rows = nearest(memory.cuda(), asked.cuda(), 5, engine)
+    expected, expected_rows = nearest(memory, asked, 5, "faiss")
+    assert rows.device.type == similarities.device.type == "cuda"
     torch.testing.assert_close(similarities.cpu(), expected, rtol=0, atol=1e-5)
     assert (rows.cpu() == expected_rows).float().mean() > 0.999
+    if engine == "faiss":
+        with pytest.raises(ValueError, match="at most 2048 neighbours"):
+            nearest(memory.cuda(), asked.cuda(), 2049, engine)

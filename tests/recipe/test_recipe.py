@@ -148,7 +148,7 @@ def test_keys_that_mean_nothing_in_a_recipe_are_not_written():
 
 def test_origins_of_what_a_recipe_uses(folder):
     recipe = load_recipe("r.yaml")
-    lines = origins(recipe, Registry(recipe.plugins))
+    lines = origins(recipe.uses(), Registry(recipe.plugins))
     version = Registry(recipe.plugins).find("priors", "toy_prior").version
     used = ("dataset 'toy_rooms'", "prior 'toy_prior'", "probe 'toy_probe'")
     assert lines == [f"{plugin} (file toys.py), {version}" for plugin in used]

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crop:
+    """Where it is cut.
+
+    Attributes:
+        jitter: pixels by which it moves.
+    """
+
     share: tuple[float, float] = (0.6, 1.0)
     jitter: int = 3
     folder: Path | None = None
@@ -165,6 +171,10 @@ def test_defaults_are_filled_in_and_paths_are_absolute(monkeypatch, tmp_path):
         ({"view": 1}, "view: expected a section of keys, got 1"),
         ({"paths": [1]}, "paths[0]: expected text, got 1"),
         ({"paths": 1}, "paths: expected text or a list, got 1"),
+        ({"path": "a/" + "x" * 256}, "path: a name in this path has more than 255 bytes, which no file can have"),
+        ({"path": "a\0b"}, "path: a path cannot hold a null character"),
+        ({"integer": 2**63}, "integer: expected an integer of 64 bits, got 9223372036854775808"),
+        ({"crop": {"jitter": -(10**30)}}, f"crop.jitter: expected an integer of 64 bits, got -{10**30}"),
         ({"integr": 1}, "integr: unknown key, did you mean 'integer'?"),
     ],
 )
@@ -343,6 +353,8 @@ def test_json_schema_says_types_bounds_and_defaults():
     assert entries["size"]["default"] == [1, 2]
     assert entries["path"]["default"] == "~/data"
     assert {"$ref": "#/$defs/k.Crop"} in entries["crop"]["anyOf"]
+    crop = OPTIONS.json_schema("k")["$defs"]["Crop"]["properties"]
+    assert crop["jitter"]["description"] == "pixels by which it moves."
     assert options_of(type("P", (Probe,), {"__init__": Pair.__init__})).json_schema("k")["required"] == ["first"]
     json.dumps(schema)
 

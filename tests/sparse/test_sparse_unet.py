@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prior3d import sparse
-from prior3d.sparse.engines import _log_once, select_engine
+from prior3d.errors import UserError
 
 
 def cloud(seed, count=400, extent=20):
@@ -156,49 +156,34 @@ def test_stages_are_checked():
         sparse.MinkUNet(3, 3, planes=(8, 8), layers=(1,) * 8)
 
 
-class CountingEngine:
-    """A stand-in for an accelerated engine."""
-
-    name = "counting"
-
-    def __init__(self):
-        self.calls = 0
-
-    def supports(self, device):
-        return device.type == "meta"
-
-    def convolve(self, features, weight, kernel_map):
-        self.calls += 1
-        return select_engine("torch", features.device).convolve(features, weight, kernel_map)
+def test_channels_grow_with_the_width():
+    narrow, wide = (sparse.mink_unet_small(1, 8, width=width) for width in (0.1, 2.0))
+    assert narrow.conv0p1s1.kernel.shape == (27, 1, 4)  # never fewer than 4
+    assert wide.block4[0].conv1.kernel.shape == (27, 96, 128)
+    assert wide.final.kernel.shape == (64, 8)  # the output's own channels stay
 
 
-def test_engines_are_chosen_by_name_and_by_auto(monkeypatch, caplog):
-    monkeypatch.setattr("prior3d.sparse.engines._ENGINES", {"torch": select_engine("torch", torch.device("cpu"))})
-    _log_once.cache_clear()
-    engine = CountingEngine()
-    sparse.register_engine(engine)
-    assert sparse.available_engines() == ("torch", "counting")
-    with caplog.at_level("INFO", logger="prior3d.sparse.engines"):
-        for _ in range(2):
-            assert select_engine("auto", torch.device("cpu")).name == "torch"
-            assert select_engine("auto", torch.device("meta")) is engine
-    assert [record.message for record in caplog.records] == [
-        "sparse convolution on cpu: engine 'torch'",
-        "sparse convolution on meta: engine 'counting'",
-    ]
-    x = sparse.SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int32))
-    sparse.Convolution(2, 2, 3, engine="counting")(x)
-    assert engine.calls == 1
-    with pytest.raises(ValueError, match="expected a new engine name, got 'counting'"):
-        sparse.register_engine(engine)
-
-
-@pytest.mark.parametrize("name", ["spconv", "minkowski"])
-def test_an_engine_that_is_not_there_is_an_error_not_a_fallback(name):
-    with pytest.raises(ValueError, match=f"sparse engine '{name}' is not available: .* choose one of auto, torch"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("spcnov", r"^engine: unknown sparse engine 'spcnov' \(there are: auto, torch\)$"),
+        ("sparse/troch", r"^engine: unknown sparse engine 'troch', did you mean 'torch'\?"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_an_error_not_a_fallback(name, message):
+    with pytest.raises(UserError, match=message):
         sparse.mink_unet_small(3, 3, engine=name)
 
 
-def test_an_unknown_engine_is_an_error():
-    with pytest.raises(ValueError, match="expected a sparse engine among auto, torch, got 'spcnov'"):
-        sparse.Convolution(3, 3, 3, engine="spcnov")
+def test_a_form_of_the_kernel_map_is_made_once_and_again_for_its_transpose():
+    x = sparse.SparseTensor(torch.ones(2, 1), torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32))
+    kernel_map, made = x.manager.kernel_map(1, 1, 3), []
+
+    def longest(pairs):
+        made.append(pairs)
+        return max(pairs.counts)
+
+    assert [kernel_map.cached("acme/longest", longest) for _ in range(3)] == [2, 2, 2]
+    assert kernel_map.cached("acme/other", lambda pairs: pairs.in_size) == 2
+    assert kernel_map.transposed.cached("acme/longest", longest) == 2
+    assert made == [kernel_map, kernel_map.transposed]

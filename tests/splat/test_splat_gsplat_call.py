@@ -6,7 +6,7 @@ import types
 import torch
 
 from prior3d.splat import Gaussians, rasterize
-from prior3d.splat.engines import rasterize_gsplat
+from prior3d_plugins.engines.splat_gsplat import SplatGsplat
 
 SIZE = (11, 14)
 
@@ -55,7 +55,7 @@ def test_layouts_and_the_direction_of_poses(brute_force, random_scene, camera, m
     intrinsics, poses = (torch.stack(parts) for parts in zip(camera(0.0), camera(0.4), strict=True))
     background = torch.linspace(-1, 1, 5, dtype=torch.float64)
     expected = rasterize(scene, values, intrinsics, poses, SIZE, background=background)
-    found = rasterize_gsplat(scene, values, intrinsics, poses, SIZE, background)
+    found = SplatGsplat().rasterize(scene, values, intrinsics, poses, SIZE, background)
     for want, got in zip(expected, found, strict=True):
         assert got.shape == want.shape
         assert torch.allclose(got, want)

@@ -60,7 +60,7 @@ def test_conjugate_gradients_reach_the_solution_of_the_normal_equations(random_s
 def test_conjugate_gradients_end_early_on_noise_and_go_on_without(random_scene, camera):
     _scene, truth = random_scene(25, 4)
     views = small_problem(random_scene, camera, views=6)
-    clean = [(w, (w.matrix() @ truth / w.mass().clamp(min=1e-9)[:, None]).T.view(4, 6, 8)) for w, _ in views]
+    clean = [(w, (w.matrix() @ truth / w.mass().flatten().clamp(min=1e-9)[:, None]).T.view(4, 6, 8)) for w, _ in views]
     assert lift_cg(views).iterations <= 1
     lifted = lift_cg(clean, ridge=1e-4, iterations=50)
     assert lifted.iterations > 5

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from prior3d.errors import UserError
 from prior3d.splat import Gaussians, rasterize, tiles
-from prior3d.splat.engines import INSTALL_GSPLAT, resolve_engine
 
 SIZE = (25, 35)
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -168,7 +168,6 @@ def test_the_precision_of_matrix_products_is_put_back_however_it_was_set(random_
         ({"world_from_camera": torch.eye(3)}, r"expected world_from_camera .* got \[3, 3\]"),
         ({"intrinsics": torch.zeros(2, 3, 3)}, r"expected intrinsics \[3, 3\] or \[3, 3\], got \[2, 3, 3\]"),
         ({"background": torch.zeros(3)}, r"expected background \[1\], got \[3\]"),
-        ({"engine": "opengl"}, r"expected engine torch, gsplat or auto, got 'opengl'"),
     ],
 )
 def test_what_does_not_fit_is_named(random_scene, camera, change, message):
@@ -179,26 +178,24 @@ def test_what_does_not_fit_is_named(random_scene, camera, change, message):
         rasterize(scene, size=SIZE, **given)
 
 
-def test_gsplat_by_name_without_it_says_what_to_install(monkeypatch):
-    from prior3d.splat import engines
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("opengl", r"^engine: unknown splat engine 'opengl' \(there are: auto, gsplat, torch\)"),
+        ("gslat", r"unknown splat engine 'gslat', did you mean 'gsplat'\?"),
+        ("gsplat", r"^engine: splat engine 'gsplat' cannot run here: gsplat runs on CUDA devices, not on cpu: install"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_named(random_scene, camera, engine, message):
+    with pytest.raises(UserError, match=message):
+        rasterize(*random_scene(5, 1), *camera(), SIZE, engine=engine)
 
-    engines._gsplat_obstacle.cache_clear()
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"gsplat is not installed; pip install gsplat==1\.5\.3") as caught:
-        resolve_engine("gsplat", torch.zeros(1))
-    assert INSTALL_GSPLAT in str(caught.value)
-    engines._gsplat_obstacle.cache_clear()
 
-
-def test_auto_is_the_reference_on_cpu_and_says_so_once(caplog):
-    from prior3d.splat import engines
-
-    engines._log_choice.cache_clear()
-    with caplog.at_level("INFO", logger="prior3d"):
-        assert [resolve_engine("auto", torch.zeros(1)) for _ in range(3)] == ["torch"] * 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "splatting engine auto: torch (not float32 on CUDA)",
-    ]
+def test_auto_is_the_reference_on_a_cpu(random_scene, camera):
+    scene, values = random_scene(40, 3)
+    outputs = [rasterize(scene, values, *camera(), SIZE, engine=engine) for engine in ("auto", "torch", "splat/torch")]
+    for other in outputs[1:]:
+        assert all(torch.equal(*pair) for pair in zip(outputs[0], other, strict=True))
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from prior3d.volume import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
+from prior3d.losses import fit_scale_and_shift, in_file_space, scale_and_shift_invariant_loss
 
 ALL = torch.ones(3, 64, dtype=torch.bool)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior3d.losses import in_file_space, scale_and_shift_invariant_loss
 from prior3d.volume import (
     CubeSpace,
     DenseHead,
@@ -15,7 +16,6 @@ from prior3d.volume import (
     RadianceMLP,
     Space,
     TriplaneDecoder,
-    in_file_space,
     orbit_pose,
     pixel_positions,
     plane_energy,
@@ -23,7 +23,6 @@ from prior3d.volume import (
     read_pixels,
     render_planes,
     render_view,
-    scale_and_shift_invariant_loss,
 )
 
 SIZE = 64

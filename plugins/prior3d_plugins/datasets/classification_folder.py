@@ -65,11 +65,11 @@ class ClassificationFolder(SingleImages):
         extensions: tuple[str, ...] = IMAGE_ENDINGS,
     ) -> None:
         super().__init__(spec)
-        root = existing_folder(root, "data.root")
+        root = existing_folder(root, "root")
         endings, shares = endings_of(extensions), (test_fraction, validation_fraction)
         domains = _domains(root, train_domains, test_domains)
         if domains and folders:
-            raise UserError("folders hold either splits or domains, not both", "data.folders")
+            raise UserError("folders hold either splits or domains, not both", "folders")
         folders = None if domains else folders or found_folders(root)
         splits = splits_of(folders, *shares)
         if "test" not in splits and "test" in domains.values():
@@ -85,7 +85,7 @@ class ClassificationFolder(SingleImages):
             chosen[folder] = [n for n in chosen[folder] if (split or split_of(n, *shares)) == spec.split]
         chosen = {folder: names for folder, names in chosen.items() if names}
         if not chosen:
-            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {root}", "data.root")
+            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {root}", "root")
         self.scenes = list(chosen) if domains else [root.resolve().name]
         self.hold([root] * len(chosen), list(chosen.values()))
         self._label = label
@@ -99,9 +99,11 @@ class ClassificationFolder(SingleImages):
         return {"classes": list(self.class_names), "label": self._label}
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
-        """Decode one image; its class is always set; see `Dataset.load`."""
+        """Decode one image; see `Dataset.load`."""
         path = self.path(scene, frame)
-        view = View({"label": int(self._labels[scene][frame])}, scene, frame)
+        view = View(scene=scene, frame=frame)
+        if "label" in fields:
+            view["label"] = int(self._labels[scene][frame])
         if "image" in fields:
             view["image"] = read_color(path)
         else:
@@ -118,7 +120,7 @@ class ClassificationFolder(SingleImages):
             raise UserError(
                 f"{len(empty)} of {len(counts)} classes have no image in the training split, the first: {empty[0]};"
                 " hold less out",
-                "data.test_fraction",
+                "test_fraction",
             )
 
     def describe(self) -> list[str]:
@@ -139,14 +141,14 @@ def _domains(root: Path, trained: Sequence[str], tested: Sequence[str]) -> dict[
     if not trained and not tested:
         return {}
     present = _folders(root)
-    for key, names in (("data.train_domains", trained), ("data.test_domains", tested)):
+    for key, names in (("train_domains", trained), ("test_domains", tested)):
         unknown = sorted(set(names) - set(present))
         if unknown:
             raise UserError(f"no folder {unknown[0]} in {root}, only {', '.join(present) or 'none'}", key)
     if both := sorted(set(trained) & set(tested)):
         raise UserError(
-            f"{both[0]} is trained on, too: name it in one of the two, and hold some of it out by data.test_fraction",
-            "data.test_domains",
+            f"{both[0]} is trained on, too: name it in one of the two, and hold some of it out by test_fraction",
+            "test_domains",
         )
     trained = trained or [name for name in present if name not in tested]
     tested = tested or [name for name in present if name not in trained]
@@ -162,7 +164,7 @@ def _all_folders(folders: SplitFolders | None, domains: Iterable[str]) -> list[s
 
 def _common_classes(root: Path, folders: Sequence[str], label: Label, endings: tuple[str, ...]) -> tuple[str, ...]:
     """Return the sorted classes, which must be the same in all folders."""
-    found = {folder: _classes(existing_folder(root / folder, "data.root"), label, endings) for folder in folders}
+    found = {folder: _classes(existing_folder(root / folder, "root"), label, endings) for folder in folders}
     first = max(found, key=lambda folder: len(found[folder]))
     for folder, classes in found.items():
         if differing := sorted(found[first] ^ classes):
@@ -170,10 +172,10 @@ def _common_classes(root: Path, folders: Sequence[str], label: Label, endings: t
             raise UserError(
                 f"{len(found[first])} classes in {root / first} and {len(classes)} in {root / folder}:"
                 f" {differing[0]} has images in {where} and none in {other}; both need the same classes",
-                "data.root",
+                "root",
             )
     if len(found[first]) < 2:
-        raise UserError(f"expected at least two classes, got only {found[first].pop()} in {root / first}", "data.root")
+        raise UserError(f"expected at least two classes, got only {found[first].pop()} in {root / first}", "root")
     return tuple(sorted(found[first]))
 
 
@@ -184,7 +186,7 @@ def _classes(folder: Path, label: Label, endings: tuple[str, ...]) -> set[str]:
     else:
         classes = {name for name in _folders(folder) if next(_files(folder / name, endings), None) is not None}
     if not classes:
-        raise UserError(f"no classes in {folder}: {_advice(folder, label, endings)}", "data.root")
+        raise UserError(f"no classes in {folder}: {_advice(folder, label, endings)}", "root")
     return classes
 
 
@@ -193,10 +195,10 @@ def _advice(folder: Path, label: Label, endings: tuple[str, ...]) -> str:
     if label == "prefix":
         return f"expected images in it ({' '.join(endings)}), their class before the first _ of the name"
     if next(_files(folder, endings), None) is not None:
-        return "images lie in it directly; data.label: prefix takes the class from names such as class_1.jpg"
+        return "images lie in it directly; label: prefix takes the class from names such as class_1.jpg"
     if any(_folders(folder / name) for name in below):
         names = ", ".join(below[:3])
-        return f"the images lie one folder deeper; if {names} are domains, name them in data.train_domains"
+        return f"the images lie one folder deeper; if {names} are domains, name them in train_domains"
     return "expected a folder of images for each class"
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, View
-from prior3d.data.decoding import read_16bit, read_array, read_color, same_field_of_view
+from prior3d.data.decoding import image_size, read_16bit, read_array, read_color, same_field_of_view
 from prior3d.data.images.listing import list_files
 from prior3d.data.images.single_images import (
     IMAGE_ENDINGS,
@@ -66,11 +66,9 @@ class ImageFolder(SingleImages):
         super().__init__(spec)
         self.splits = _splits(folders, test_fraction, validation_fraction)
         if spec.split not in self.splits:
-            raise UserError(
-                f"this data has no split {spec.split}: set this share or data.folders", f"data.{spec.split}_fraction"
-            )
-        roots = _existing(_as_list(root), "data.root")
-        self._pseudo_roots = _existing(_as_list(pseudo_depth), "data.pseudo_depth")
+            raise UserError(f"this data has no split {spec.split}: set this share or folders", f"{spec.split}_fraction")
+        roots = _existing(_as_list(root), "root")
+        self._pseudo_roots = _existing(_as_list(pseudo_depth), "pseudo_depth")
         self._pseudo_kind = self._declared_kind(pseudo_kind, len(roots))
         if self._pseudo_roots:
             self.provides = frozenset({"image", "pseudo_depth"})
@@ -80,14 +78,17 @@ class ImageFolder(SingleImages):
         self.hold(roots, [self._list(root, endings, folders, shares) for root in roots])
         if not len(self):
             where = ", ".join(str(root) for root in roots)
-            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {where}", "data.root")
+            raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {where}", "root")
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image; see `Dataset.load`."""
         name = self._paths[scene][frame]
-        view = View({"image": read_color(self._roots[scene] / name)}, scene, frame)
+        view = View(scene=scene, frame=frame)
+        if "image" in fields:
+            view["image"] = read_color(self._roots[scene] / name)
+        view.size = view["image"].shape[:2] if "image" in view else image_size(self._roots[scene] / name)
         if fields & {"pseudo_depth", "pseudo_kind"} and self._pseudo_roots:
-            view["pseudo_depth"] = _read_pseudo(self._pseudo_roots[scene] / name, view["image"].shape[:2])
+            view["pseudo_depth"] = _read_pseudo(self._pseudo_roots[scene] / name, view.size)
             view["pseudo_kind"] = self._pseudo_kind
         return view
 
@@ -109,7 +110,7 @@ class ImageFolder(SingleImages):
                 raise UserError(
                     f"{len(missing)} of {len(paths)} images have no .png or .npy in {pseudo_root}, the first:"
                     f" {missing[0]}",
-                    "data.pseudo_depth",
+                    "pseudo_depth",
                 )
 
     def describe(self) -> list[str]:
@@ -124,7 +125,7 @@ class ImageFolder(SingleImages):
         if folders is not None:
             below = getattr(folders, self.spec.split)
             if not (root / below).is_dir():
-                raise UserError(f"no folder {root / below}", f"data.folders.{self.spec.split}")
+                raise UserError(f"no folder {root / below}", f"folders.{self.spec.split}")
             return [f"{below.strip('/')}/{name}" for name in list_files(root / below, endings, self._pseudo_roots)]
         names = list_files(root, endings, self._pseudo_roots)
         if not any(shares):
@@ -134,23 +135,23 @@ class ImageFolder(SingleImages):
     def _declared_kind(self, declared: str | None, roots: int) -> int | None:
         if not self._pseudo_roots:
             if declared is not None:
-                raise UserError("there is no data.pseudo_depth it could be the kind of", "data.pseudo_kind")
+                raise UserError("there is no pseudo_depth it could be the kind of", "pseudo_kind")
             return None
         if len(self._pseudo_roots) != roots:
             raise UserError(
                 f"expected one folder for each of the {roots} roots, got {len(self._pseudo_roots)}",
-                "data.pseudo_depth",
+                "pseudo_depth",
             )
         kinds = {declared, *(_kind_in(root) for root in self._pseudo_roots)} - {None}
         if not kinds:
             raise UserError(
                 "say whether the pseudo-depth is depth or disparity, here or in its kind.json: the two are not affine"
                 " in each other",
-                "data.pseudo_kind",
+                "pseudo_kind",
             )
         if len(kinds) > 1:
             raise UserError(
-                f"pseudo-depth is said to be both {' and '.join(sorted(kinds))} (recipe, kind.json)", "data.pseudo_kind"
+                f"pseudo-depth is said to be both {' and '.join(sorted(kinds))} (recipe, kind.json)", "pseudo_kind"
             )
         return PSEUDO_KINDS.index(kinds.pop())
 
@@ -175,13 +176,13 @@ def _splits(folders: SplitFolders | None, test_fraction: float, validation_fract
         raise UserError(
             f"expected shares from 0 that leave something to train on, got {test_fraction} for test and"
             f" {validation_fraction} for validation",
-            "data.test_fraction",
+            "test_fraction",
         )
     shares = {"validation": validation_fraction, "test": test_fraction}
     if folders is None:
         return ("train", *(split for split, share in shares.items() if share > 0))
     if any(shares.values()):
-        raise UserError("splits come either from sub-folders or from fractions, not from both", "data.folders")
+        raise UserError("splits come either from sub-folders or from fractions, not from both", "folders")
     return ("train", *(split for split in shares if getattr(folders, split) is not None))
 
 
@@ -193,10 +194,10 @@ def _kind_in(root: Path) -> str | None:
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}", "data.pseudo_depth") from error
+        raise UserError(f"{path} is not JSON: {error}", "pseudo_depth") from error
     kind = declared.get("kind") if isinstance(declared, dict) else None
     if kind not in PSEUDO_KINDS:
-        raise UserError(f'expected {{"kind": "depth"}} or {{"kind": "disparity"}} in {path}', "data.pseudo_depth")
+        raise UserError(f'expected {{"kind": "depth"}} or {{"kind": "disparity"}} in {path}', "pseudo_depth")
     return kind
 
 

@@ -80,7 +80,7 @@ class SegmentationFolder(SingleImages):
         extensions: tuple[str, ...] = IMAGE_ENDINGS,
     ) -> None:
         super().__init__(spec)
-        root = existing_folder(root, "data.root")
+        root = existing_folder(root, "root")
         self.class_names = _names(classes, class_names)
         self._ignored = frozenset([ignore] if isinstance(ignore, int) else ignore or [])
         self._class_of_id = _class_of_id(len(self.class_names), self._ignored)
@@ -95,7 +95,7 @@ class SegmentationFolder(SingleImages):
             pairs = [pair for pair in pairs if split_of(pair[0], *shares) == spec.split]
         if not pairs:
             match = f" whose name matches {pattern}" if pattern != "*" else ""
-            raise UserError(f"no images{match} for the split {spec.split} in {root / self._images}", "data.root")
+            raise UserError(f"no images{match} for the split {spec.split} in {root / self._images}", "root")
         self.scenes = [root.resolve().name]
         self.hold([root], [[image for image, _ in pairs]])
         self._masks = PathTable(mask for _, mask in pairs)
@@ -136,7 +136,7 @@ class SegmentationFolder(SingleImages):
             except DamagedFile:
                 continue  # reported when it is met
             if mask != image:
-                raise UserError(f"{self.mask_path(frame)}: {_sizes(mask, image)}", "data.root")
+                raise UserError(f"{self.mask_path(frame)}: {_sizes(mask, image)}", "root")
         chosen = np.linspace(0, len(self) - 1, min(_CHECKED, len(self))).astype(int).tolist()
         damaged = []
         for frame in chosen:
@@ -145,7 +145,7 @@ class SegmentationFolder(SingleImages):
             except DamagedFile as damage:
                 damaged.append(damage)
         if len(damaged) == len(chosen):
-            raise UserError(f"no mask can be read: {damaged[0]}", "data.root")
+            raise UserError(f"no mask can be read: {damaged[0]}", "root")
 
     def describe(self) -> list[str]:
         """Say how many images and classes there are."""
@@ -162,21 +162,21 @@ class SegmentationFolder(SingleImages):
             count = len(self.class_names)
             raise UserError(
                 f"{path} holds the class id {wrong}, and the {count} classes have the ids 0 to {count - 1}: give all"
-                " classes, or name ids that do not count with data.ignore",
-                "data.classes",
+                " classes, or list ids that do not count in `ignore`",
+                "classes",
             )
         return mask.astype(np.uint8)
 
 
 def _names(classes: int | None, class_names: Sequence[str]) -> tuple[str, ...]:
     if classes is None and not class_names:
-        raise UserError("say how many classes there are, or name them with data.class_names", "data.classes")
+        raise UserError("say how many classes there are, or name them with class_names", "classes")
     if class_names and classes not in (None, len(class_names)):
-        raise UserError(f"{len(class_names)} names for {classes} classes", "data.class_names")
+        raise UserError(f"{len(class_names)} names for {classes} classes", "class_names")
     if len(set(class_names)) != len(class_names):
-        raise UserError("two classes have the same name", "data.class_names")
+        raise UserError("two classes have the same name", "class_names")
     if class_names and not 2 <= len(class_names) <= IGNORE_CLASS:
-        raise UserError(f"expected 2 to {IGNORE_CLASS} names, got {len(class_names)}", "data.class_names")
+        raise UserError(f"expected 2 to {IGNORE_CLASS} names, got {len(class_names)}", "class_names")
     return tuple(class_names) or tuple(f"class {index}" for index in range(classes))
 
 
@@ -196,13 +196,13 @@ def _pairs(root: Path, images: str, masks: str, endings: tuple[str, ...], patter
     """
     stems = []
     for folder, wanted in ((images, endings), (masks, (".png",))):
-        existing_folder(root / folder, "data.root")
+        existing_folder(root / folder, "root")
         found: dict[str, str] = {}
         for name in list_files(root / folder, wanted):
             stem = os.path.splitext(name)[0]
             if fnmatchcase(os.path.basename(stem), pattern):
                 if stem in found:
-                    raise UserError(f"two files for {stem} in {root / folder}: {found[stem]}, {name}", "data.root")
+                    raise UserError(f"two files for {stem} in {root / folder}: {found[stem]}, {name}", "root")
                 found[stem] = name
         stems.append(found)
     image_of, mask_of = stems
@@ -212,7 +212,7 @@ def _pairs(root: Path, images: str, masks: str, endings: tuple[str, ...], patter
     ):
         if lonely:
             of = len(image_of if what.startswith("images") else mask_of)
-            raise UserError(f"{len(lonely)} of {of} {what} in {root / where}, the first: {lonely[0]}", "data.root")
+            raise UserError(f"{len(lonely)} of {of} {what} in {root / where}, the first: {lonely[0]}", "root")
     return [(images + image_of[stem], masks + mask_of[stem]) for stem in image_of]
 
 

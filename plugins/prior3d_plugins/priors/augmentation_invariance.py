@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -41,7 +41,7 @@ class AugmentationInvariance(Prior):
         backbone: BackboneSpec,
         *,
         temperature: Annotated[float, Gt(0)] = 0.1,
-        points: Annotated[int, Ge(2)] = 384,
+        points: Annotated[int, Ge(2), Le(10**6)] = 384,
         negatives: Literal["pair", "batch"] = "pair",
     ) -> None:
         super().__init__(backbone)

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ class Classification(Probe):
         self,
         *,
         penalty: Annotated[float, Gt(0)] | None = None,
-        k: Annotated[int, Ge(0)] = 20,
+        k: Annotated[int, Ge(0), Le(10**5)] = 20,
         temperature: Annotated[float, Gt(0)] = 0.07,
     ) -> None:
         self.penalty = penalty

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
@@ -83,10 +83,10 @@ class Depth(Probe):
         features: MapKind = "dense",
         min_depth: Annotated[float, Gt(0)] = 0.1,
         max_depth: Annotated[float, Gt(0)] = 10.0,
-        bins: Annotated[int, Ge(2)] = 256,
+        bins: Annotated[int, Ge(2), Le(10**5)] = 256,
         gradient_weight: Annotated[float, Ge(0)] = 0.5,
-        steps: Annotated[int, Ge(1)] = 300,
-        batch: Annotated[int, Ge(1)] = 8,
+        steps: Annotated[int, Ge(1), Le(10**7)] = 300,
+        batch: Annotated[int, Ge(1), Le(10**5)] = 8,
         lr: Annotated[float, Gt(0)] = 0.01,
     ) -> None:
         if not min_depth < max_depth:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,8 +74,8 @@ class Normals(Probe):
         *,
         features: MapKind = "dense",
         edge: Annotated[float, Gt(0)] = 0.05,
-        steps: Annotated[int, Ge(1)] = 300,
-        batch: Annotated[int, Ge(1)] = 8,
+        steps: Annotated[int, Ge(1), Le(10**7)] = 300,
+        batch: Annotated[int, Ge(1), Le(10**5)] = 8,
         lr: Annotated[float, Gt(0)] = 0.05,
     ) -> None:
         self.features = features

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from prior3d.contracts.fields import IGNORE_CLASS
@@ -79,11 +79,11 @@ class Segmentation(Probe):
         self,
         *,
         features: MapKind = "dense",
-        steps: Annotated[int, Ge(1)] = 300,
-        batch: Annotated[int, Ge(1)] = 8,
+        steps: Annotated[int, Ge(1), Le(10**7)] = 300,
+        batch: Annotated[int, Ge(1), Le(10**5)] = 8,
         lr: Annotated[float, Gt(0)] = 0.1,
-        memory: Annotated[int, Ge(0)] = 5000,
-        k: Annotated[int, Ge(1)] = 20,
+        memory: Annotated[int, Ge(0), Le(10**8)] = 5000,
+        k: Annotated[int, Ge(1), Le(10**5)] = 20,
         temperature: Annotated[float, Gt(0)] = 0.07,
     ) -> None:
         self.features = features

@@ -52,18 +52,18 @@ class SingleImages(Dataset):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
         if spec.views > 1:
-            raise DoesNotFit(f"single images make samples of 1 view, got {spec.views}", "data.views")
+            raise DoesNotFit(f"single images make samples of 1 view, got {spec.views}", "views")
         self._orders: dict[int, torch.Tensor] = {}
 
     def offer(self, splits: tuple[Split, ...]) -> None:
         """Set the splits of this data; raise UserError if the one asked for is not among them."""
         self.splits = splits
         if self.spec.split not in splits:
-            advice = f"set data.folders, or data.{self.spec.split}_fraction where no folders hold the splits"
+            advice = f"set folders, or {self.spec.split}_fraction where no folders hold the splits"
             if self.spec.split == "train":  # folders always have one: it was held out by shares
-                advice = "lower data.test_fraction or data.validation_fraction"
+                advice = "lower test_fraction or validation_fraction"
             words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: {advice}"
-            raise UserError(words, "data.root")
+            raise UserError(words, "root")
 
     def hold(self, roots: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
         """Set the images of this split: for each scene a folder and the paths of its images below it."""
@@ -147,7 +147,7 @@ def splits_of(folders: SplitFolders | None, test_fraction: float, validation_fra
         raise UserError(
             f"expected shares from 0 to 1 in all, got {test_fraction} for test and {validation_fraction} for"
             " validation",
-            "data.test_fraction",
+            "test_fraction",
         )
     shares = {
         "train": 1 - test_fraction - validation_fraction,
@@ -157,7 +157,7 @@ def splits_of(folders: SplitFolders | None, test_fraction: float, validation_fra
     if folders is None:
         return tuple(split for split, share in shares.items() if share > 1e-9)
     if test_fraction or validation_fraction:
-        raise UserError("splits come either from sub-folders or from fractions, not from both", "data.test_fraction")
+        raise UserError("splits come either from sub-folders or from fractions, not from both", "test_fraction")
     return tuple(split for split in shares if getattr(folders, split) is not None)
 
 

@@ -1,12 +1,13 @@
 """The controls of a study: a posed dataset whose samples lack what a prior learns from, and nothing else."""
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.runner import SceneJob
 from prior3d.contracts.view import View
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.posed.pairs import PairTable
@@ -67,15 +68,11 @@ class Controlled(PosedDataset):
         """Check the data; see `Dataset.verify`."""
         self.dataset.verify()
 
-    def prepare(self, progress: Progress = silent) -> None:
-        """Prepare the data; see `Dataset.prepare`."""
+    def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
+        """Yield the data's jobs; see `Dataset.jobs`."""
         if self.control == "permuted" and min(map(self.frame_count, range(len(self.scenes)))) < 2:
             raise UserError("permuted needs at least 2 frames in every scene", "control")
-        self.dataset.prepare(progress)
-
-    def prepare_surface(self, progress: Progress = silent) -> None:
-        """Prepare the data's surfaces; see `Dataset.prepare_surface`."""
-        self.dataset.prepare_surface(progress)
+        yield from self.dataset.jobs(fields)
 
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene."""

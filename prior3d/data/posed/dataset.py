@@ -1,10 +1,9 @@
 """What all datasets of posed views with depth share: mined pairs, and samples of one, two or more views."""
 
-import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset, DataSpec, View
-from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.fields import SURFACE_FIELDS
+from prior3d.contracts.runner import Progress, Runner, SceneJob, silent
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
+from prior3d.data.preparing import prepare
 from prior3d.errors import DamagedFile, UserError
 from prior3d.files import content_key
-from prior3d.jobs.store import Store
+from prior3d.jobs import Store, damage_in, do_job
 from prior3d.randomness import generator
 
 PAIRS_VERSION = 1
@@ -30,7 +31,6 @@ SURFACE_VERSION = 2
 DEFAULT_PAIRS = PairOptions()
 DEFAULT_SURFACE = SurfaceOptions()
 
-_DAMAGED = "damaged.json"
 _GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 
 
@@ -89,43 +89,48 @@ class PosedDataset(Dataset):
     def __len__(self) -> int:
         return int(self._frame_ends[-1]) if self.scenes else 0
 
-    def prepare(self, progress: Progress = silent) -> None:
-        """Find the pairs of every scene, unless samples have one view; tables are cached on disk."""
-        if self.pair_options.geometry == "permuted" and min(map(self.frame_count, range(len(self.scenes)))) < 2:
-            raise UserError("geometry: permuted needs at least 2 frames in every scene", "data.pairs")
-        if self.spec.views < 2:
-            return
-        for scene in progress(range(len(self.scenes)), "pairs of views", len(self.scenes)):
-            self.pairs(scene)
-        if not self._sampler:
-            raise UserError(self._why_no_pairs(), "data")
+    def prepare(
+        self, progress: Progress = silent, fields: frozenset[str] = frozenset(), runner: Runner | None = None
+    ) -> None:
+        """Do all of this dataset's jobs, as a run does before it trains.
+
+        Args:
+            progress: shows how far it is.
+            fields: what will be read, as in `jobs`.
+            runner: does them; `local` by default.
+        """
+        prepare(self, fields, runner, progress)
+
+    def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
+        """Yield the mining of pairs, unless samples have one view, then the fusing of surfaces if a field needs them.
+
+        Raises:
+            UserError: there are no pairs.
+        """
+        scenes = range(len(self.scenes))
+        if self.spec.views > 1:
+            yield [self._pairs_job(scene) for scene in scenes]
+            if not self._sampler:
+                raise UserError(self._why_no_pairs())
+        if SURFACE_FIELDS & fields:
+            yield [self._surface_job(scene) for scene in scenes]
+            for scene in scenes:
+                self.surface(scene)
 
     def pairs(self, scene: int) -> PairTable:
         """Return the pairs of one scene, from the cache or found now."""
         if scene not in self._tables:
-            facts = {
-                "version": PAIRS_VERSION,
-                "scene": self.scene_fingerprint(scene),
-                "options": self.pair_options.mining,
-            }
-            entry = self.store.build("pairs", facts, lambda folder: self._mine(scene, folder))
+            entry = do_job(self._pairs_job(scene), self.store)
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
-            self._count_damaged(entry)
+            self.note_damage(damage_in(entry))
         return self._tables[scene]
-
-    def prepare_surface(self, progress: Progress = silent) -> None:
-        """Fuse the surface of every scene; they are cached on disk."""
-        for scene in progress(range(len(self.scenes)), f"{self.spec.split} surfaces", len(self.scenes)):
-            self.surface(scene)
 
     def surface(self, scene: int) -> Surface:
         """Return the surface of one scene, from the cache or fused now from its frames."""
         if scene not in self._surfaces:
-            options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
-            facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
-            entry = self.store.build("surfaces", facts, lambda folder: self._fuse(scene, folder))
+            entry = do_job(self._surface_job(scene), self.store)
             self._surfaces[scene] = Surface(entry)
-            self._count_damaged(entry)
+            self.note_damage(damage_in(entry))
         return self._surfaces[scene]
 
     def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
@@ -177,45 +182,60 @@ class PosedDataset(Dataset):
             " (pairs.max_distance): check the poses and the depth scale, or lower the threshold"
         )
 
-    def _mine(self, scene: int, folder: Path) -> None:
-        views = list(self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, folder))
-        table = _mine_views(views, self.pair_options, self.scenes[scene])
+    def _pairs_job(self, scene: int) -> SceneJob:
+        facts = {"version": PAIRS_VERSION, "scene": self.scene_fingerprint(scene), "options": self.pair_options.mining}
+        return SceneJob("pairs", self.scenes[scene], facts, partial(self._mine, scene))
+
+    def _surface_job(self, scene: int) -> SceneJob:
+        options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
+        facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
+        return SceneJob("surfaces", self.scenes[scene], facts, partial(self._fuse, scene))
+
+    def _mine(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
+        damaged: list[DamagedFile] = []
+        views = list(self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, damaged, progress))
+        table = _mine_views(views, self.pair_options, self.scenes[scene], progress)
         numbers = torch.tensor([view.frame for view in views], dtype=torch.int64)
         columns = numbers[table.first], numbers[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
+        return damaged
 
-    def _fuse(self, scene: int, folder: Path) -> None:
-        views = self._read_evenly(scene, self.surface_options.max_frames, _GEOMETRY | {"image"}, folder)
+    def _fuse(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
+        damaged: list[DamagedFile] = []
+        fields = _GEOMETRY | {"image"}
+        views = self._read_evenly(scene, self.surface_options.max_frames, fields, damaged, progress)
         cloud = fuse(map(_posed_frame, views), self.surface_options)
         Surface.save(cloud.points, folder, cloud.colors)
+        return damaged
 
-    def _read_evenly(self, scene: int, most: int, fields: frozenset[str], folder: Path) -> Iterator[View]:
-        """Read at most so many frames, evenly spaced; leave out what is damaged, and say so in `folder`."""
-        damaged: list[tuple[str, str]] = []
+    def _read_evenly(
+        self, scene: int, most: int, fields: frozenset[str], damaged: list[DamagedFile], progress: Progress
+    ) -> Iterator[View]:
+        """Read at most so many frames, evenly spaced; leave out what is damaged, and add it to `damaged`."""
         wanted = min(self.frame_count(scene), most)
-        for frame in np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist():
+        frames = np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist()
+        for frame in progress(frames, f"{self.scenes[scene]}: reading frames", len(frames)):
             try:
                 yield self.load(scene, frame, fields)
             except DamagedFile as damage:
-                damaged.append((str(damage.path), damage.why))
-        (folder / _DAMAGED).write_text(json.dumps(damaged), encoding="utf-8")
-
-    def _count_damaged(self, entry: Path) -> None:
-        known = {damage.path for damage in self.damaged}
-        damaged = json.loads((entry / _DAMAGED).read_text(encoding="utf-8"))
-        self.damaged += [DamagedFile(path, why) for path, why in damaged if Path(path) not in known]
+                damaged.append(damage)
 
 
-def _mine_views(views: list[View], options: PairOptions, scene: str) -> PairTable:
+def _mine_views(views: list[View], options: PairOptions, scene: str, progress: Progress) -> PairTable:
     sizes = {view["depth"].shape for view in views}
     if len(sizes) > 1:
-        raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}", "data")
+        raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}")
     if len(views) < 2:
         return PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
     depth = torch.from_numpy(np.stack([view["depth"] for view in views]))
     intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
     poses = torch.from_numpy(np.stack([view["world_from_camera"] for view in views]))
-    return mine_pairs(depth, intrinsics, poses, options)
+    return mine_pairs(depth, intrinsics, poses, options, partial(_named, progress, scene))
+
+
+def _named(progress: Progress, scene: str, items: Iterable, description: str, total: int) -> Iterable:
+    """Show progress with the name of the scene in front."""
+    return progress(items, f"{scene}: {description}", total)
 
 
 def _posed_frame(view: View) -> PosedFrame:

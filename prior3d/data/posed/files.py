@@ -52,10 +52,9 @@ class FileNames:
             UserError: two files have the number of one frame.
         """
         found: dict[int, str] = {}
-        for number, name in self._matches(scene):
+        for number, name in sorted(self._matches(scene)):  # the message is the same on every file system
             if number in found:
-                both = " and ".join(sorted((found[number], name)))
-                folder = scene / self.folder
+                folder, both = scene / self.folder, f"{found[number]} and {name}"
                 raise UserError(f"two {self.what} files of frame {number} in {folder}: {both}; keep one", "root")
             found[number] = name
         return {number: os.path.join(self.folder, name) for number, name in found.items()}

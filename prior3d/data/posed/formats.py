@@ -7,7 +7,7 @@ from pathlib import Path
 from prior3d.contracts.reader import Reader
 from prior3d.data.posed.files import seen_in
 from prior3d.errors import UserError, section
-from prior3d.registry import Registry
+from prior3d.registry import current
 from prior3d.registry.schema import plain, validate_options
 
 AUTO = "auto"
@@ -28,7 +28,7 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
             an option is wrong.
     """
     folder = existing_root(root)
-    cls = _recognised(folder) if format == AUTO else _registry().get("readers", format, "format")
+    cls = _recognised(folder) if format == AUTO else current().get("readers", format, "format")
     with section(options_key) if options_key else nullcontext():
         checked = validate_options(cls, plain(options), "")
     with section(options_key, elsewhere={"root": "root"}) if options_key else nullcontext():
@@ -53,7 +53,7 @@ def recognising(folder: Path, formats: Collection[str] | None = None) -> dict[st
     Raises:
         UserError: none does; the message says what lies there.
     """
-    asked, broken, registry = {}, [], _registry()
+    asked, broken, registry = {}, [], current()
     for plugin in registry.list("readers"):
         if formats is None or plugin.name in formats:
             broken.append(plugin.name)
@@ -73,8 +73,4 @@ def _recognised(folder: Path) -> type[Reader]:
     best = [name for name, sure in found.items() if sure == max(found.values())]
     if len(best) > 1:
         raise UserError(f"{' and '.join(best)} both recognise {folder}: set the one it is", "format")
-    return _registry().get("readers", best[0], "format")
-
-
-def _registry() -> Registry:
-    return Registry()
+    return current().get("readers", best[0], "format")

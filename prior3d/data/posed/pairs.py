@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prior3d.contracts.runner import Progress, silent
 from prior3d.geometry import baseline, pairwise_overlap, view_angle
 
 ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
@@ -115,7 +116,11 @@ class PairTable:
 
 
 def mine_pairs(
-    depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, options: PairOptions | None = None
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    options: PairOptions | None = None,
+    progress: Progress = silent,
 ) -> PairTable:
     """Find the pairs of a scene's views that overlap enough, at the resolution of the depth maps.
 
@@ -125,6 +130,7 @@ def mine_pairs(
         intrinsics: [F, 3, 3] pixels of the depth maps, centres at +0.5.
         world_from_camera: [F, 4, 4] metres.
         options: `PairOptions()` by default.
+        progress: shows how far it is.
     """
     options = options or PairOptions()
     first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=depth.device)
@@ -133,10 +139,14 @@ def mine_pairs(
 
     limits = options.max_distance, options.relative_distance
     if options.samples > 2 * _COARSE_SAMPLES:  # most pairs of a long scene are nowhere near: a few points tell
-        coarse = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES)
+        coarse = pairwise_overlap(
+            depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES, progress=progress
+        )
         near = coarse >= options.min_overlap - _COARSE_MARGIN
         first, second = first[near], second[near]
-    overlap = pairwise_overlap(depth, intrinsics, world_from_camera, first, second, *limits, options.samples)
+    overlap = pairwise_overlap(
+        depth, intrinsics, world_from_camera, first, second, *limits, options.samples, progress=progress
+    )
     kept = overlap >= options.min_overlap
     first, second, overlap = first[kept], second[kept], overlap[kept]
     poses = world_from_camera[first], world_from_camera[second]

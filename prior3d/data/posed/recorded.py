@@ -136,7 +136,7 @@ class RecordedScenes(PosedDataset):
         self.scenes = _of_split(names, self.choice.scenes, kept_apart, spec.split)
         self._readers = [readers_of[name] for name in self.scenes]
         self.provides = _provided(readers)
-        self.fields = tuple({field.name: field for reader in readers for field in reader.fields}.values())
+        self.fields = tuple(dict.fromkeys(field for reader in readers for field in reader.fields))
         if spec.views > 1 and "depth" not in self.provides:
             raise UserError("this format has no depth, from which pairs of views are found; set views: 1", "views")
         self._table = table_of(self)

@@ -18,11 +18,21 @@ from prior3d.recipe.sections import AugmentOptions
 _DRAWS = 4 + NEEDS_DRAWS
 
 
-def _refuse_mirrors(options: AugmentOptions, fields: frozenset[str], table: FieldTable) -> None:
+def refuse_mirrors(options: AugmentOptions | None, fields: frozenset[str], table: FieldTable = FIELDS) -> None:
+    """Refuse options that mirror images where a field does not stay true in a mirror.
+
+    Args:
+        options: `augment:`, None for no augmentation.
+        fields: what is read.
+        table: all fields there are.
+
+    Raises:
+        UserError: about `augment.flip`.
+    """
     posed = sorted(name for name in fields if name in table and not table[name].mirrors)
-    if options.flip > 0 and posed:
+    if options is not None and options.flip > 0 and posed:
         raise UserError(
-            f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "data.augment.flip"
+            f"flips mirror the world, so they do not go with {', '.join(posed)}: set it to 0", "augment.flip"
         )
 
 
@@ -54,8 +64,7 @@ def assemble(
         UserError: if the options mirror images of a posed dataset.
         ValueError: if a view lacks what a field is made of, or holds something of another shape.
     """
-    if options is not None:
-        _refuse_mirrors(options, fields, table)
+    refuse_mirrors(options, fields, table)
     draws = iter(torch.rand((len(views) + 2) * _DRAWS + 1, generator=generator, dtype=torch.float64).tolist())
     looks = [_look(view, size, options, draws) for view in views]
     sample = {

@@ -17,7 +17,7 @@ from prior3d.contracts.dataset import Dataset, table_of
 from prior3d.contracts.fields import FIELDS, SURFACE_FIELDS, FieldTable
 from prior3d.data.posed.surface import SURFACE_NEEDS, add_surface
 from prior3d.data.sample.augmentation import AugmentOptions, assemble
-from prior3d.errors import DamagedFile, UserError
+from prior3d.errors import DamagedFile, UserError, section
 from prior3d.randomness import generator
 
 _ATTEMPTS = 20
@@ -86,10 +86,8 @@ class DrawnSamples(TorchDataset):
         for attempt in range(_ATTEMPTS):
             stream = generator("draw", self.seed, index, attempt)
             try:
-                views = self.dataset.sample(index + attempt, self.decoded, stream)
-                sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream, self.table)
-                if self.fields & SURFACE_FIELDS:
-                    add_surface(sample, self.dataset, stream, color="surface_color" in self.fields)
+                with section("data"):
+                    sample = self._sample(index + attempt, stream)
             except DamagedFile as damage:
                 damaged.append((str(damage.path), damage.why))
                 if not self.skip_damaged:
@@ -99,6 +97,13 @@ class DrawnSamples(TorchDataset):
             else:
                 return {**sample, "damaged": damaged}
         return {"error": UserError(f"{_ATTEMPTS} samples in a row are damaged, the last: {damaged[-1]}", "data")}
+
+    def _sample(self, index: int, stream: torch.Generator) -> dict[str, Tensor]:
+        views = self.dataset.sample(index, self.decoded, stream)
+        sample = assemble(views, self.dataset.spec.size, self.augment, self.fields, stream, self.table)
+        if self.fields & SURFACE_FIELDS:
+            add_surface(sample, self.dataset, stream, color="surface_color" in self.fields)
+        return sample
 
 
 def collate(samples: list[dict[str, object]], table: FieldTable = FIELDS) -> dict[str, object]:
@@ -161,8 +166,9 @@ def to_float(batch: Mapping[str, Tensor], table: FieldTable = FIELDS) -> dict[st
 
 
 def _refusal(damage: DamagedFile) -> UserError:
-    advice = "repair it, or set data.on_damage: skip"
-    return UserError(f"damaged file {damage.path}: {damage.why}; {advice}", "data.on_damage")
+    error = damage.refusal()
+    error.put_within("data")
+    return error
 
 
 def _one_thread(worker: int) -> None:

@@ -1,17 +1,20 @@
 """The dataset `synthetic_rooms`: rooms rendered once into the cache, then read from memory maps."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, View
-from prior3d.contracts.runner import Progress, silent
+from prior3d.contracts.runner import Progress, SceneJob
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.pairs import PairOptions
 from prior3d.data.posed.surface import SurfaceOptions
 from prior3d.errors import UserError
 from prior3d.files import content_key
+from prior3d.jobs import do_job
 from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES
 from prior3d_plugins.datasets.synthetic_rooms.rendering import render
 from prior3d_plugins.datasets.synthetic_rooms.rooms import draw_room
@@ -112,22 +115,21 @@ class SyntheticRooms(PosedDataset):
         """Return a text that changes with whatever the room's content depends on."""
         return content_key(self._facts(scene))
 
-    def prepare(self, progress: Progress = silent) -> None:
-        """Render the rooms that are not in the cache, then find pairs."""
-        for scene in progress(range(len(self.scenes)), f"{self.spec.split} rooms", len(self.scenes)):
-            self._arrays(scene)
-        super().prepare(progress)
+    def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
+        """Yield the rendering of the rooms, then what all posed datasets compute once."""
+        yield [self._room_job(scene) for scene in range(len(self.scenes))]
+        yield from super().jobs(fields)
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Read one view; see `PosedDataset.load`."""
         arrays = self._arrays(scene)
-        view = View(scene=scene, frame=frame)
+        view = View(scene=scene, frame=frame, size=self.spec.size)
         if "normals" in fields:
             view["normals"] = _in_camera(arrays["normals"][frame], arrays["world_from_camera"][frame])
         for name in fields & {"image", "depth", "semantic", "world_from_camera"}:
             view[name] = np.array(arrays[name][frame])
         if "intrinsics" in fields:
-            view["intrinsics"], view.size = pinhole(self.spec.size, self.field_of_view), self.spec.size
+            view["intrinsics"] = pinhole(self.spec.size, self.field_of_view)
         return view
 
     def __getstate__(self) -> dict[str, object]:
@@ -149,11 +151,14 @@ class SyntheticRooms(PosedDataset):
 
     def _arrays(self, scene: int) -> dict[str, np.ndarray]:
         if scene not in self._open:
-            entry = self.store.build("synthetic_rooms", self._facts(scene), lambda folder: self._render(scene, folder))
+            entry = do_job(self._room_job(scene), self.store)
             self._open[scene] = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         return self._open[scene]
 
-    def _render(self, scene: int, folder: Path) -> None:
+    def _room_job(self, scene: int) -> SceneJob:
+        return SceneJob("synthetic_rooms", self.scenes[scene], self._facts(scene), partial(self._render, scene))
+
+    def _render(self, scene: int, folder: Path, progress: Progress) -> None:
         # Streams of their own: how many numbers a room takes must not change how its views are exposed.
         content, exposures = (
             np.random.default_rng(seed) for seed in np.random.SeedSequence(self._seeds[scene]).spawn(2)
@@ -178,4 +183,4 @@ def _in_camera(normals: np.ndarray, world_from_camera: np.ndarray) -> np.ndarray
 
 def _check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"expected {low} to {high}, got {value}", f"data.{option}")
+        raise UserError(f"expected {low} to {high}, got {value}", option)

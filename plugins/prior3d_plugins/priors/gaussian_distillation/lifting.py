@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prior3d.contracts.prior import BackboneSpec, Batch, Scene
 from prior3d.errors import UserError
-from prior3d.splat import CompositingWeights, Gaussians, Lifted, compositing_weights, gaussians_from_depth
+from prior3d.splat import EngineChoice, Gaussians, Lifted, SplatOperator, gaussians_from_depth, view_operator
 from prior3d.splat import lift_average as average
 from prior3d.splat import lift_cg as conjugate_gradients
 
@@ -49,10 +49,12 @@ class Grid:
         """Height and width of a rendering, in its pixels."""
         return tuple(cells * self.fineness for cells in self.cells)
 
-    def weights(self, gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor) -> CompositingWeights:
-        """Return the weights of Gaussians in the cells of a view with `intrinsics` [3, 3] in image pixels."""
+    def operator(
+        self, gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor, engine: str | EngineChoice
+    ) -> SplatOperator:
+        """Return what the cells of a view show of Gaussians; `intrinsics` [3, 3] in image pixels."""
         camera = self.camera(intrinsics)
-        return compositing_weights(gaussians, camera, world_from_camera, self.rendered).pooled(self.cells)
+        return view_operator(gaussians, camera, world_from_camera, self.rendered, self.cells, engine=engine)
 
     def camera(self, intrinsics: Tensor) -> Tensor:
         """Return intrinsics [..., 3, 3] in pixels of a rendering, cells beginning where the image's do."""
@@ -69,6 +71,7 @@ class Lifting:
     spacing: float | None
     min_views: int
     grid: Grid
+    engine: str | EngineChoice = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +127,9 @@ def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting
     poses = views["world_from_camera"][0]
     gaussians = _lay_gaussians(scene.name, views, options)
     lift = {"average": average, "cg": conjugate_gradients}[options.method]
-    weights = (options.grid.weights(gaussians, *camera) for camera in zip(views["intrinsics"][0], poses, strict=True))
-    return LiftedScene(gaussians, lift(zip(weights, _encode(views["image"], teach), strict=True)))
+    cameras = zip(views["intrinsics"][0], poses, strict=True)
+    operators = (options.grid.operator(gaussians, *camera, options.engine) for camera in cameras)
+    return LiftedScene(gaussians, lift(zip(operators, _encode(views["image"], teach), strict=True)))
 
 
 def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:

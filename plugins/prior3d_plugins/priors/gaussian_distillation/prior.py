@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior, Scene, Teacher
 from prior3d.errors import UserError
+from prior3d.splat import EngineChoice
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScenes, Lifting, lift_scene
 from prior3d_plugins.priors.gaussian_distillation.pictures import draw_distillation
 from prior3d_plugins.priors.gaussian_distillation.targets import Distance, Targets, compare, render_targets
 
-Count = Annotated[int, Ge(1)]
-Steps = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1), Le(10**6)]
+Steps = Annotated[int, Ge(0), Le(10**9)]
 
 _DRAWN = 3
 
@@ -52,6 +53,8 @@ class GaussianDistillation(Prior):
         head: `linear` puts one between features and targets, beginning as the identity; `identity` puts nothing.
         anchor: weight of the same distance from the initial backbone's features, at all cells. 0 spares its pass, and
             is right from random weights.
+        engine: who renders views, to lift and for targets: `auto`, or the name of an engine (`torch`, `gsplat`), with
+            or without `splat/` before it. They agree within rounding.
 
     Reference:
         Yue et al., Improving 2D Feature Representations by 3D-Aware Fine-Tuning, ECCV 2024, arXiv 2407.20229.
@@ -64,7 +67,7 @@ class GaussianDistillation(Prior):
 
     prepares = ("image", "depth", "intrinsics", "world_from_camera")
     prepared_version = 1
-    prepared_options = ("stride", "lift", "frames", "spacing", "fineness", "min_views")
+    prepared_options = ("stride", "lift", "frames", "spacing", "fineness", "min_views", "engine")
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class GaussianDistillation(Prior):
         distance: Distance = "both",
         head: Literal["identity", "linear"] = "identity",
         anchor: Annotated[float, Ge(0)] = 0.1,
+        engine: str = "auto",
     ) -> None:
         super().__init__(backbone)
         if teacher == "reference" and (start_step or refresh_every):
@@ -94,7 +98,7 @@ class GaussianDistillation(Prior):
             raise UserError(f"stride {stride}: the maps of {backbone.name} have stride {strides}")
         self.stride = stride
         self.grid = Grid.of(backbone, stride, fineness)
-        self.lifting = Lifting(lift, frames, spacing, min_views, self.grid)
+        self.lifting = Lifting(lift, frames, spacing, min_views, self.grid, EngineChoice("splat", engine))
         self.min_views, self.min_coverage = min_views, min_coverage
         self.views_per_step = views_per_step
         self.distance: Distance = distance
@@ -155,8 +159,9 @@ class GaussianDistillation(Prior):
     def _render(self, batch: Batch, chosen: Tensor) -> Targets:
         scenes = batch["scene"].repeat_interleave(batch["intrinsics"].shape[1])[chosen].tolist()
         cameras = (batch[name].flatten(0, 1)[chosen] for name in ("intrinsics", "world_from_camera"))
+        options = self.grid, self.min_views, self.min_coverage, self.lifting.engine
         views = [
-            render_targets(self._scenes.on(chosen.device, scene), *camera, self.grid, self.min_views, self.min_coverage)
+            render_targets(self._scenes.on(chosen.device, scene), *camera, *options)
             for scene, *camera in zip(scenes, *cameras, strict=True)
         ]
         return Targets(*(torch.stack(parts) for parts in zip(*views, strict=True)))

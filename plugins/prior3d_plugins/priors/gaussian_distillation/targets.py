@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import full_precision
-from prior3d.splat import render_feature_targets
+from prior3d.splat import EngineChoice, render_feature_targets
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene
 
 Distance = Literal["cosine", "smooth_l1", "both"]
@@ -32,6 +32,7 @@ def render_targets(
     grid: Grid,
     min_views: int,
     min_coverage: float,
+    engine: str | EngineChoice = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Render one view's targets: direction of the lifted features' mean over a cell, length that of the features.
 
@@ -42,6 +43,7 @@ def render_targets(
         grid: the cells.
         min_views: Gaussians seen by fewer hide what is behind them and count as not covered.
         min_coverage: share of a cell that the others must cover.
+        engine: who renders.
 
     Returns:
         Targets [C, h, w], 0 where unknown, and where they are known [h, w].
@@ -54,6 +56,7 @@ def render_targets(
         grid.rendered,
         grid.cells,
         min_views=min_views,
+        engine=engine,
     )
     length = rendered.values[-1].clamp_min(0)
     known = (rendered.mass >= min_coverage) & (length > 0)

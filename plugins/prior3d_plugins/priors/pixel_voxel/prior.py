@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.errors import UserError
 from prior3d.losses.contrastive import masked_point_info_nce
 from prior3d.losses.matches import gather_cells, kept_fraction
-from prior3d.sparse import MinkUNet, SparseTensor
-from prior3d.sparse.engines import check_engine
+from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
 from prior3d_plugins.priors.pixel_voxel.pictures import draw_matches
@@ -48,7 +46,7 @@ class PixelVoxel(Prior):
         negatives: where other features come from: the same view's chunk, or every chunk of the batch.
         exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
             negatives. Wanted with `batch`, where the chunks of two views overlap. 0 keeps all.
-        engine: of the sparse convolutions, `auto` or a name.
+        engine: of the sparse convolutions: `auto`, or the name of an engine, with or without `sparse/` before it.
 
     Raises:
         UserError: if the engine cannot be had.
@@ -70,27 +68,23 @@ class PixelVoxel(Prior):
         backbone: BackboneSpec,
         *,
         temperature: Annotated[float, Gt(0)] = 0.1,
-        points: Annotated[int, Ge(2)] = 384,
+        points: Annotated[int, Ge(2), Le(10**6)] = 384,
         voxel_size: Annotated[float, Gt(0)] = 0.04,
         voxels: Literal["occupancy", "color"] = "occupancy",
-        max_voxels: Annotated[int, Ge(1)] = 60_000,
+        max_voxels: Annotated[int, Ge(1), Le(10**7)] = 60_000,
         chunk_far: Annotated[float, Gt(0)] | None = None,
         chunks: Literal["each", "first"] = "each",
         max_turn: Annotated[float, Ge(0), Le(180)] = 180.0,
         up: Literal["x", "y", "z"] = "z",
         unet: Literal["small", "34c"] = "small",
         width: Annotated[float, Gt(0)] = 1.0,
-        unet_channels: Annotated[int, Ge(1)] = 32,
-        channels: Annotated[int, Ge(1)] = 64,
+        unet_channels: Annotated[int, Ge(1), Le(512)] = 32,
+        channels: Annotated[int, Ge(1), Le(4096)] = 64,
         negatives: Literal["pair", "batch"] = "pair",
         exclude_radius: Annotated[float, Ge(0)] = 0.0,
         engine: str = "auto",
     ) -> None:
         super().__init__(backbone)
-        try:
-            check_engine(engine)
-        except ValueError as error:
-            raise UserError(str(error)) from error
         rows, columns = backbone.dense_size
         self.temperature, self.points = temperature, min(points, rows * columns)
         self.voxel_size, self.max_voxels, self.chunk_far = voxel_size, max_voxels, chunk_far
@@ -100,7 +94,8 @@ class PixelVoxel(Prior):
             self.needs = (*self.needs, "surface_color")
         if exclude_radius:
             self.needs = (*self.needs, "scene")
-        self.unet = _make_unet(unet, 4 if voxels == "color" else 1, width, unet_channels, engine)
+        make = {"small": mink_unet_small, "34c": mink_unet34c}[unet]
+        self.unet = make(4 if voxels == "color" else 1, unet_channels, width=width, engine=engine)
         self.pixel_head = nn.Linear(backbone.dense_channels, channels)
         self.voxel_head = nn.Linear(unet_channels, channels)
 
@@ -203,15 +198,3 @@ def _inputs(voxels: Voxels) -> Tensor:
     """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean colour, centred about 0."""
     occupancy = torch.ones(len(voxels.coordinates), 1, device=voxels.coordinates.device)
     return occupancy if voxels.colors is None else torch.cat([occupancy, voxels.colors - 0.5], dim=1)
-
-
-def _make_unet(name: str, in_channels: int, width: float, out_channels: int, engine: str) -> MinkUNet:
-    """A sparse U-Net; the channels are those of `mink_unet_small` and `mink_unet34c`, times `width`."""
-    planes, layers, stem, kernel = {
-        "small": ((16, 32, 48, 64, 48, 32, 32, 32), (1,) * 8, 16, 3),
-        "34c": ((32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2), 32, 5),
-    }[name]
-    stem, *planes = (max(4, round(count * width)) for count in (stem, *planes))
-    return MinkUNet(
-        in_channels, out_channels, planes=planes, layers=layers, stem_channels=stem, stem_kernel=kernel, engine=engine
-    )

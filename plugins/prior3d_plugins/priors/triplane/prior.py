@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, MultipleOf
+from annotated_types import Ge, Le, MultipleOf
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,21 +12,13 @@ from torch.nn import functional as F
 from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
 from prior3d.errors import UserError
 from prior3d.geometry import known_depth
-from prior3d.volume import (
-    CubeSpace,
-    DenseHead,
-    FrustumSpace,
-    TriplaneDecoder,
-    in_file_space,
-    random_pixels,
-    read_pixels,
-    scale_and_shift_invariant_loss,
-)
+from prior3d.losses import in_file_space, scale_and_shift_invariant_loss
+from prior3d.volume import CubeSpace, DenseHead, FrustumSpace, TriplaneDecoder, random_pixels, read_pixels
 from prior3d_plugins.priors.triplane.decoders import DenseDecoder, Seen, VolumeDecoder
 from prior3d_plugins.priors.triplane.pictures import draw_reconstruction
 from prior3d_plugins.priors.triplane.terms import Distance, depth_correlation, distillation, peak_signal_to_noise
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(10**6)]
 Weight = Annotated[float, Ge(0)]
 
 _COLOUR_KNEE = 0.1
@@ -79,12 +71,12 @@ class Triplane(Prior):
         stride: Count | None = None,
         space: Literal["frustum", "cube"] = "frustum",
         images: Count = 8,
-        rays: Annotated[int, Ge(16)] = 1024,
-        samples: Annotated[int, Ge(2)] = 48,
-        width: Annotated[int, Ge(8), MultipleOf(8)] = 256,
-        blocks: Count = 4,
-        plane_size: Annotated[int, Ge(2), MultipleOf(2)] = 32,
-        plane_channels: Count = 32,
+        rays: Annotated[int, Ge(16), Le(10**6)] = 1024,
+        samples: Annotated[int, Ge(2), Le(4096)] = 48,
+        width: Annotated[int, Ge(8), Le(2048), MultipleOf(8)] = 256,
+        blocks: Annotated[int, Ge(1), Le(64)] = 4,
+        plane_size: Annotated[int, Ge(2), Le(1024), MultipleOf(2)] = 32,
+        plane_channels: Annotated[int, Ge(1), Le(1024)] = 32,
         rgb_weight: Weight = 1.0,
         depth_weight: Weight = 0.5,
         opacity_weight: Weight = 0.1,

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from prior3d.contracts.probe import Metrics, Probe, Scores, Totals
@@ -59,7 +59,7 @@ class Robustness(Probe):
     )
 
     def __init__(
-        self, *, penalty: Annotated[float, Gt(0)] | None = None, corrupted: Annotated[int, Ge(0)] = 300
+        self, *, penalty: Annotated[float, Gt(0)] | None = None, corrupted: Annotated[int, Ge(0), Le(10**8)] = 300
     ) -> None:
         self.penalty = penalty
         self.corrupted = corrupted

@@ -141,7 +141,9 @@ class _Half(SingleImages):
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         path = self.path(scene, frame)
-        view = View({"label": self._labels[frame]}, scene, frame, image_size(path))
+        view = View(scene=scene, frame=frame, size=image_size(path))
+        if "label" in fields:
+            view["label"] = self._labels[frame]
         if "image" in fields:
             view["image"] = read_color(path)
         return view

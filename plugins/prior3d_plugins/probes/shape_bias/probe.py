@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,7 +69,7 @@ class ShapeBias(Probe):
         *,
         head: Literal["checkpoint", "linear"] = "checkpoint",
         clean: Path | None = None,
-        clean_images: Annotated[int, Ge(16)] = 1000,
+        clean_images: Annotated[int, Ge(16), Le(10**8)] = 1000,
     ) -> None:
         if head == "linear" and clean is None:
             raise ValueError("head: linear is fitted to clean photographs: name their folder with clean")

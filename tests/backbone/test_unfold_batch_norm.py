@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prior3d.backbone.weights import read_description
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "unfold_batch_norm.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "unfold_batch_norm.py"
 MODEL = "mobilenetv2_035"
 
 

@@ -1,0 +1,1 @@
+"""The engines that come with prior3d, one file each: a numerical job on one kind of device."""

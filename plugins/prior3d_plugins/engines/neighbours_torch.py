@@ -1,0 +1,27 @@
+"""Nearest neighbours by matrix products in plain torch."""
+
+import torch
+from torch import Tensor
+
+from prior3d.contracts.engine import NeighbourEngine
+from prior3d.geometry import full_precision
+
+_CHUNK = 2**26
+"""Similarities held at a time."""
+
+
+class NeighboursTorch(NeighbourEngine):
+    """All products, chunk by chunk of the queries, in full float32: on any device."""
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return None: it runs wherever torch does."""
+        return None
+
+    def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `NeighbourEngine.nearest`."""
+        with full_precision(memory.device):
+            found = [
+                (chunk @ memory.T).topk(k, dim=1)
+                for chunk in queries.split(max(_CHUNK // len(memory), 1))  # an empty tensor splits into one empty chunk
+            ]
+        return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])

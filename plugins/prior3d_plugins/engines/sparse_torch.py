@@ -1,0 +1,19 @@
+"""Sparse convolution in plain torch."""
+
+import torch
+from torch import Tensor
+
+from prior3d.contracts.engine import KernelMap, SparseEngine
+from prior3d.sparse.reference import convolve
+
+
+class SparseTorch(SparseEngine):
+    """Gather, matrix product, scatter, offset by offset: the reference, on any device."""
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return None: it runs wherever torch does."""
+        return None
+
+    def convolve(self, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+        """See `SparseEngine.convolve`."""
+        return convolve(features, weight, kernel_map)

@@ -1,0 +1,44 @@
+"""Splatting in plain torch."""
+
+import torch
+from torch import Tensor
+
+from prior3d.contracts.engine import Gaussians, SplatEngine, SplatOperator
+from prior3d.splat import compositing_weights
+from prior3d.splat.reference import rasterize_views
+
+
+class SplatTorch(SplatEngine):
+    """Tiles of pixels, front to back: the reference, on any device; its operators hold sparse matrices."""
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return None: it runs wherever torch does."""
+        return None
+
+    def rasterize(
+        self,
+        gaussians: Gaussians,
+        values: Tensor,
+        intrinsics: Tensor,
+        world_from_camera: Tensor,
+        size: tuple[int, int],
+        background: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SplatEngine.rasterize`."""
+        return rasterize_views(gaussians, values, intrinsics, world_from_camera, size, background)
+
+    def operator(
+        self,
+        gaussians: Gaussians,
+        intrinsics: Tensor,
+        world_from_camera: Tensor,
+        size: tuple[int, int],
+        grid: tuple[int, int] | None,
+    ) -> SplatOperator:
+        """Return the compositing weights of the views, pooled over the cells of a grid."""
+        views = [
+            compositing_weights(gaussians, camera, pose, size)
+            for camera, pose in zip(intrinsics, world_from_camera, strict=True)
+        ]
+        first, *others = views if grid is None else [view.pooled(grid) for view in views]
+        return first.joined(others) if others else first

@@ -1,0 +1,1 @@
+"""Built-in runners: where work per scene is done."""

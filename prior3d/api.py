@@ -1,0 +1,394 @@
+"""prior3d from Python: train, evaluate, features, load, export; the commands are thin layers over these functions."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prior3d.backbone import Backbone
+from prior3d.errors import UserError
+from prior3d.pretraining.folder import describe
+from prior3d.pretraining.run import Run
+from prior3d.recipe import Recipe, build_recipe, load_recipe
+from prior3d.recipe.source import Source, override
+from prior3d.registry import Registry
+from prior3d.registry.schema import construct, plain
+from prior3d.reporting.report import Report
+
+if TYPE_CHECKING:
+    pass
+
+Overrides = Mapping[str, object] | Sequence[str]
+"""Dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts as on the command line."""
+
+Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike
+"""An image: [3, H, W] float 0..1, [H, W, 3] uint8, a Pillow image or a file."""
+
+_BATCH = 16
+"""Images that `features` encodes together."""
+
+
+def train(
+    recipe: str | os.PathLike | Mapping[str, Any] | Recipe | None = None,
+    overrides: Overrides = (),
+    *,
+    out: str | os.PathLike | None = None,
+    plugins: Sequence[str | os.PathLike] = (),
+    resume: str | os.PathLike | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a backbone with the priors of a recipe, as `prior3d-train` does.
+
+    Args:
+        recipe: a YAML file, the name of a shipped recipe, its content as a mapping, or a `Recipe`.
+        overrides: values over the recipe's.
+        out: folder in which the run folder is made; `runs` by default.
+        plugins: further plugin files.
+        resume: the folder of a run to go on with, in place of `recipe`; `overrides` may then change what no step
+            depends on: `{"trainer.max_steps": 300}` extends a run that is finished.
+        quiet: print nothing.
+
+    Returns:
+        The run: `folder`, `backbone`, `report`, `metrics`, and `stopped_by` where a signal stopped it.
+
+    Raises:
+        UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+
+    >>> run = train("joint", {"trainer.max_steps": 5}, out="runs")  # doctest: +SKIP
+    >>> run.folder, run.metrics["depth"]["after"]  # doctest: +SKIP
+    """
+    from prior3d import pretraining
+
+    texts = override_texts(overrides)
+    if resume is not None:
+        if recipe is not None:
+            raise UserError(f"a run that is resumed keeps its own recipe: leave out {recipe}", "--resume")
+        if out is not None:
+            raise UserError(f"a run that is resumed stays in its folder: leave out --out {out}", "--resume")
+        begun = pretraining.find_begun(Path(resume), texts, plugins)
+        made = begun.recipe
+    elif recipe is None:
+        raise UserError("which recipe? Give a YAML file, the name of a shipped recipe, or a mapping")
+    else:
+        begun, made = None, make_recipe(recipe, texts, plugins)
+    with made.source.locating():
+        return pretraining.train(made, Registry(made.plugins), None if out is None else Path(out), begun, quiet)
+
+
+def prepare(
+    recipe: str | os.PathLike | Mapping[str, Any] | Recipe,
+    overrides: Overrides = (),
+    *,
+    plugins: Sequence[str | os.PathLike] = (),
+) -> None:
+    """Compute what training with a recipe computes once before it starts, as `prior3d-prepare` does.
+
+    Args:
+        recipe: as of `train`.
+        overrides: values over the recipe's.
+        plugins: further plugin files.
+
+    Raises:
+        UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+    """
+    from prior3d.pretraining import prepare_only
+
+    made = make_recipe(recipe, override_texts(overrides), plugins)
+    with made.source.locating():
+        prepare_only(made, Registry(made.plugins))
+
+
+def evaluate(
+    model: Run | str | os.PathLike,
+    *,
+    against: Run | str | os.PathLike | None = None,
+    control: Run | str | os.PathLike | None = None,
+    probes: Sequence[str] = (),
+    seeds: int | None = None,
+    out: str | os.PathLike | None = None,
+    overrides: Overrides = (),
+    plugins: Sequence[str | os.PathLike] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Report:
+    """Measure what frozen features are good for, as `prior3d-eval` does.
+
+    Args:
+        model: a run, the folder of one, a weight file, or the name of a timm model.
+        against: another such, to compare with; by default a run's own initial weights.
+        control: another such, trained independently, of the same size; by default random weights.
+        probes: what to measure; by default what the run's recipe names.
+        seeds: number of measurements, each with a different probe seed.
+        out: folder of the report; by default `eval` in the run folder.
+        overrides: values of data, probes or backbone.
+        plugins: further plugin files.
+        device: where to measure; auto takes a GPU where there is one.
+
+    Returns:
+        The report: `metrics`, `text`, `figures`, `folder`.
+
+    Raises:
+        UserError: models, data or probes do not work; nothing is left behind.
+
+    >>> report = evaluate("runs/joint-20250101-120000", probes=["depth"])  # doctest: +SKIP
+    >>> report.metrics["depth"]["after"]  # doctest: +SKIP
+    """
+    from prior3d.evaluation.run import Arguments, measure_and_report
+    from prior3d.pretraining.progress import make_console
+
+    names = [None if other is None else _name_of(other) for other in (model, against, control)]
+    arguments = Arguments(
+        model=names[0],
+        against=names[1],
+        control=names[2],
+        probes=list(probes),
+        seeds=seeds,
+        out=None if out is None else Path(out),
+        overrides=override_texts(overrides),
+        plugins=[str(file) for file in plugins],
+        device=device,
+    )
+    return measure_and_report(arguments, make_console(quiet=True))
+
+
+def load(model: Run | str | os.PathLike, *, size: tuple[int, int] | None = None, overrides: Overrides = ()) -> Backbone:
+    """Load a backbone: of a run, with its trained weights; from a weight file; or a timm model with timm's weights.
+
+    Args:
+        model: a run, the folder of one, a weight file, or the name of a timm model.
+        size: height and width of the images it is meant for, pixels; those of the run, or of the model's own training,
+            by default. Other sizes can be encoded all the same.
+        overrides: values of `backbone:`, such as `{"backbone.pretrained": False}` for random weights.
+
+    Returns:
+        The backbone in evaluation mode; `backbone.encode_dense(images)` gives its dense features.
+
+    Raises:
+        UserError: there is no such model, or its weights do not fit or cannot be fetched.
+
+    >>> backbone = load("resnet18", overrides={"backbone.pretrained": False})
+    >>> backbone.spec.dense_stride, backbone.spec.dense_channels
+    (32, 512)
+    """
+    from prior3d.evaluation.models import find_subject, load_trained
+    from prior3d.evaluation.pictures import own_size
+    from prior3d.recipe.reading import read_section
+    from prior3d.recipe.sections import BackboneSection
+
+    subject = find_subject(_name_of(model), override_texts(overrides))
+    with subject.source.locating():
+        section = read_section(BackboneSection, subject.content["backbone"], "backbone")
+        trained_on = subject.content.get("data", {}).get("size")
+        size = size or (tuple(trained_on) if trained_on else own_size(section.name))
+        return load_trained(subject, section, tuple(size), subject.content.get("seed", 0)).backbone.eval()
+
+
+@torch.no_grad()
+def features(
+    model: Run | Backbone | str | os.PathLike,
+    images: Tensor | np.ndarray | Picture | Sequence[Picture],
+    *,
+    size: tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """Return dense features of images.
+
+    Args:
+        model: a backbone, a run, the folder of one, a weight file, or the name of a timm model.
+        images: [N, 3, H, W] float 0..1, [N, H, W, 3] uint8, or one image or several: each [3, H, W] float 0..1,
+            [H, W, 3] uint8, a Pillow image or a file.
+        size: height and width to which images are resized; by default they are encoded as they are.
+        device: where to compute; by default where the model is.
+
+    Returns:
+        [N, C, ceil(H / stride), ceil(W / stride)] float32 on the CPU: the decoder's map where the model has one, else
+        its encoder's last. Cell i is centered on pixel stride * (i + 0.5).
+
+    Raises:
+        UserError: no such model or file, or images of several sizes without `size`.
+        ValueError: an array of another shape or type.
+
+    >>> features(load("test_resnet", overrides={"backbone.pretrained": False}), torch.rand(2, 3, 70, 96)).shape
+    torch.Size([2, 384, 3, 3])
+    """
+    batch = _as_batch(images, size)
+    backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
+    before = next(backbone.parameters()).device
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval().to(device or before)
+    try:
+        found = [_encode(backbone, part.to(device or before)).float().cpu() for part in batch.split(_BATCH)]
+    finally:
+        backbone.to(before)
+        for module, training in modes:
+            module.training = training
+    return torch.cat(found)
+
+
+def export(
+    model: Run | Backbone | str | os.PathLike,
+    target: str,
+    path: str | os.PathLike,
+    *,
+    options: Mapping[str, object] | None = None,
+    plugins: Sequence[str | os.PathLike] = (),
+) -> Path:
+    """Write a trained encoder as another library reads it, and check it by reading it back.
+
+    Args:
+        model: a run, the folder of one, a weight file, the name of a timm model, or a backbone.
+        target: name of an exporter, such as `timm`.
+        path: file or folder to write.
+        options: of the exporter.
+        plugins: further plugin files.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: there is no such exporter, the model has no form in that library, or the path cannot be written.
+    """
+    registry = Registry(plugins)
+    exporter = construct(registry.get("exporters", target), key="exporter", options=dict(options or {}))
+    timm_options: Mapping[str, object] = {}
+    if isinstance(model, Run):
+        backbone, timm_options = model.backbone, model.recipe.backbone.timm_options
+    elif isinstance(model, Backbone):
+        backbone = model
+    else:
+        backbone, timm_options = load(model), _timm_options(model)
+    encoder = deepcopy(backbone.encoder.model).eval().cpu()
+    return exporter.export(encoder, describe(backbone, timm_options), Path(path))
+
+
+def _timm_options(model: str | os.PathLike) -> Mapping[str, object]:
+    from prior3d.evaluation.models import find_subject
+
+    return find_subject(_name_of(model)).content["backbone"].get("timm_options", {})
+
+
+def make_recipe(
+    recipe: str | os.PathLike | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str],
+    plugins: Sequence[str | os.PathLike],
+) -> Recipe:
+    """Return a recipe from whatever names or holds it.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, its content, or a recipe.
+        overrides: `key=value` texts.
+        plugins: further plugin files.
+
+    Raises:
+        UserError: with file, line and key of what is wrong.
+    """
+    if isinstance(recipe, str | os.PathLike):
+        return load_recipe(recipe if isinstance(recipe, str) else Path(recipe), overrides, plugins)
+    if isinstance(recipe, Recipe):
+        if not (overrides or plugins):
+            return recipe
+        name, content = recipe.source.name, recipe.to_dict()
+    else:
+        name, content = "recipe", plain(recipe)
+    source = Source(name, Path.cwd(), {}, override(content, overrides))
+    with source.locating():
+        return build_recipe(content, source, plugins)
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """Return overrides as `key=value` texts.
+
+    >>> override_texts({"data.size": (96, 128), "backbone.weights": None})
+    ['data.size=[96, 128]', 'backbone.weights=null']
+    """
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(plain(value))}" for key, value in overrides.items()]
+    return [str(text) for text in overrides]
+
+
+def _name_of(model: Run | str | os.PathLike) -> str:
+    if isinstance(model, Backbone | nn.Module):
+        raise UserError("give a run, the folder of one, a weight file or the name of a timm model")
+    return str(model.folder if isinstance(model, Run) else model)
+
+
+def _encode(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the dense map [N, C, ceil(H / stride), ceil(W / stride)] of images of any size."""
+    height, width = images.shape[-2:]
+    stride = backbone.spec.dense_stride
+    if backbone.encoder.isotropic:  # a ViT takes whole patches only
+        images = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+    try:
+        maps = backbone.encode_dense(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        at = backbone.size
+        raise UserError(
+            f"{backbone.spec.name} cannot take images of {height} x {width} pixels ({error}); it was made for"
+            f" {at[0]} x {at[1]}: give size={tuple(at)}"
+        ) from error
+    return maps[..., : -(-height // stride), : -(-width // stride)]
+
+
+def _as_batch(images: object, size: tuple[int, int] | None) -> Tensor:
+    """Return images as [N, 3, H, W] float 0..1."""
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        batch = _as_float(images, batch=True)
+        return batch if size is None else _resize(batch, size)
+    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not several:
+        raise ValueError("expected at least one image, got none")
+    single = [_as_tensor(image) for image in several]
+    if size is not None:
+        single = [_resize(image[None], size)[0] for image in single]
+    shapes = {tuple(image.shape[-2:]) for image in single}
+    if len(shapes) > 1:
+        found = ", ".join(f"{height} x {width}" for height, width in sorted(shapes)[:3])
+        raise UserError(f"these images have several sizes ({found}): give size=(height, width), or encode them apart")
+    return torch.stack(single)
+
+
+def _as_tensor(image: object) -> Tensor:
+    """Return one image as [3, H, W] float 0..1."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            with Image.open(image) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except FileNotFoundError as error:
+            raise UserError(f"no such image: {image}") from error
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"{image} is no image that can be read") from error
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, Tensor | np.ndarray):
+        raise ValueError(f"expected a tensor, an array, a Pillow image or a file, got {type(image).__name__}")
+    return _as_float(image, batch=False)
+
+
+def _as_float(image: Tensor | np.ndarray, batch: bool) -> Tensor:
+    """Return [3, H, W] float 0..1, or that of a batch, from that or from [H, W, 3] uint8."""
+    tensor = torch.as_tensor(image)
+    first = "N, " if batch else ""
+    if tensor.ndim != 3 + batch:
+        raise ValueError(f"expected [{first}3, H, W] or [{first}H, W, 3], got {list(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        if tensor.shape[-1] == 3:
+            tensor = tensor.movedim(-1, -3)
+        tensor = tensor.float() / 255
+    if tensor.shape[-3] != 3 or not tensor.is_floating_point():
+        given = f"{list(tensor.shape)} {tensor.dtype}"
+        raise ValueError(f"expected [{first}3, H, W] float of 0..1 or [{first}H, W, 3] uint8, got {given}")
+    low, high = tensor.amin().item(), tensor.amax().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"expected values of 0..1, got {low:.3g}..{high:.3g}; images of 0..255 must be uint8")
+    return tensor.float().contiguous()  # equal bits whatever the layout in memory was
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

@@ -1,0 +1,156 @@
+"""Going on with a run: what it was begun with, what may change meanwhile, and what its steps depend on."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prior3d.backbone.weights import read_description
+from prior3d.errors import UserError
+from prior3d.messages import described
+from prior3d.pretraining.checkpoints import LAST, read_checkpoint, step_of
+from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.run import name_plugins, recipe_text, start_key
+from prior3d.recipe import build_recipe, load_recipe
+from prior3d.recipe.source import Source
+from prior3d.recipe.yaml12 import load
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+
+_FREE = re.compile(
+    r"trainer\.(max_steps|accelerator|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
+    r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|plugins|probes(\..*)?"
+)
+"""Keys on which no step depends: they may change when a run goes on."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that an earlier process began.
+
+    Attributes:
+        files: its folder.
+        recipe: of the run, with what has changed.
+        step: of its last checkpoint, 0 without one.
+        changes: dotted key to its value in the checkpoint and its value now.
+        history: earlier such changes, with their steps.
+        threads: that the earlier process summed with; None where it did not say.
+        keeps_start: whether its initial weights are those of this recipe.
+    """
+
+    files: RunFolder
+    recipe: "Recipe"
+    step: int = 0
+    changes: Mapping[str, tuple[object, object]] | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    threads: int | None = None
+    keeps_start: bool = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of its steps are done and exported."""
+        return self.files.backbone.exists() and self.step >= self.recipe.trainer.max_steps
+
+    def record(self) -> list[dict[str, Any]]:
+        """Bring the folder's recipe up to date, where something has changed; return the history of changes.
+
+        The export of a run that goes on beyond its end is withdrawn first: killed in between, it is exported again.
+        """
+        history = [dict(entry) for entry in self.history]
+        outside = [file for file in self.recipe.plugins if not file.is_relative_to(self.files.plugins.resolve())]
+        if not self.changes and not outside:
+            return history
+        if self.changes:
+            history.append({"step": self.step, **{key: list(values) for key, values in self.changes.items()}})
+        if self.files.backbone.exists() and self.step and self.step < self.recipe.trainer.max_steps:
+            self.files.withdraw_export()
+        names = name_plugins(self.recipe.plugins)
+        self.files.copy_plugins([(file, names[file]) for file in outside])
+        comments = [line[2:] for line in _comments(self.files.recipe)]
+        for key, (old, new) in (self.changes or {}).items():
+            comments.append(f"since step {self.step}: {key} is {described(new)}, it was {described(old)}")
+        self.files.write_recipe(recipe_text(self.recipe.to_dict(), list(names.values()), comments))
+        return history
+
+
+def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Begun:
+    """Read a run folder and compare its recipe with the one that its checkpoint was trained with.
+
+    Args:
+        path: of the run folder.
+        overrides: `key.path=value` each, over the run's recipe.
+        plugins: further plugin files; one stands in for a file of the same name that the recipe names and that is gone.
+
+    Raises:
+        UserError: it is no run folder, its files are damaged, or something has changed that its steps depend on.
+    """
+    files = RunFolder.open(Path(path))
+    recipe = load_recipe(files.recipe, overrides, plugins)
+    last = files.checkpoints / LAST
+    if not last.exists():
+        kept = sorted(files.checkpoints.glob("step-*.ckpt"), key=step_of)
+        if kept:
+            raise UserError(f"{last} is gone; to go on from step {step_of(kept[-1])}, copy {kept[-1].name} to it")
+        if files.backbone.exists():  # complete, and its checkpoint was removed
+            before = load_recipe(files.recipe, (), plugins)
+            changes = _differences(before.to_dict(), recipe.to_dict())
+            _refuse(
+                recipe.source, {key: values for key, values in changes.items() if not key.startswith("probes")}, files
+            )
+            return Begun(files, recipe, recipe.trainer.max_steps, changes)
+        return Begun(files, recipe, keeps_start=_keeps_start(files, recipe.backbone, recipe.seed))
+    checkpoint = read_checkpoint(last)
+    about, step = checkpoint["prior3d"], checkpoint["global_step"]
+    content = load(about["recipe"], f"the recipe in {last}").value
+    before = build_recipe({**content, "plugins": [str(file) for file in recipe.plugins]})
+    changes = _differences(before.to_dict(), recipe.to_dict())
+    _refuse(recipe.source, {key: values for key, values in changes.items() if not _is_free(key, values)}, files)
+    if recipe.trainer.max_steps < step:
+        raise recipe.source.locate(UserError(f"the run is at step {step} already", "trainer.max_steps"))
+    return Begun(files, recipe, step, changes, about.get("history", ()), about.get("threads"))
+
+
+def _refuse(source: Source, changes: Mapping[str, tuple[object, object]], files: RunFolder) -> None:
+    if not changes:
+        return
+    texts = [f"{key} was {described(old)} and is {described(new)}" for key, (old, new) in changes.items()]
+    error = UserError(
+        f"a run goes on as it began: {'; '.join(texts[:3])}{'; ...' if len(texts) > 3 else ''}. Change this back, or"
+        f" begin a new run from its weights: backbone.weights={files.path}",
+        next(iter(changes)),
+    )
+    raise source.locate(error)
+
+
+def _is_free(key: str, values: tuple[object, object]) -> bool:
+    """Whether no step depends on this change: files may have moved."""
+    is_moved = all(isinstance(value, str) and value.startswith("/") for value in values)
+    return bool(_FREE.fullmatch(key)) or is_moved
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    """Return the dotted keys whose values differ, with both values; plugin files are compared by nobody."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in dict.fromkeys([*old, *new]) if key != "plugins"]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value != {}:
+            yield f"{prefix}{name}", value
+
+
+def _keeps_start(files: RunFolder, backbone: object, seed: int) -> bool:
+    """Whether there are initial weights that a run without a checkpoint can go on with."""
+    if not files.initial.exists():
+        return False
+    return read_description(files.initial).get("made_from") in (None, start_key(backbone, seed))
+
+
+def _comments(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]

@@ -1,0 +1,282 @@
+"""A run from recipe to table: build, prepare, measure, train, export, measure again."""
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from prior3d.data.preparing import DatasetUse, prepare_datasets
+from prior3d.errors import UserError
+from prior3d.jobs.running import make_runner
+from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
+from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
+from prior3d.pretraining.folder import RunFolder
+from prior3d.pretraining.health import check_finite, nothing_to_learn
+from prior3d.pretraining.machine import check_processes, enough_disk, enough_memory, share_cores, thread_facts
+from prior3d.pretraining.offline import prepare_priors
+from prior3d.pretraining.pictures import Pictures
+from prior3d.pretraining.probing import Probing
+from prior3d.pretraining.progress import Bars, StepBar, make_console
+from prior3d.pretraining.refreshing import Refreshes
+from prior3d.pretraining.resuming import Begun
+from prior3d.pretraining.run import Run, start_key
+from prior3d.pretraining.task import PretrainingTask
+from prior3d.pretraining.tracking import Curves, check_loggers, make_loggers
+
+if TYPE_CHECKING:
+    from prior3d.recipe import Recipe
+    from prior3d.recipe.sections import TrainerSection
+    from prior3d.registry import Registry
+
+
+_RESUMED = "You're resuming from a checkpoint that ended before the epoch ended.*"
+"""What Lightning says of loaders with a state; ours has none and starts at the step."""
+
+
+def train(
+    recipe: "Recipe", registry: "Registry", out: Path | None = None, begun: Begun | None = None, quiet: bool = False
+) -> Run:
+    """Train a backbone as a recipe says; everything is checked before a run folder is made.
+
+    Args:
+        recipe: what to do.
+        registry: finds the plugins it names.
+        out: folder in which the run folder is made, `runs` by default.
+        begun: a run to go on with, instead; `recipe` is then its recipe.
+        quiet: print nothing.
+
+    Returns:
+        The run; `stopped_by` names the signal that stopped it at a resumable step, if one did.
+
+    Raises:
+        UserError: recipe, data or weights do not work; nothing is left behind.
+    """
+    _quieten()
+    share_cores(recipe.trainer.accelerator)
+    check_processes(recipe.trainer.devices)
+    check_loggers(recipe.trainer.loggers)
+    first_rank = not rank_zero_only.rank
+    goes_on = begun is not None
+    parts = build(recipe, registry, begun.files if goes_on and begun.keeps_start else None)
+    run = Run(recipe, registry, parts, make_console(quiet or not first_rank))
+    if goes_on:
+        run.files, run.resumes, run.steps = begun.files, True, begun.step
+    with enough_disk(run.folder or out or Path("runs")):
+        prepare(run)
+        if first_rank:
+            _begin(run, begun, out or Path("runs"))
+        try:
+            _carry_out(run)
+        except UserError:
+            if run.files is not None and not goes_on:
+                run.files.remove_if_nothing_is_lost()
+            raise
+    return run
+
+
+def prepare_only(recipe: "Recipe", registry: "Registry") -> None:
+    """Compute what runs of a recipe would compute before they train; any number of processes may share the work.
+
+    Args:
+        recipe: of the runs; with its seed or weights the backbone is initialized as theirs.
+        registry: finds the plugins it names.
+
+    Raises:
+        UserError: recipe, data or weights do not work.
+    """
+    _quieten()
+    share_cores(recipe.trainer.accelerator)
+    prepare(Run(recipe, registry, build(recipe, registry)))
+
+
+def prepare(run: Run) -> None:
+    """Verify the data and compute what is computed once; say what there is, and what is damaged."""
+    parts, recipe, say, progress = run.parts, run.recipe, run.console.print, Bars(run.console)
+    runner = make_runner(recipe.prepare.runner, recipe.prepare.options, run.registry)
+    for note in parts.backbone.notes:
+        say(note)
+    for label, why in parts.left_out.items():
+        say(f"left out: {label}: {why}")
+    prepare_datasets(_datasets(parts), recipe.data.on_damage, progress, say, runner)
+    prepare_priors(parts, recipe, progress, run.console, runner)
+
+
+def _datasets(parts: Parts) -> list[DatasetUse]:
+    """Return the training data and that of the probes, each once, with names to tell them apart."""
+    fields = fields_to_decode(parts.objective, parts.dataset)
+    found = {id(parts.dataset): DatasetUse("train", parts.dataset, fields)}
+    for task in parts.probes:
+        for dataset in task.parts.values():
+            what = dataset.spec.split if type(dataset) is type(parts.dataset) else f"{task.label}, {dataset.spec.split}"
+            found.setdefault(id(dataset), DatasetUse(what, dataset, key=task.data_key))
+    return list(found.values())
+
+
+def _begin(run: Run, begun: Begun | None, out: Path) -> None:
+    """Make the run folder, or bring that of a run that goes on up to date."""
+    if begun is None:
+        run.begin_folder(out)
+    else:
+        run.files.remove_leftovers()
+        run.history = begun.record()
+        if begun.threads not in (None, thread_facts()["threads"]):
+            run.console.print(
+                f"the run began with {begun.threads} threads, this process has {thread_facts()['threads']}: the last"
+                " bits of its sums may differ"
+            )
+    if begun is None or not begun.keeps_start:
+        run.files.save_initial(run.backbone, start_key(run.recipe.backbone, run.recipe.seed))
+    run.console.print(f"run folder {run.folder}")
+
+
+def _carry_out(run: Run) -> None:
+    probing = Probing(run) if not rank_zero_only.rank else None
+    options = run.recipe.trainer
+    if probing is not None and options.probe_before:
+        probing.before()
+    fit(run)
+    if probing is not None and run.stopped_by is None:
+        if options.probe_after:
+            probing.after()
+        run.console.print(f"weights for timm: {run.files.backbone}")
+
+
+def fit(run: Run) -> None:
+    """Train from the last checkpoint, if any, and export; the run then says how far it came."""
+    files, options, say = run.files, run.recipe.trainer, run.console.print
+    if files is not None and files.backbone.exists():
+        say(f"training in {files.path} is complete")
+        files.load_trained(run.backbone)
+        summary = files.read_summary()
+        run.steps, run.idle = summary.get("steps", run.max_steps), summary.get("priors whose loss stayed 0", [])
+        return
+    task = _make_task(run)
+    checkpoints = Checkpoints(
+        files and files.checkpoints, options.checkpoint_every, options.accumulate, options.keep_every
+    )
+    refreshes = Refreshes(files and files.prepared, options.checkpoint_every, run.console)
+    callbacks = [
+        checkpoints,
+        refreshes,
+        StepBar(run.console, options.accumulate),
+        Pictures(options.draw_every, options.accumulate),
+        Curves(options.log_every, options.accumulate),
+    ]
+    trainer = _make_trainer(options, run.recipe.optim.clip, files, run.steps, callbacks)
+    last = files and files.checkpoints / LAST
+    started = time.perf_counter()
+    with enough_memory(run.recipe.data.batch_size):
+        trainer.fit(task, ckpt_path=last if last and last.exists() else None)
+    seconds = time.perf_counter() - started
+    run.steps, run.stopped_by, run.files = trainer.global_step, checkpoints.stopped_by, _files(checkpoints)
+    say(f"trained to step {run.steps} of {run.max_steps} in {seconds:.0f} s")
+    run.idle = task.activity.idle() if task.idle is None else task.idle
+    if run.stopped_by is None:
+        check_finite(run.backbone.state_dict())
+        if len(run.idle) == len(run.parts.objective.priors):
+            raise nothing_to_learn(run.parts.objective.priors, run.steps)
+    if trainer.is_global_zero:
+        _conclude(run, task, str(trainer.strategy.root_device), seconds)
+    if run.stopped_by is not None:
+        say(f"stopped by {run.stopped_by} at step {run.steps}, go on with: prior3d-train --resume {run.folder}")
+
+
+def _files(checkpoints: Checkpoints) -> RunFolder:
+    """Return the run folder, on ranks too that have learned it from the first one."""
+    return RunFolder(checkpoints.folder.parent)
+
+
+def _make_task(run: Run) -> PretrainingTask:
+    recipe, parts = run.recipe, run.parts
+    data = recipe.data
+    return PretrainingTask(
+        parts.backbone,
+        parts.objective,
+        training_samples(parts, data, recipe.seed),
+        optim=recipe.optim,
+        options=recipe.trainer,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        seed=recipe.seed,
+        ema=recipe.backbone.ema,
+        reference=run.initial if "reference" in parts.objective.reads else None,
+        record={"recipe": recipe.to_yaml(), "history": run.history, "threads": thread_facts()["threads"]},
+    )
+
+
+def _make_trainer(
+    options: "TrainerSection",
+    clip: float | None,
+    files: RunFolder | None,
+    start: int,
+    callbacks: list[lightning.Callback],
+) -> lightning.Trainer:
+    """Return the Lightning trainer that a section `trainer:` asks for.
+
+    Args:
+        options: the section.
+        clip: greatest norm of the gradient.
+        files: of the run; None on ranks that write nothing.
+        start: optimizer steps done.
+        callbacks: in order.
+    """
+    return lightning.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=clip,
+        logger=make_loggers(options.loggers, files.path, start) if files is not None else False,
+        log_every_n_steps=options.log_every,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,  # ours counts the steps of the whole run
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our stream already knows its rank
+    )
+
+
+def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> None:
+    """Say what was skipped or learned nothing; export, unless the run was stopped; write the summary."""
+    damaged = task.damaged | {str(damage.path): damage.why for damage in run.parts.dataset.damaged}
+    for path in sorted(task.damaged):
+        run.console.print(f"skipped: {path}: {damaged[path]}")
+    if run.stopped_by is None:
+        for label in run.idle:
+            run.console.print(f"{label}: its loss was 0 at every step: nothing was learned from it")
+        run.files.export(run.backbone, dict(run.recipe.backbone.timm_options))
+    run.files.write_summary(
+        {
+            "steps": run.steps,
+            "of": run.max_steps,
+            "seconds of this process": round(seconds, 1),
+            "device": device,
+            **thread_facts(),
+            "losses, mean of the last batches": task.recent_losses(),
+            "priors whose loss stayed 0": run.idle,
+            "changes": run.history,
+            "damaged": {"count": len(damaged), "files": dict(sorted(damaged.items()))},
+        }
+    )
+
+
+def _quieten() -> None:
+    """Silence what Lightning says about choices that are ours: frozen parts in evaluation mode, short runs, workers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode.*",
+        ".*is smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        _RESUMED,
+    ):
+        warnings.filterwarnings("ignore", message, module="lightning.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")

@@ -1,0 +1,131 @@
+"""What views show of Gaussians as a linear map: render, and gather back; by the engine of one's choice."""
+
+import torch
+from torch import Tensor
+
+from prior3d.contracts.engine import Gaussians, SplatEngine, SplatOperator
+from prior3d.geometry import working_dtype
+from prior3d.registry.engines import EngineChoice
+from prior3d.splat.rasterize import check_shapes, splat_engine
+
+
+def view_operator(
+    gaussians: Gaussians,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int] | None = None,
+    *,
+    engine: str | EngineChoice = "torch",
+) -> SplatOperator:
+    """Return the linear map from values on Gaussians to what views show of them.
+
+    Args:
+        gaussians: what to look at.
+        intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
+        world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
+        size: (height, width) in pixels of the rendering.
+        grid: (height, width) in cells over which the pixels are summed, at most the size; None for the pixels. A pixel
+            belongs to the cell that its centre lies in.
+        engine: `auto`, or the name of an engine: `torch` holds the entries as a sparse matrix, others render.
+
+    Returns:
+        The map; one view where the pose has no leading V.
+
+    Raises:
+        ValueError: if shapes do not fit, or the grid is finer than the image.
+        UserError: if the engine cannot be had.
+    """
+    check_shapes(len(gaussians), None, intrinsics, world_from_camera)
+    gaussians = gaussians.to(working_dtype(gaussians.means))
+    poses = world_from_camera.to(gaussians.means).reshape(-1, 4, 4)
+    cameras = intrinsics.to(poses).expand(len(poses), 3, 3)
+    if grid is not None:
+        check_grid(size, grid)
+    chosen = splat_engine(engine, gaussians.means)
+    operator = chosen.operator(gaussians, cameras, poses, size, grid)
+    return RenderedViews(chosen, gaussians, cameras, poses, size, grid) if operator is None else operator
+
+
+def check_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Refuse a grid that is finer than the image.
+
+    Raises:
+        ValueError: naming both.
+    """
+    height, width = size
+    if not (0 < grid[0] <= height and 0 < grid[1] <= width):
+        raise ValueError(f"expected a grid of at most {height} x {width} cells, got {grid[0]} x {grid[1]}")
+
+
+def cell_of_pixel(size: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the row-major index of the cell that each pixel's centre lies in  # [height * width]."""
+    (height, width), (rows, columns) = size, grid
+    # centre (y + 1/2) / height * cells, in integers: no rounding at the cells' borders
+    row = (2 * torch.arange(height, device=device) + 1) * rows // (2 * height)
+    column = (2 * torch.arange(width, device=device) + 1) * columns // (2 * width)
+    return (row[:, None] * columns + column).flatten()
+
+
+class RenderedViews(SplatOperator):
+    """Views by an engine's rendering and its vector-Jacobian product, one after another; nothing of them is kept.
+
+    Args:
+        engine: whose `rasterize` is called.
+        gaussians: what to look at.
+        intrinsics: [V, 3, 3] pixels of `size`.
+        world_from_camera: [V, 4, 4].
+        size: (height, width) in pixels of the rendering.
+        grid: (height, width) in cells, or None for the pixels.
+    """
+
+    def __init__(
+        self,
+        engine: SplatEngine,
+        gaussians: Gaussians,
+        intrinsics: Tensor,
+        world_from_camera: Tensor,
+        size: tuple[int, int],
+        grid: tuple[int, int] | None,
+    ) -> None:
+        self._engine, self._gaussians, self._pixels = engine, gaussians, size
+        self._views = list(zip(intrinsics.split(1), world_from_camera.split(1), strict=True))
+        self.views, self.count, self.size = len(self._views), len(gaussians), grid or size
+        self._cells = None if grid is None else cell_of_pixel(size, grid, gaussians.means.device)
+        self.areas = self._pooled(gaussians.means.new_ones(1, *size))[0]
+
+    @torch.no_grad()
+    def render(self, values: Tensor) -> Tensor:
+        """See `SplatOperator.render`."""
+        values = values.to(self.areas)
+        return torch.stack([self._pooled(self._image(view, values)) for view in self._views])
+
+    def gather(self, maps: Tensor) -> Tensor:
+        """See `SplatOperator.gather`: the gradient of rendering, which is linear in the values."""
+        total = self.areas.new_zeros(self.count, maps.shape[1])
+        for view, weights in zip(self._views, maps.to(self.areas), strict=True):
+            total += self._gathered(view, weights)
+        return total
+
+    def seen(self) -> Tensor:
+        """See `SplatOperator.seen`."""
+        everywhere = self.areas.new_ones(1, *self.size)
+        return torch.stack([self._gathered(view, everywhere)[:, 0] for view in self._views])
+
+    def _gathered(self, view: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+        per_pixel = weights if self._cells is None else weights.flatten(1)[:, self._cells].unflatten(1, self._pixels)
+        with torch.enable_grad():
+            values = self.areas.new_zeros(self.count, len(weights)).requires_grad_()
+            image = self._image(view, values)
+        return torch.autograd.grad(image, values, per_pixel)[0]
+
+    def _image(self, view: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
+        background = values.new_zeros(values.shape[1])
+        return self._engine.rasterize(self._gaussians, values, *view, self._pixels, background)[0][0]
+
+    def _pooled(self, image: Tensor) -> Tensor:
+        """Sum an image [C, H, W] over the cells."""
+        if self._cells is None:
+            return image
+        sums = image.new_zeros(len(image), self.size[0] * self.size[1]).index_add_(1, self._cells, image.flatten(1))
+        return sums.unflatten(1, self.size)
