@@ -128,7 +128,11 @@ def load_recipe(
 
 
 def build_recipe(
-    content: Mapping[str, Any], source: Source | None = None, plugins: Sequence[str | Path] = ()
+    content: Mapping[str, Any],
+    source: Source | None = None,
+    plugins: Sequence[str | Path] = (),
+    *,
+    trains: bool = True,
 ) -> Recipe:
     """Make a recipe of the plain values that a file holds.
 
@@ -136,6 +140,7 @@ def build_recipe(
         content: the sections, as YAML gives them.
         source: where they were given, for messages and for paths; None for the current folder.
         plugins: further plugin files, relative to the current folder.
+        trains: False for a backbone that is only measured: without `priors:`, which else need at least one.
 
     Raises:
         UserError: with the key of what is wrong.
@@ -152,7 +157,7 @@ def build_recipe(
     registry = read_plugin_files(top["plugins"], source, plugins)
     return Recipe(
         data=read_plugged(DataSection, sections["data"], "data", "datasets", "name", registry, source=source),
-        priors=read_priors(sections["priors"], registry, source),
+        priors=read_priors(sections["priors"], registry, source) if trains or sections["priors"] else {},
         prepare=read_prepare(sections["prepare"], registry, source),
         probes=read_probes(sections["probes"], registry, source),
         seed=top["seed"],

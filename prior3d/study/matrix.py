@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.recipe import Recipe, build_recipe
 from prior3d.recipe.reading import own_options
 from prior3d.recipe.source import Source
@@ -194,40 +195,44 @@ class Matrix:
     def key(self, unit: Unit) -> str:
         """Return a text that changes with whatever the file says about a unit, but not with the machine it runs on."""
         content = self.content(unit)
-        for section, name in _MACHINE:
-            content[section] = {key: value for key, value in content[section].items() if key != name}
+        for part, name in _MACHINE:
+            content[part] = {key: value for key, value in content[part].items() if key != name}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def recipe(self, unit: Unit) -> Recipe:
         """Return the recipe of a unit, checked and complete.
 
         Raises:
-            UserError: with row, trial and key of what is wrong.
+            UserError: with the place in the file of what is wrong.
         """
         content = self.content(unit)
         content.pop(START, None)
-        trained = self.rows[unit.row].trained
-        if not trained:  # recipes have at least one prior: one is lent for the check, and taken away again
-            content["priors"] = next(row.sections["priors"] for row in self.rows.values() if row.trained)
-        try:
-            recipe = build_recipe(content, self.source)
-        except UserError as error:
-            raise UserError(f"{self.source.name}: {unit.row}, trial {unit.trial}, {unit.stage}: {error}") from error
-        for label, section in recipe.probes.items():
-            if section.seeds != 1:
-                raise UserError(f"{self.source.name}: probes.{label}.seeds: a study measures once per seed of a run")
-        return recipe if trained else replace(recipe, priors={})
+        with self.source.locating(), self._section(unit):
+            recipe = build_recipe(content, self.source, trains=self.rows[unit.row].trained)
+            for label, one in recipe.probes.items():
+                if one.seeds != 1:
+                    raise UserError("a study measures once per seed of a run", f"probes.{label}.seeds")
+        return recipe
 
     def start(self, unit: Unit) -> Start:
         """Return what is done to the initial weights of a unit.
 
         Raises:
-            UserError: with row, trial and key of what is wrong.
+            UserError: with the place in the file of what is wrong.
         """
-        try:
+        with self.source.locating(), self._section(unit):
             return Start(**own_options(Start).validate(self.content(unit).get(START) or {}, START))
-        except UserError as error:
-            raise UserError(f"{self.source.name}: {unit.row}, trial {unit.trial}, {unit.stage}: {error}") from error
+
+    def _section(self, unit: Unit) -> AbstractContextManager[None]:
+        """Give errors about a recipe the key of what gave the section they are about: stage, trial, row or base."""
+        row, trial = f"rows.{unit.row}", f"rows.{unit.row}.trials[{unit.trial}]"
+        given = {
+            "base": self.base,
+            row: self.rows[unit.row].sections,
+            trial: self.rows[unit.row].trials[unit.trial],
+            f"stages.{unit.stage}": self.stages[unit.stage].sections,
+        }
+        return section(row, {name: f"{key}.{name}" for key, sections in given.items() for name in sections})
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from prior3d.backbone import Backbone
 from prior3d.backbone.weights import read_weights, save_weights
 from prior3d.errors import UserError
-from prior3d.evaluation.columns import build_columns, notes_on_models
+from prior3d.evaluation.columns import build_columns, notes_on_models, pairs_of
 from prior3d.evaluation.models import find_other, find_subject
 from prior3d.evaluation.request import build_request
 
@@ -90,3 +90,23 @@ def test_no_key_is_advised_for_a_model_beside_the_first_one(finished, monkeypatc
     assert str(refused.value).startswith(expected) and "backbone.weights" not in str(refused.value)
     with pytest.raises(UserError, match=r"give a file you have with backbone\.weights"):
         columns("resnet10t")
+
+
+def test_models_that_are_compared_are_called_by_their_names(finished, tmp_path):
+    shutil.copytree(finished, other := tmp_path / "baseline")
+    made = columns(finished, against=other)
+    assert list(made) == ["baseline", finished.name, f"baseline + {finished.name}", "baseline + random"]
+    assert pairs_of(made) == [(finished.name, "baseline"), (f"baseline + {finished.name}", "baseline + random")]
+    assert notes_on_models(made)[0] == f"baseline and {finished.name} have the very same weights."
+    assert list(columns(finished))[:2] == ["before", "after"]
+
+
+def test_random_weights_have_a_name(finished):
+    made = columns("random:resnet10t", against="random:convnext_atto")
+    assert [column.text for column in made.values()][:2] == [
+        "convnext_atto with random weights",
+        "resnet10t with random weights",
+    ]
+    assert list(made)[:2] == ["random-convnext_atto", "random-resnet10t"]
+    with pytest.raises(UserError, match=r"backbone.pretrained: random:resnet10t has random weights"):
+        columns("random:resnet10t", "backbone.pretrained=true")

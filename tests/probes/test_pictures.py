@@ -356,3 +356,18 @@ def test_trained_and_initial_weights_on_real_images(shared_data, tmp_path):
     trained, again, initial = (np.stack(shown(figure, column)) for column in (1, 2, 3))
     assert np.abs(trained - again).max() < 1e-3
     assert np.abs(trained - initial).mean() > 0.05
+
+
+def test_of_many_images_some_are_drawn_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("prior3d.evaluation.pictures._MOST", 4)
+    folder, said = save_images(tmp_path / "in", [(32, 32)] * 9), []
+    written = write_pictures({"a": model()}, [folder], tmp_path / "out", 64, say=said.append)
+    assert said == ["9 images: 4 of them are drawn, evenly chosen; name fewer for others"]
+    assert [path.name for path in written] == ["pca.png", "clusters.png"]
+
+
+def test_names_are_wrapped_and_not_cut(tmp_path):
+    long = "a-run-with-a-name-that-is-much-longer-than-any-panel-is-wide-20261130-182318"
+    figure = plot_pca({long: model()}, smooth_images())
+    (title,) = [axis.get_title() for axis in figure.axes if axis.get_title() not in ("", "image")]
+    assert title.replace("\n", "") == long and max(map(len, title.split("\n"))) <= 40

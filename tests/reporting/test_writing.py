@@ -120,3 +120,25 @@ def test_events_hold_every_metric_and_figure(comparison, figures, tmp_path, step
     else:
         points = [(point.step, round(point.value, 3)) for point in events.Scalars("probes/hits/hit")]
         assert points == [(0, 0.2), (100, 0.8)]
+
+
+def test_nothing_is_called_better_that_does_not_beat_a_control(make_task, make_results, tmp_path):
+    results = make_results(controls=("raw_patches",), before=[LOW], after=[HIGH], raw_patches=[[9] * 12])
+    comparison = compare([make_task()], results, ["before", "after"], PAIRS[:1])
+    path = write_report(tmp_path, comparison, {}, about(["before", "after"]))
+    text = path.read_text()
+    headline = next(line for line in text.splitlines() if line.startswith("- **hits**"))
+    assert (
+        "gained, but the control raw patches has 0.900; of 2 metrics 0 better, 0 worse, 0 unclear, 2 gained" in headline
+    )
+    assert "Gained is what has surely become better, and yet does not beat a control" in text
+    assert "** gained |" in text and "** better" not in text
+    change = json.loads((tmp_path / "report.json").read_text())["probes"]["hits"]["metrics"]["hit"]["differences"]
+    assert change["after - before"]["verdict"] == "gained"
+    assert change["after - before"]["controls not beaten"] == ["raw patches"]
+
+
+def test_the_metrics_that_got_worse_are_named(make_task, make_results, tmp_path):
+    comparison = compare([make_task()], make_results(before=[HIGH], after=[LOW]), ["before", "after"], PAIRS[:1])
+    text = write_report(tmp_path, comparison, {}, about(["before", "after"])).read_text()
+    assert "worse; of 2 metrics 0 better, 2 worse (hit; missed), 0 unclear" in text
