@@ -200,7 +200,7 @@ def test_a_truncated_file_ends_the_run_or_is_skipped_and_named(attempt, frames, 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     # every frame is decoded within a few steps
     arguments = [*as_data(scene)[:1], "trainer.max_steps=12"]
-    expect(attempt(*arguments), "data.on_damage: damaged file ", path.name, "or set on_damage: skip")
+    expect(attempt(*arguments), "data.on_damage: damaged file ", path.name, "on_damage: skip")
     status, line, left = attempt(*arguments, "data.on_damage=skip")
     assert status == 0, line
     summary = json.loads(next(path for path in left if path.name == "summary.json").read_text())

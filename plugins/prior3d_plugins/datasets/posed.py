@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration, FocalAndCenter, PixelCenters
+from prior3d.data.posed.checking import Checking
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE
 from prior3d.data.posed.formats import existing_root, make_reader, recognising
 from prior3d.data.posed.pairs import PairOptions
@@ -39,6 +40,9 @@ class Posed(RecordedScenes):
         max_frames: use at most this many frames of a scene, the first ones.
         depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern; the first pattern
             that fits counts. Depth is re-projected into it, see `CameraPair`.
+        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other
+            (inverted poses, other axes, another unit): "refuse" ends the run if that is half of the scenes or more, and
+            warns of fewer; "warn" only warns; "off" does not look.
         pairs: which two views of a scene make a pair.
         surface: how a scene's surface is fused from its frames, for priors that read it.
 
@@ -61,6 +65,7 @@ class Posed(RecordedScenes):
         frame_step: int = 1,
         max_frames: int | None = None,
         depth_to_color: dict[str, Calibration] | None = None,
+        check_poses: Checking = "refuse",
         pairs: PairOptions = DEFAULT_PAIRS,
         surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
@@ -74,6 +79,7 @@ class Posed(RecordedScenes):
             frame_step,
             max_frames,
             depth_to_color,
+            check_poses,
         )
         super().__init__(spec, [made], choice, pairs, surface, "reader")
 
@@ -97,6 +103,9 @@ class PosedRGBD(RecordedScenes):
         frame_step: use every n-th frame.
         max_frames: use at most this many frames of a scene, the first ones.
         depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern.
+        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other
+            (inverted poses, other axes, another unit): "refuse" ends the run if that is half of the scenes or more, and
+            warns of fewer; "warn" only warns; "off" does not look.
         pairs: which two views of a scene make a pair.
         surface: how a scene's surface is fused from its frames, for priors that read it.
 
@@ -122,6 +131,7 @@ class PosedRGBD(RecordedScenes):
         frame_step: int = 1,
         max_frames: int | None = None,
         depth_to_color: dict[str, Calibration] | None = None,
+        check_poses: Checking = "refuse",
         pairs: PairOptions = DEFAULT_PAIRS,
         surface: SurfaceOptions = DEFAULT_SURFACE,
     ) -> None:
@@ -147,6 +157,7 @@ class PosedRGBD(RecordedScenes):
             frame_step,
             max_frames,
             calibrations,
+            check_poses,
         )
         super().__init__(spec, readers, choice, pairs, surface)
         named = f"format: {formats[0]}" if len(formats) == 1 else f"a dataset for each of {' and '.join(formats)}"

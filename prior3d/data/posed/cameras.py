@@ -216,6 +216,15 @@ def camera_problem(camera: Camera) -> str | None:
     for what, matrix in (("", camera.intrinsics), ("depth ", camera.depth_intrinsics)):
         if matrix is not None and not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
             return f"expected finite {what}intrinsics with positive focal lengths, got {matrix.tolist()}"
+    for what, matrix, size in (
+        ("", camera.intrinsics, camera.size),
+        ("depth ", camera.depth_intrinsics, camera.depth_size),
+    ):
+        if matrix is not None and size is not None and not (0 < matrix[0, 2] < size[1] and 0 < matrix[1, 2] < size[0]):
+            return (
+                f"the principal point ({matrix[0, 2]:.0f}, {matrix[1, 2]:.0f}) lies outside of the {what}images of"
+                f" {size[1]} x {size[0]} pixels: these intrinsics are of another resolution"
+            )
     if camera.depth_size is None or camera.depth_intrinsics is not None:
         return None
     if not same_field_of_view(camera.size, camera.depth_size):

@@ -146,7 +146,11 @@ class PosedDataset(Dataset):
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
         lines = [f"{len(self.scenes)} scenes, {len(self)} frames"]
         if self.spec.views > 1:
-            lines += describe_pairs([self.pairs(scene) for scene in range(len(self.scenes))])
+            tables = [self.pairs(scene) for scene in range(len(self.scenes))]
+            lines += describe_pairs(tables)
+            for name, table in zip(self.scenes, tables, strict=True):
+                if not len(table):
+                    lines.append(f"warning: scene {name}: no two of its views overlap, so it is never drawn in pairs")
             thinned = sum(self.frame_count(scene) > self.pair_options.max_frames for scene in range(len(self.scenes)))
             if thinned:
                 lines.append(f"{thinned} scenes were thinned to {self.pair_options.max_frames} frames to find pairs")

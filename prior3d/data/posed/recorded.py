@@ -3,26 +3,33 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, table_of
 from prior3d.contracts.fields import UNKNOWN_DEPTH
 from prior3d.contracts.reader import Camera, Frame, Reader, Recording
+from prior3d.contracts.runner import SceneJob
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
+from prior3d.data.posed.checking import Checked, Checking, check_scene, describe_checked, facts_of, judge_scenes
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.pairs import PairOptions
 from prior3d.data.posed.registration import CameraPair
 from prior3d.data.posed.surface import SurfaceOptions
 from prior3d.errors import UserError, section
+from prior3d.jobs import damage_in, do_job
 
 _NAMED = 5
 """Frames without a use that the log names."""
+
+_FAR_FROM_ORIGIN_M = 1000.0
+"""Beyond this the world's origin is moved to the scene."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Choice:
         max_frames: use at most this many frames of a scene, the first ones.
         depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern; the first pattern
             that fits counts.
+        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other:
+            "refuse" ends the run if that is half of the scenes or more, and warns of fewer; "warn" only warns.
     """
 
     scenes: tuple[str, ...] = ()
@@ -49,6 +58,7 @@ class Choice:
     frame_step: int = 1
     max_frames: int | None = None
     depth_to_color: Mapping[str, Calibration] | None = None
+    check_poses: Checking = "refuse"
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_depth < (np.inf if self.max_depth is None else self.max_depth):
@@ -190,6 +200,17 @@ class RecordedScenes(PosedDataset):
             self._open[scene] = self._opened(scene)
         return self._open[scene]
 
+    def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
+        """Yield the check of every scene, then pairs and surfaces; see `PosedDataset.jobs`.
+
+        Raises:
+            UserError: poses, depth and images contradict each other, or there are no pairs.
+        """
+        if self._is_checked:
+            yield [self._check_job(scene) for scene in range(len(self.scenes))]
+            judge_scenes(self._checked(), self.choice.check_poses)
+        yield from super().jobs(fields)
+
     def verify(self) -> None:
         """Check that every scene's files fit together, and that some frame can be used."""
         if not any(self.frame_count(scene) for scene in range(len(self.scenes))):
@@ -202,6 +223,8 @@ class RecordedScenes(PosedDataset):
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames, pairs, and what was left out or goes unused."""
         lines = super().describe()
+        if self._is_checked:
+            lines += describe_checked(self._checked())
         notes: dict[str, list[str]] = {}
         for scene, name in enumerate(self.scenes):
             opened = self.scene(scene)
@@ -215,6 +238,22 @@ class RecordedScenes(PosedDataset):
             who = names[0] if len(names) == 1 else f"{len(names)} scenes"
             lines.append(f"{'every scene' if len(names) == len(self.scenes) > 1 else who}: {note}")
         return lines
+
+    @property
+    def _is_checked(self) -> bool:
+        return self.choice.check_poses != "off" and {"image", "depth"} <= self.provides
+
+    def _check_job(self, scene: int) -> SceneJob:
+        build = partial(check_scene, self, scene)
+        return SceneJob("checks", self.scenes[scene], facts_of(self.scene_fingerprint(scene)), build)
+
+    def _checked(self) -> list[Checked]:
+        found = []
+        for scene, name in enumerate(self.scenes):
+            folder = do_job(self._check_job(scene), self.store)
+            self.note_damage(damage_in(folder))
+            found.append(Checked.load(name, folder))
+        return found
 
     def _opened(self, scene: int) -> OpenScene:
         name, choice = self.scenes[scene], self.choice
@@ -238,6 +277,7 @@ class RecordedScenes(PosedDataset):
         poses = np.array([_pose(frame, fitting) for frame in used.values()]).reshape(-1, 4, 4)
         if fitting:
             poses = poses @ np.linalg.inv(fitting[0].color_from_depth)
+        poses = _near_origin(poses)
         return OpenScene(recording, list(used), poses, cameras, camera_of, left_out)
 
 
@@ -262,6 +302,19 @@ def _pose(frame: Frame, fitting: Sequence[Calibration]) -> np.ndarray:
     if fitting and frame.camera.color_from_depth is not None:
         return frame.world_from_camera @ frame.camera.color_from_depth
     return frame.world_from_camera
+
+
+def _near_origin(poses: np.ndarray) -> np.ndarray:
+    """Return poses [F, 4, 4] whose world begins near the cameras, moved by whole meters where it does not.
+
+    Batches hold poses in float32, which rounds georeferenced coordinates to half a meter.
+    """
+    center = np.median(poses[:, :3, 3], axis=0).round() if len(poses) else np.zeros(3)
+    if np.abs(center).max() < _FAR_FROM_ORIGIN_M:
+        return poses
+    moved = poses.copy()
+    moved[:, :3, 3] -= center
+    return moved
 
 
 def _registered(depth: np.ndarray, camera: Camera) -> np.ndarray:

@@ -1,0 +1,149 @@
+"""The check of a recording as a job: whether poses, depth and images agree, kept per scene with one picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prior3d.contracts.runner import Progress
+from prior3d.contracts.view import View
+from prior3d.data.posed.dataset import PosedDataset
+from prior3d.data.posed.plausibility import READINGS, PosedDepth, at_resolution, choose_pairs, judge, plot_warped
+from prior3d.errors import DamagedFile, UserError
+
+Checking = Literal["refuse", "warn", "off"]
+"""What happens to scenes whose poses, depth and images contradict each other."""
+
+CHECK_VERSION = 1
+"""Raise it when the check changes, so that scenes are checked again."""
+
+_VERDICT, _PICTURE = "verdict.json", "warped.png"
+_NEEDED = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
+_NEAR_M, _FAR_M = 0.1, 100.0  # indoor and street depth lies between
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check of one scene found.
+
+    Attributes:
+        scene: its name.
+        mend: what to do about it; None where nothing contradicts anything.
+        figures: how well the frames agree as given, and under the reading that fits better.
+        depth_range: 5 and 95 % of the known depth, meters; None without any.
+        picture: neighboring frames warped into each other; None where there was nothing to warp.
+    """
+
+    scene: str
+    mend: str | None
+    figures: str
+    depth_range: tuple[float, float] | None
+    picture: Path | None
+
+    @classmethod
+    def load(cls, scene: str, folder: Path) -> "Checked":
+        """Read what `check_scene` wrote."""
+        found = json.loads((folder / _VERDICT).read_text(encoding="utf-8"))
+        picture = folder / _PICTURE
+        depth_range = None if found["depth_range"] is None else tuple(found["depth_range"])
+        return cls(scene, found["mend"], found["figures"], depth_range, picture if picture.is_file() else None)
+
+
+def check_scene(dataset: PosedDataset, scene: int, folder: Path, progress: Progress) -> Sequence[DamagedFile]:
+    """Compare neighboring frames of a scene and write what they say.
+
+    Args:
+        dataset: the data.
+        scene: index into its scenes.
+        folder: takes the verdict and the picture.
+        progress: shows nothing: this takes a second.
+
+    Returns:
+        Files that could not be decoded.
+    """
+    count, damaged = dataset.frame_count(scene), {}
+    frames: dict[int, PosedDepth] = {}
+
+    def frame(number: int) -> PosedDepth | None:
+        if number not in frames:
+            try:
+                frames[number] = _small(dataset.load(scene, number, _NEEDED))
+            except DamagedFile as damage:
+                damaged[damage.path] = damage
+        return frames.get(number)
+
+    poses = [dataset.load(scene, n, frozenset({"world_from_camera"}))["world_from_camera"] for n in range(count)]
+    typical = _typical_depth(frame(count // 2)) if count else 1.0
+    chosen = choose_pairs(np.stack(poses), typical) if count > 1 else []
+    pairs = [(frame(first), frame(second)) for first, second in chosen]
+    known = [(first, second) for first, second in pairs if first is not None and second is not None]
+    verdict = judge(known)
+    content = {
+        "mend": None if verdict.better is None else READINGS[verdict.better].mend,
+        "figures": verdict.figures() if verdict.agreements else "too few frames overlap to be compared",
+        "depth_range": verdict.depth_range,
+    }
+    (folder / _VERDICT).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    if known:
+        plot_warped(known).savefig(folder / _PICTURE, dpi=110)
+    return list(damaged.values())
+
+
+def judge_scenes(checked: Sequence[Checked], checking: Checking) -> None:
+    """End the run where most scenes contradict themselves; a few among many are named in the log instead.
+
+    Args:
+        checked: what the check of each scene found.
+        checking: what was asked for.
+
+    Raises:
+        UserError: half of the scenes, or more, are read wrong.
+    """
+    wrong = [one for one in checked if one.mend is not None]
+    if checking == "refuse" and 2 * len(wrong) >= max(1, len(checked)) and wrong:
+        first = wrong[0]
+        others = f" (and {len(wrong) - 1} more of {len(checked)} scenes)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"scene {first.scene}{others} contradicts itself: {first.mend} ({first.figures}; see {first.picture});"
+            " if you know better, set check_poses: warn"
+        )
+
+
+def describe_checked(checked: Sequence[Checked]) -> list[str]:
+    """Return lines for the log: the range of depth, scenes that contradict themselves, a picture to look at.
+
+    Args:
+        checked: what the check of each scene found.
+    """
+    ranges = [one.depth_range for one in checked if one.depth_range is not None]
+    if not ranges:
+        return []
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    lines = [f"depth from {low:.2f} to {high:.2f} m (5-95 % of each scene)"]
+    if low > _FAR_M or high < _NEAR_M:
+        lines.append("warning: no room and no street is that large or small: check depth_scale")
+    for one in checked:
+        if one.mend is not None:
+            lines.append(f"warning: scene {one.scene}: {one.mend} ({one.figures}; see {one.picture})")
+    shown = next((one for one in checked if one.mend is None and one.picture is not None), None)
+    if shown is not None:
+        lines.append(f"{shown.scene}: {shown.figures}; neighboring frames warped into each other: {shown.picture}")
+    return lines
+
+
+def facts_of(fingerprint: str) -> Mapping[str, object]:
+    """Return what the result of a check depends on, given the fingerprint of the scene."""
+    return {"version": CHECK_VERSION, "scene": fingerprint}
+
+
+def _small(view: View) -> PosedDepth:
+    gray, depth, intrinsics = at_resolution(view["image"], view["depth"], view["intrinsics"])
+    return PosedDepth(gray, depth, intrinsics, view["world_from_camera"])
+
+
+def _typical_depth(frame: PosedDepth | None) -> float:
+    known = frame.depth[frame.depth > 0] if frame is not None else np.zeros(0)
+    return float(np.median(known)) if len(known) else 1.0
