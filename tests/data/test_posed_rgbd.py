@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_sequences_share_the_intrinsics_of_a_folder_above(tmp_path):
     for name in ("chess/seq-01", "chess/seq-02", "fire/seq-01"):
         write_frames(tmp_path / name, intrinsics=None)
     (tmp_path / "chess" / "camera-intrinsics.txt").write_text(FOCAL)
-    (tmp_path / "camera-intrinsics.txt").write_text("16 18 8 6")
+    (tmp_path / "camera-intrinsics.txt").write_text("16 18 4 3")
     dataset = PosedRGBD(spec(), root=tmp_path)
     assert dataset.scenes == ["chess/seq-01", "chess/seq-02", "fire/seq-01"]
     focal = [dataset.load(scene, 0, ALL)["intrinsics"][0, 0] for scene in range(3)]
@@ -462,7 +463,7 @@ def test_color_of_another_aspect_than_depth_is_refused(tmp_path, change, size):
     resave(tmp_path, change)
     with pytest.raises(UserError, match=rf"^root: .* color of {size} pixels and depth of 128 x 96 cannot be one field"):
         PosedRGBD(spec(), root=tmp_path).verify()
-    calibrated = PosedRGBD(spec(), root=tmp_path, depth_to_color={"*": KITCHEN})
+    calibrated = PosedRGBD(spec(), root=tmp_path, depth_to_color={"*": replace(KITCHEN, cx=64, cy=48)})
     calibrated.verify()  # a second camera may well have another aspect
     assert calibrated.load(0, 0, ALL)["depth"].shape == (96, 128)
 

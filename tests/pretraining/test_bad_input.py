@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_name_the_mismatches(attempt, tmp_path):
 
 
 def test_a_probe_without_held_out_scenes_is_refused(attempt, frames):
-    expect(attempt(*as_data(frames(8)), "probes={correspondence: {}}"), "probes.correspondence: ", "data.test_scenes")
+    expect(attempt(*as_data(frames(8)), "probes={correspondence: {}}"), "probes.correspondence: ", "test_scenes")
 
 
 @pytest.fixture
