@@ -324,7 +324,7 @@ def test_a_gpu_gives_the_same_scores(data, clean):
 
 def test_a_decoder_has_no_part_in_the_classifier(data):
     """Its batch normalisation must not ask for photographs where the encoder has none."""
-    backbone = Backbone("convnext_atto", data.size, decoder_stride=4, channels=8).eval()
+    backbone = Backbone("convnext_atto", (32, 32), decoder_stride=4, channels=8).eval()
     weights = {"head.fc.weight": torch.randn(1000, 320), "head.fc.bias": torch.zeros(1000)}
     found = ShapeBias().measure(FrozenModel([backbone], classify=checkpoint_classifier(backbone, weights)), data)
     assert float(found.total()["conflicts"].sum()) > 0
