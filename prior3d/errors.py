@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+__all__ = ["DamagedFile", "DoesNotFit", "UserError", "dotted", "refusal_of", "section"]
+
 
 class UserError(Exception):
     """Something in a recipe, a plugin or the data is wrong; the command prints one line and exits with 2.

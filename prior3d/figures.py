@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
     from prior3d.contracts.view import View
 
+__all__ = [
+    "draw_depth",
+    "draw_features",
+    "draw_judged_matches",
+    "draw_matches",
+    "draw_views",
+    "panels",
+    "principal_colours",
+    "render",
+    "show_depth",
+    "to_picture",
+]
+
 _INCHES = 2.6
 """Side of one panel."""
 

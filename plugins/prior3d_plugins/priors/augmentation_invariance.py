@@ -8,11 +8,10 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import draw_matches
 from prior3d.geometry import pixel_centres, warp_pixels
-from prior3d.losses.contrastive import masked_point_info_nce
-from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
 
 
 class AugmentationInvariance(Prior):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
+from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import draw_depth
 
 

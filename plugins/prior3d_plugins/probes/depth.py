@@ -9,9 +9,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
-from prior3d.errors import UserError
-from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
+from prior3d import Measured, Metrics, Part, Probe, Scores, Totals, UserError, by_group
+from prior3d.losses import gradient_loss, scale_invariant_loss
 from prior3d.probes import (
     Fitting,
     FrozenMaps,

@@ -9,8 +9,7 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior, Scene, Teacher
-from prior3d.errors import UserError
+from prior3d import BackboneSpec, Batch, Features, Prior, Scene, Teacher, UserError
 from prior3d.splat import EngineChoice
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScenes, Lifting, lift_scene
 from prior3d_plugins.priors.gaussian_distillation.pictures import draw_distillation

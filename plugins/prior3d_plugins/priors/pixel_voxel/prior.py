@@ -8,9 +8,8 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.losses.contrastive import masked_point_info_nce
-from prior3d.losses.matches import gather_cells, kept_fraction
+from prior3d import BackboneSpec, Batch, Features, Prior
+from prior3d.losses import gather_cells, kept_fraction, masked_point_info_nce
 from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches

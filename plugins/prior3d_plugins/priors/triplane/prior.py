@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.errors import UserError
+from prior3d import BackboneSpec, Batch, Features, Prior, UserError
 from prior3d.geometry import known_depth
 from prior3d.losses import in_file_space, scale_and_shift_invariant_loss
 from prior3d.volume import CubeSpace, DenseHead, FrustumSpace, TriplaneDecoder, random_pixels, read_pixels

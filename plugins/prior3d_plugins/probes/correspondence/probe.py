@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Measured, Metrics, Probe, Scores, Totals, by_group
+from prior3d import Measured, Metrics, Probe, Scores, Totals, by_group
 from prior3d.geometry import full_precision
 from prior3d.probes import FrozenMaps, FrozenModel, MapKind, ProbeData, resize
 from prior3d.randomness import generator

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prior3d.data.posed.dataset import PosedDataset
-from prior3d.errors import UserError
+from prior3d import UserError
+from prior3d.data.posed import PosedDataset
 from prior3d.geometry import pixel_centres, project, unproject_pixels
 from prior3d.probes import ProbeData
 from prior3d.randomness import generator

@@ -10,13 +10,10 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.backbone import Backbone
-from prior3d.backbone.batch_norm import has_statistics
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.probe import Metrics, Part, Probe, Scores, Totals
-from prior3d.data.images.listing import list_files
-from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages
-from prior3d.errors import DoesNotFit, UserError, section
+from prior3d import Dataset, DoesNotFit, Metrics, Part, Probe, Scores, Totals, UserError
+from prior3d.backbone import Backbone, has_statistics
+from prior3d.data.images import IMAGE_ENDINGS, SingleImages, list_files
+from prior3d.errors import section
 from prior3d.probes import FrozenModel, ProbeData, labels_of
 from prior3d_plugins.probes.shape_bias.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet
 from prior3d_plugins.probes.shape_bias.photographs import Classify, Photographs
