@@ -25,7 +25,7 @@ __all__ = [
     "draw_matches",
     "draw_views",
     "panels",
-    "principal_colours",
+    "principal_colors",
     "render",
     "show_depth",
     "to_picture",
@@ -120,28 +120,28 @@ def draw_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
 def draw_features(images: Tensor, features: Tensor) -> Figure:
     """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
     figure, axes = panels(2, len(images))
-    colours = principal_colours(features)
-    for column, (image, colour) in enumerate(zip(images, colours, strict=True)):
+    colors = principal_colors(features)
+    for column, (image, color) in enumerate(zip(images, colors, strict=True)):
         axes[0][column].imshow(to_picture(image))
-        axes[1][column].imshow(colour)
+        axes[1][column].imshow(color)
     return figure
 
 
-def principal_colours(features: Tensor) -> np.ndarray:
+def principal_colors(features: Tensor) -> np.ndarray:
     """Map features [N, C, h, w] to colours [N, h, w, 3] by their first three principal components, over all N.
 
     One basis and one range for all images: equal colours mean equal features, also across views.
     """
     count, channels, height, width = features.shape
     rows = features.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
-    centred = rows - rows.mean(0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
-    components = centred @ axes[:, -3:].flip(1)
+    centered = rows - rows.mean(0)
+    _, axes = torch.linalg.eigh(centered.T @ centered)  # ascending
+    components = centered @ axes[:, -3:].flip(1)
     low, high = components.quantile(0.02, 0), components.quantile(0.98, 0)
-    colours = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
-    if colours.shape[1] < 3:
-        colours = torch.nn.functional.pad(colours, (0, 3 - colours.shape[1]))
-    return colours.reshape(count, height, width, 3).numpy()
+    colors = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    if colors.shape[1] < 3:
+        colors = torch.nn.functional.pad(colors, (0, 3 - colors.shape[1]))
+    return colors.reshape(count, height, width, 3).numpy()
 
 
 def show_depth(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:

@@ -190,7 +190,7 @@ def test_without_augmentation_a_view_of_the_right_size_is_untouched():
     assert torch.allclose(sample["crop_from_image"], torch.eye(3))
 
 
-def test_without_augmentation_the_largest_centred_crop_is_taken():
+def test_without_augmentation_the_largest_centered_crop_is_taken():
     assert centered((480, 640), (100, 100)).box == (80, 0, 560, 480)
     assert centered((480, 640), (90, 160)).box == (0, 60, 640, 420)
 
@@ -298,7 +298,7 @@ def test_hue_turns_colors_but_keeps_brightness():
     assert np.allclose(third @ third @ third, np.eye(3)), "three thirds of the circle are a full turn"
 
 
-def test_grey_images_have_no_colour_and_blur_lowers_variance_only():
+def test_grey_images_have_no_color_and_blur_lowers_variance_only():
     grey = apply_change(noise(), change_of([0.9, 0, 0, 0, 0, 0.0, 0.9, 0.5], probabilities=(0.0, 1.0, 0.0)))
     assert (np.ptp(grey.astype(int), axis=-1) <= 1).all()
     blurred = apply_change(noise(), change_of([0.9, 0, 0, 0, 0, 0.9, 0.0, 0.5], probabilities=(0.0, 0.0, 1.0)))

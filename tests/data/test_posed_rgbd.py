@@ -117,7 +117,7 @@ def test_exported_scannet(tmp_path):
     assert np.allclose(view["depth"], source[rows[:, None], columns])
 
 
-def test_conventions_of_pixel_centres(tmp_path):
+def test_conventions_of_pixel_centers(tmp_path):
     write_frames(tmp_path)
     for convention, center in (("integer", [4.5, 3.5]), ("half", [4, 3])):
         dataset = PosedRGBD(spec(), root=tmp_path, pixel_centers=convention)

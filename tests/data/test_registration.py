@@ -42,7 +42,7 @@ def test_two_planes_hide_and_reveal_each_other_as_computed_by_hand():
     assert np.array_equal(seen, expected)
 
 
-def test_depth_is_along_the_colour_cameras_axis():
+def test_depth_is_along_the_color_cameras_axis():
     depth = np.full((80, 100), 2.0, dtype=np.float32)
     seen = CameraPair(intrinsics(), intrinsics(), moved(z=0.5)).register(depth)
     assert set(np.unique(seen)) == {0.0, 2.5}
@@ -116,7 +116,7 @@ def test_what_the_sensor_did_not_measure_stays_unknown():
     assert (np.delete(np.delete(seen, 40, 0), 58, 1)[:, :97] == 2.0).all()
 
 
-def test_cameras_of_one_centre_need_a_look_up_only():
+def test_cameras_of_one_center_need_a_look_up_only():
     depth = np.arange(1, 8001, dtype=np.float32).reshape(80, 100)
     pair = CameraPair(intrinsics(), intrinsics(50, (50, 40)), np.eye(4))  # the colour camera sees twice as wide
     seen = pair.register(depth)
@@ -145,7 +145,7 @@ def near_strong_edges(image, distance=1):
     return ndimage.binary_dilation(strength > np.percentile(strength, 90), iterations=distance)
 
 
-def test_registration_puts_depth_edges_on_colour_edges_of_the_kitchen(shared_data):
+def test_registration_puts_depth_edges_on_color_edges_of_the_kitchen(shared_data):
     folder = shared_data / "rgbd" / "kitchen-a"
     cameras = CameraPair(intrinsics(585, (320.5, 240.5)), intrinsics(528, (321.5, 239.5)), moved(x=-0.025))
     above_chance = {"before": [], "after": []}

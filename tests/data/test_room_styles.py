@@ -24,7 +24,7 @@ def covers(rooms: list[Room]) -> list[tuple[str, str, np.ndarray]]:
     for room in rooms:
         covered = list(zip(SURFACES, room.surfaces, strict=True))
         covered += [(piece.design.kind, texture) for piece in room.pieces for texture in piece.textures]
-        found += [(name, texture.family, texture.colours.mean(0)) for name, texture in covered]
+        found += [(name, texture.family, texture.colors.mean(0)) for name, texture in covered]
     return found
 
 
@@ -91,12 +91,12 @@ def test_patterns_tell_the_class_where_correlated_and_nothing_where_independent(
 
 def nearest_palette(covered: list[tuple[str, str, np.ndarray]]) -> float:
     palettes = np.array([[list(bytes.fromhex(c)) for c in PALETTES[name]] for name in CLASSES]).mean(1) / 255
-    guesses = [CLASSES[((palettes - colour) ** 2).sum(-1).argmin()] for *_, colour in covered]
+    guesses = [CLASSES[((palettes - color) ** 2).sum(-1).argmin()] for *_, color in covered]
     return float(np.mean([guess == name for guess, (name, *_) in zip(guesses, covered, strict=True)]))
 
 
 @pytest.mark.parametrize("families", ["shared", "disjoint"])
-def test_colours_tell_the_class_nine_times_of_ten_in_every_split(families):
+def test_colors_tell_the_class_nine_times_of_ten_in_every_split(families):
     for split in SPLITS:
         covered = covers(rooms_of(style_of(split, families, "correlated"), 25))
         assert nearest_palette(covered) == pytest.approx(0.9, abs=0.04)

@@ -26,10 +26,10 @@ def saved(points, folder, colors=None):
     return Surface(folder)
 
 
-def turned(degrees, centre):
+def turned(degrees, center):
     angle, pose = np.radians(degrees), np.eye(4)
     pose[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
-    pose[:3, 3] = centre
+    pose[:3, 3] = center
     return pose
 
 
@@ -182,7 +182,7 @@ def test_what_one_frame_alone_saw_is_dropped_unless_there_is_but_one():
         assert points.shape == colors.shape == (0, 3) and colors.dtype == np.uint8
 
 
-def test_fused_colours_are_the_mean_over_pixels_not_over_frames():
+def test_fused_colors_are_the_mean_over_pixels_not_over_frames():
     """Where two frames see a wall alike, half of each; where only one does, its own."""
     pose, depth = np.eye(4), wall_depth(np.eye(4), 2.0)
     half = depth.copy()
@@ -199,7 +199,7 @@ def test_fused_colours_are_the_mean_over_pixels_not_over_frames():
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 0.5])
-def test_a_point_has_the_colour_of_the_image_pixel_on_its_ray_at_any_resolution(factor):
+def test_a_point_has_the_color_of_the_image_pixel_on_its_ray_at_any_resolution(factor):
     size, pose = (int(48 * factor), int(64 * factor)), np.eye(4)
     rows, columns = np.indices(size)
     image = np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)
@@ -208,7 +208,7 @@ def test_a_point_has_the_colour_of_the_image_pixel_on_its_ray_at_any_resolution(
     assert len(points) == 48 * 64 and np.abs(colors[:, :2] - np.floor(seen + 1e-9)).max() == 0
 
 
-def test_colours_follow_their_points_through_sorting_and_boxes(tmp_path):
+def test_colors_follow_their_points_through_sorting_and_boxes(tmp_path):
     rng = np.random.default_rng(0)
     points = rng.uniform(-3, 3, (20_000, 3)).astype(np.float32)
     colors = colored_by_place(points)
@@ -226,7 +226,7 @@ def test_colours_follow_their_points_through_sorting_and_boxes(tmp_path):
             Surface.save(points, tmp_path, wrong)
 
 
-def test_colours_that_nobody_asks_for_are_not_opened(tmp_path, monkeypatch):
+def test_colors_that_nobody_asks_for_are_not_opened(tmp_path, monkeypatch):
     """A map keeps its file open: with one more for every scene, runs of many scenes would have too many open."""
     dataset = walls(tmp_path, voxel_size=0.05, min_frames=1)
     dataset.prepare(fields=SURFACE)
@@ -265,7 +265,7 @@ def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
     assert np.abs(first.surface(1).points[:, 2] - 3).max() < 1e-5
 
 
-def test_a_cache_of_before_there_were_colours_is_not_read(tmp_path, monkeypatch):
+def test_a_cache_of_before_there_were_colors_is_not_read(tmp_path, monkeypatch):
     dataset = walls(tmp_path, voxel_size=0.05)
     with monkeypatch.context() as old:
         old.setattr("prior3d.data.posed.dataset.SURFACE_VERSION", 1)
@@ -327,7 +327,7 @@ def test_samples_carry_the_surface_of_their_augmented_views(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"surface_color"}, {"surface", "surface_color", "image"}])
-def test_samples_carry_the_colour_of_each_point_only_if_asked_and_whatever_augmentation_does(tmp_path, fields):
+def test_samples_carry_the_color_of_each_point_only_if_asked_and_whatever_augmentation_does(tmp_path, fields):
     dataset = walls(tmp_path, voxel_size=0.05, min_frames=1, max_points=150)
     dataset.prepare()
     options = AugmentOptions(crop=(0.3, 0.6), jitter=1.0)
@@ -346,7 +346,7 @@ def test_samples_carry_the_colour_of_each_point_only_if_asked_and_whatever_augme
     assert len(batch["surface_color"]) == len(batch["surface"]) == len(batch["surface_view"])
 
 
-def test_colours_of_a_surface_without_any_are_refused(tmp_path):
+def test_colors_of_a_surface_without_any_are_refused(tmp_path):
     dataset = walls(tmp_path / "cache", voxel_size=0.05)
     dataset.prepare()
     dataset._surfaces = {scene: saved(np.zeros((5, 3)), tmp_path / "plain") for scene in range(2)}

@@ -33,7 +33,7 @@ def write_wall(folder, color_size):
 
 
 @pytest.mark.parametrize("zoom", [1, 2])
-def test_points_have_the_colour_that_the_colour_camera_beside_the_depth_camera_saw(tmp_path, zoom):
+def test_points_have_the_color_that_the_color_camera_beside_the_depth_camera_saw(tmp_path, zoom):
     root = write_wall(tmp_path / "wall", (48 * zoom, 64 * zoom))
     center = {"cx": 31.5 * zoom + (zoom - 1) / 2, "cy": 23.5 * zoom + (zoom - 1) / 2}
     beside = Calibration(fx=50 * zoom, fy=50 * zoom, **center, translation=(-0.08, 0.0, 0.0))
@@ -48,7 +48,7 @@ def test_points_have_the_colour_that_the_colour_camera_beside_the_depth_camera_s
         assert is_box.sum() > 500 and np.array_equal(is_box, blue) == bool(options)
 
 
-def test_fused_colours_are_those_of_the_images_they_project_to(shared_data, tmp_path):
+def test_fused_colors_are_those_of_the_images_they_project_to(shared_data, tmp_path):
     spec = DataSpec((120, 160), 1, "train", tmp_path)
     surface = SurfaceOptions(voxel_size=0.01)
     dataset = PosedRGBD(spec, root=shared_data / "rgbd" / "office", frame_step=5, surface=surface)

@@ -77,13 +77,13 @@ def inside(shape: str, points: np.ndarray, half: np.ndarray, slack: float) -> np
 
 def test_an_empty_room_is_a_box_seen_from_inside():
     room, intrinsics = hand_made(), pinhole(SIZE, 80.0)
-    centre = np.array([[1.3, 2.1, 1.2]])
-    poses = np.concatenate([look_at(centre, centre + d, np.array([0.2])) for d in ([[1, 2, 0.5]], [[-1, -0.7, -1]])])
+    center = np.array([[1.3, 2.1, 1.2]])
+    poses = np.concatenate([look_at(center, center + d, np.array([0.2])) for d in ([[1, 2, 0.5]], [[-1, -0.7, -1]])])
     views = render(room, poses, intrinsics, SIZE, Sensor(np.ones((2, 3))))
     for index, pose in enumerate(poses):
         rays = camera_rays(pose, intrinsics)
         with np.errstate(divide="ignore"):
-            walls = np.concatenate([(0 - centre) / rays, (room.size - centre) / rays], axis=-1)
+            walls = np.concatenate([(0 - center) / rays, (room.size - center) / rays], axis=-1)
         walls[walls <= 0] = np.inf
         face = walls.argmin(-1)
         np.testing.assert_allclose(views.depth[index], walls.min(-1), rtol=1e-5)
@@ -112,7 +112,7 @@ def test_a_turned_box_a_ball_and_a_column_lie_where_they_were_put():
     assert 500 < on_piece.sum() < 2500
     points = poses[0, :3, 3] + camera_rays(poses[0], intrinsics) * view.depth[0][..., None]
     local = (points - turn[:3, 3]) @ turn[:3, :3]
-    solids = [(local - p.centre, p.shape, np.array(p.half)) for p in primitives]
+    solids = [(local - p.center, p.shape, np.array(p.half)) for p in primitives]
     deep = np.any([inside(shape, offset, half, 1e-4) for offset, shape, half in solids], axis=0)
     near = np.any([inside(shape, offset, half, -1e-4) for offset, shape, half in solids], axis=0)
     assert not deep.any()
@@ -154,12 +154,12 @@ def test_rays_enter_a_solid_where_marching_along_them_does(shape):
 
 
 def test_a_ball_has_the_depth_of_the_textbook():
-    room_centre, radius = np.array([2.0, 3.0, 1.2]), 0.5
+    room_center, radius = np.array([2.0, 3.0, 1.2]), 0.5
     pose = np.eye(4)
-    pose[:3, 3] = room_centre
+    pose[:3, 3] = room_center
     piece = furnished("lamp", [Primitive("sphere", (0.0, 0.0, 0.0), (radius,) * 3)], pose)
     intrinsics = pinhole(SIZE, 60.0)
-    poses = look_at(np.array([[2.0, 1.0, 1.2]]), room_centre[None], np.zeros(1))
+    poses = look_at(np.array([[2.0, 1.0, 1.2]]), room_center[None], np.zeros(1))
     view = render(hand_made((piece,)), poses, intrinsics, SIZE, Sensor(np.ones((1, 3))))
     rays = camera_rays(poses[0], intrinsics)
     # |t r - c|^2 = R^2 with c straight ahead at 2 m
@@ -214,10 +214,10 @@ def test_rays_that_are_left_out_could_not_have_met_anything(monkeypatch):
 # Views of one room
 
 
-def test_views_agree_on_depth_class_and_colour(cache):
+def test_views_agree_on_depth_class_and_color(cache):
     rooms = dataset(cache, size=(96, 128), rooms=2, frames=10, exposure=0.0)
     rooms.prepare()
-    same_class, colour_gap = [], []
+    same_class, color_gap = [], []
     for scene in range(2):
         table = rooms.pairs(scene)
         for *pair, overlap in zip(table.first.tolist(), table.second.tolist(), table.overlap.tolist(), strict=True):
@@ -234,12 +234,12 @@ def test_views_agree_on_depth_class_and_colour(cache):
                 shares.append(same.sum() / len(depth))
                 same_class.append(a["semantic"].ravel()[seen][same] == b["semantic"][y, x][same])
                 gap = a["image"].reshape(-1, 3)[seen][same].astype(float) - b["image"][y, x][same]
-                colour_gap.append(np.abs(gap).mean(-1))
+                color_gap.append(np.abs(gap).mean(-1))
             assert np.mean(shares) == pytest.approx(overlap, abs=0.15)
     assert len(same_class) >= 10
     assert np.concatenate(same_class).mean() > 0.96
     # Half a pixel off in a fine pattern is another colour; but most points have one colour for all views.
-    assert np.median(np.concatenate(colour_gap)) < 6
+    assert np.median(np.concatenate(color_gap)) < 6
     assert np.median(np.abs(np.diff(a["image"].reshape(-1, 3)[::577].astype(float), axis=0)).mean(-1)) > 30
 
 
@@ -344,32 +344,32 @@ def test_every_class_is_seen_and_every_variant_is_sound(cache):
 
 
 def test_textures_say_nothing_about_what_they_cover():
-    counts, colours = np.zeros((len(CLASSES), len(FAMILIES))), [[] for _ in CLASSES]
+    counts, colors = np.zeros((len(CLASSES), len(FAMILIES))), [[] for _ in CLASSES]
     for seed in range(80):
         room = draw_room(np.random.default_rng(seed))
         covered = list(zip([1, 1, 1, 1, 0, 2], room.surfaces, strict=True))
         covered += [(piece.class_id, texture) for piece in room.pieces for texture in piece.textures]
         for class_id, texture in covered:
             counts[class_id, list(FAMILIES).index(texture.family)] += 1
-            colours[class_id].append(texture.colours.mean())
+            colors[class_id].append(texture.colors.mean())
     assert counts.sum() > 2000
     assert stats.chi2_contingency(counts).pvalue > 1e-3
-    assert stats.f_oneway(*colours).pvalue > 1e-3
+    assert stats.f_oneway(*colors).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pattern_varies_within_its_two_colours_and_fades_with_distance(family):
+def test_a_pattern_varies_within_its_two_colors_and_fades_with_distance(family):
     rng = np.random.default_rng(0)
     points = torch.from_numpy(rng.uniform(0, 3, (3, 4000))).float()
     near, far = [], []
     for _ in range(8):
         texture = draw_texture(rng, (family,))
-        low, high = np.sort(texture.colours, axis=0)[:, :, None]
+        low, high = np.sort(texture.colors, axis=0)[:, :, None]
         for footprint, spreads in ((0.001, near), (3.0, far)):
-            colour = texture.colour(points, torch.full((4000,), footprint)).numpy()
-            assert (colour > low - 1e-5).all()
-            assert (colour < high + 1e-5).all()
-            spreads.append(((colour - colour.mean(1, keepdims=True)) / (high - low)).std())
+            color = texture.color(points, torch.full((4000,), footprint)).numpy()
+            assert (color > low - 1e-5).all()
+            assert (color < high + 1e-5).all()
+            spreads.append(((color - color.mean(1, keepdims=True)) / (high - low)).std())
     assert np.mean(near) > 0.1
     assert np.mean(far) < 0.5 * np.mean(near)
 

@@ -63,12 +63,12 @@ def field(points):
     return direction * (2 + points[..., :1].sin())
 
 
-def scene_of(poses, colour, shape=corner):
+def scene_of(poses, color, shape=corner):
     """A scene whose images are `colour(frame, points)`: what a teacher makes of them is known."""
 
     def read(frames):
         seen = [shape(poses[frame], INTRINSICS) for frame in frames]
-        images = torch.stack([colour(frame, points) for frame, (points, _) in zip(frames, seen, strict=True)])
+        images = torch.stack([color(frame, points) for frame, (points, _) in zip(frames, seen, strict=True)])
         return {
             "image": images.movedim(-1, 1)[None],
             "depth": torch.stack([depth for _, depth in seen])[None],
@@ -123,11 +123,11 @@ def test_what_fewer_views_have_seen_has_no_target():
 
     starts = torch.tensor([0.0, 0.5, 1.0, 1.5])  # each sees 1.28 m to either side
     scene = scene_of(torch.stack([pose(float(x)) for x in starts]), lambda _, points: field(points), wall)
-    centres = (torch.arange(16) + 0.5) * 4 / 25 - 1.28 + 1.0  # of the cells of the third view, metres
+    centers = (torch.arange(16) + 0.5) * 4 / 25 - 1.28 + 1.0  # of the cells of the third view, metres
     for least in (2, 3, 4):
         _, known = render_targets(lift(scene, min_views=least), INTRINSICS, pose(1.0), GRID, least, 0.5)
-        enough = ((centres[:, None] - starts).abs() < 1.28).sum(1) >= least
-        border = (centres[:, None] - (starts[:, None] + torch.tensor([-1.28, 1.28])).flatten()).abs().amin(1) < 0.16
+        enough = ((centers[:, None] - starts).abs() < 1.28).sum(1) >= least
+        border = (centers[:, None] - (starts[:, None] + torch.tensor([-1.28, 1.28])).flatten()).abs().amin(1) < 0.16
         assert (enough[~border]).any() and (least == 2 or (~enough[~border]).any())
         assert torch.equal(known[:, ~border], enough[~border].expand(12, -1))
 

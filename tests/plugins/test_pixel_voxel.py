@@ -218,7 +218,7 @@ class PlaceOfVoxel(nn.Module):
         self.prior = prior
 
     def forward(self, x):
-        return x.with_features(code(self.prior.grids.centres(x.coordinates)))
+        return x.with_features(code(self.prior.grids.centers(x.coordinates)))
 
 
 def code(points):
@@ -257,11 +257,11 @@ def test_turn_and_shift_leave_the_matches_the_same():
         voxels = voxelise(points_of(batch), grids, 10**6).coordinates
         torch.manual_seed(0)
         match = all_matches(batch, voxels, grids, stride=1)
-        found[name] = match, grids.centres(voxels)[match.voxels], len(voxels)
+        found[name] = match, grids.centers(voxels)[match.voxels], len(voxels)
     for match, _, _ in found.values():  # the surface is the views' own
         assert match.valid.all() and match.contained.all()
-    for match, centres, _ in found.values():
-        assert (centres - match.points).norm(dim=-1).max() < size * 3**0.5 / 2 + 1e-4
+    for match, centers, _ in found.values():
+        assert (centers - match.points).norm(dim=-1).max() < size * 3**0.5 / 2 + 1e-4
     # the voxels of a quarter turn are the same cubes, but for points within rounding of a border
     same = (found["straight"][1] - found["quarter"][1]).norm(dim=-1) < 1e-4
     assert same.float().mean() > 0.95
@@ -286,7 +286,7 @@ def test_chunks_are_turned_about_the_vertical_only(up):
         (a, b, c), (d, e, f) = (values[own][1:4] - values[own][0] for values in (points, positions * 0.5))
         torch.testing.assert_close(torch.linalg.cross(a, b) @ c, torch.linalg.cross(d, e) @ f)
     voxels = torch.cat([chunk[:, None], positions.floor().long()], 1)
-    torch.testing.assert_close(grids.positions(grids.centres(voxels), chunk), voxels[:, 1:] + 0.5)
+    torch.testing.assert_close(grids.positions(grids.centers(voxels), chunk), voxels[:, 1:] + 0.5)
 
 
 def test_the_nearest_voxels_of_each_chunk_stay(office):
@@ -296,7 +296,7 @@ def test_the_nearest_voxels_of_each_chunk_stay(office):
     assert torch.bincount(kept[:, 0].long()).tolist() == [200] * 4
     for view in range(4):
         distance = [
-            (grids.centres(voxels[voxels[:, 0] == view]) - grids.origin[view]).norm(dim=-1)
+            (grids.centers(voxels[voxels[:, 0] == view]) - grids.origin[view]).norm(dim=-1)
             for voxels in (everything, kept)
         ]
         torch.testing.assert_close(distance[0].sort().values[:200], distance[1].sort().values)

@@ -46,7 +46,7 @@ def test_keeps_to_the_contract(options):
     check_prior(PixelVoxel, {"voxels": "color", "voxel_size": 0.1, **options})
 
 
-def test_only_color_needs_colours():
+def test_only_color_needs_colors():
     assert "surface_color" not in PixelVoxel(example_backbone()).needs
     assert "surface_color" in PixelVoxel(example_backbone(), voxels="color").needs
     with pytest.raises(UserError, match="voxels"):
@@ -54,7 +54,7 @@ def test_only_color_needs_colours():
 
 
 @pytest.mark.parametrize("most", [10**6, 100])
-def test_a_voxel_has_the_mean_colour_of_its_points_also_where_voxels_are_cut(rooms, most):
+def test_a_voxel_has_the_mean_color_of_its_points_also_where_voxels_are_cut(rooms, most):
     points = Points(rooms["surface"], rooms["surface_view"], rooms["surface_color"])
     torch.manual_seed(0)
     grids = random_grids(rooms["world_from_camera"].flatten(0, 1), 0.1, 180.0, "z")
@@ -71,24 +71,24 @@ def test_a_voxel_has_the_mean_colour_of_its_points_also_where_voxels_are_cut(roo
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": "first"}, {"chunk_far": 1.5}])
-def test_the_network_is_given_occupancy_and_centred_colours_of_its_own_voxels(options):
+def test_the_network_is_given_occupancy_and_centered_colors_of_its_own_voxels(options):
     """Colours that are a code of the place they lie at stay within what a voxel's size makes of it."""
     batch = example_batch()
     batch["surface_color"] = batch["surface"] / 8 + 0.5
     sample = prior_for(voxels="color", **options)._sample(batch)
     assert sample.inputs.shape == (len(sample.voxels), 4) and (sample.inputs[:, 0] == 1).all()
-    places = sample.grids.centres(sample.voxels) / 8
+    places = sample.grids.centers(sample.voxels) / 8
     assert (sample.inputs[:, 1:] - places).norm(dim=1).max() < 0.1 * 3**0.5 / 2 / 8 + 1e-5
 
 
-def test_the_gradient_reaches_the_colour_channels_of_the_stem(rooms):
+def test_the_gradient_reaches_the_color_channels_of_the_stem(rooms):
     prior = prior_for(voxels="color")
     loss, scalars = evaluate(prior, rooms, features_of(rooms))
     (kernel,) = torch.autograd.grad(loss, prior.unet.conv0p1s1.kernel)
     assert kernel.shape[1] == 4 and (kernel.abs().sum((0, 2)) > 0).all() and scalars["matches"] > 0.2
 
 
-def test_colours_change_the_loss_of_color_and_only_of_color(rooms):
+def test_colors_change_the_loss_of_color_and_only_of_color(rooms):
     other = {**rooms, "surface_color": rooms["surface_color"].flip(0)}
     for voxels in ("occupancy", "color"):
         prior = prior_for(voxels=voxels)
@@ -99,7 +99,7 @@ def test_colours_change_the_loss_of_color_and_only_of_color(rooms):
         assert (losses[0] == losses[1]) == (voxels == "occupancy")
 
 
-def test_occupancy_is_as_it_was_before_there_were_colours():
+def test_occupancy_is_as_it_was_before_there_were_colors():
     """The same parameters, draws and, to the bit, loss as of a network that is given ones, without any colours."""
     torch.manual_seed(0)
     prior, batch = PixelVoxel(example_backbone(), voxel_size=0.1), example_batch()
@@ -121,7 +121,7 @@ def test_occupancy_is_as_it_was_before_there_were_colours():
     assert torch.equal(given[0].coordinates, sample.voxels)
 
 
-def test_the_head_of_a_batch_keeps_points_and_colours_together(rooms):
+def test_the_head_of_a_batch_keeps_points_and_colors_together(rooms):
     first = head(rooms, 1)
     own = rooms["surface_view"] < 2
     assert 0 < own.sum() < len(own)

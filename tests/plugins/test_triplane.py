@@ -125,7 +125,7 @@ def test_the_ablation_has_the_same_terms_without_a_volume():
     assert set(dense) < set(volume)
 
 
-def test_colour_is_compared_with_the_clean_image_and_never_with_the_augmented_one():
+def test_color_is_compared_with_the_clean_image_and_never_with_the_augmented_one():
     batch = example_batch()
     prior, features = make(), example_features(batch, ("image",))
     before = evaluate(prior, batch, features)[1]
@@ -163,7 +163,7 @@ def test_each_image_is_compared_in_the_space_of_its_own_file():
     assert loss > 0.5 and correlation < 0
 
 
-def test_without_valid_depth_its_loss_is_zero_and_colour_still_learns():
+def test_without_valid_depth_its_loss_is_zero_and_color_still_learns():
     batch = example_batch(known=False)
     prior, features = make(distill_weight=0.0), example_features(batch, ("image",))
     loss, scalars = evaluate(prior, batch, features)
@@ -264,14 +264,14 @@ def test_pictures_show_two_images_with_the_depth_there_is(decoder, figures):
     assert set(drawn) == figures
     titles = [axis.get_title() for axis in drawn["reconstruction"].axes[:4]]
     assert titles == ["image", "rendered", "rendered depth", "given depth"]
-    colour_only = {name: batch[name] for name in ("image", "image_clean")}
-    drawn = make(decoder=decoder, depth_weight=0.0).draw(colour_only, example_features(batch, ("image",)))
+    color_only = {name: batch[name] for name in ("image", "image_clean")}
+    drawn = make(decoder=decoder, depth_weight=0.0).draw(color_only, example_features(batch, ("image",)))
     assert [axis.get_title() for axis in drawn["reconstruction"].axes[:3]] == titles[:3]
 
 
 def test_needs_and_reads_follow_the_options():
-    colour_and_depth = ("image", "image_clean", "pseudo_depth|depth")
-    assert make().needs == colour_and_depth
+    color_and_depth = ("image", "image_clean", "pseudo_depth|depth")
+    assert make().needs == color_and_depth
     assert missing_fields(make().needs, frozenset({"image"})) == ["pseudo_depth|depth"]
     for has in ("depth", "pseudo_depth"):
         assert missing_fields(make().needs, frozenset({"image", has})) == []

@@ -26,7 +26,7 @@ from prior3d_plugins.probes.correspondence.matching import (
 )
 from prior3d_plugins.probes.correspondence.view_pairs import (
     PosedView,
-    cell_centres,
+    cell_centers,
     choose_pairs,
     read_views,
     share_points,
@@ -52,7 +52,7 @@ class Planted(nn.Module):
         super().__init__()
         size = data.size
         self.codes = {}
-        cells = cell_centres(size, (size[0] // stride, size[1] // stride))
+        cells = cell_centers(size, (size[0] // stride, size[1] // stride))
         directions = torch.randn(3, 48, generator=generator("directions")) * 4
         for row in range(len(data.frames["held_out"])):
             (view,) = read_views(data, (row,), torch.device("cpu"))
@@ -211,7 +211,7 @@ def test_points_are_visible_where_the_other_view_measured_them():
     hiding = torch.full((16, 32), 2.0)
     hiding[8:] = 1.0
     a, b = PosedView(depth, intrinsics, torch.eye(4)), PosedView(hiding, intrinsics, moved)
-    shared = share_points(a, b, cell_centres((16, 32), (16, 32)))
+    shared = share_points(a, b, cell_centers((16, 32), (16, 32)))
     assert len(shared.cells) == 16 * 32 - 1
     torch.testing.assert_close(shared.points[0], torch.tensor([(1.5 - 16) / 20 * 2, (0.5 - 8) / 20 * 2, 2.0]))
     torch.testing.assert_close(shared.target, shared.cells - torch.tensor([10.0, 0.0]))  # 20 pixels * 1 m / 2 m
@@ -227,7 +227,7 @@ def test_precise_matches_are_counted_by_hand():
     a = PosedView(depth, intrinsics, torch.eye(4))
     angle = torch.tensor([[0.0, 0.3, 0.7, 1.2], [0.0, 0.3, 1.2, 0.7]])
     maps = torch.stack([angle.cos(), angle.sin()], 1)[:, :, None]  # [2, 2, 1, 4]
-    pair = DescribedPair(a, a, share_points(a, a, cell_centres((1, 4), (1, 4))), maps)
+    pair = DescribedPair(a, a, share_points(a, a, cell_centers((1, 4), (1, 4))), maps)
     counts = match_pixels(pair, 0.5)
     # off by a pixel: by 1.9 cm, and by 480 pixels of 480 rows
     assert counts["precise, found"].tolist() == [2, 4, 4, 2, 2, 2] and counts["precise, points"] == 4
@@ -248,9 +248,9 @@ def test_nearest_is_brute_force_and_surest_is_the_ratio_test():
 
 def test_features_are_read_bilinearly_at_pixels():
     maps = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, 1.0], [0.0, 2.0]]])  # cells of 4 x 8 pixels
-    centres = cell_centres((8, 16), (2, 2))
-    assert torch.equal(centres, torch.tensor([[4.0, 2], [12, 2], [4, 6], [12, 6]]))
-    read = features_at(maps, centres, (8, 16))
+    centers = cell_centers((8, 16), (2, 2))
+    assert torch.equal(centers, torch.tensor([[4.0, 2], [12, 2], [4, 6], [12, 6]]))
+    read = features_at(maps, centers, (8, 16))
     torch.testing.assert_close(read, torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]]))
     between = features_at(maps, torch.tensor([[8.0, 6.0]]), (8, 16))
     torch.testing.assert_close(between, nn.functional.normalize(torch.tensor([[1.5, 1.0]])))

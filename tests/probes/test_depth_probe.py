@@ -26,9 +26,9 @@ def slopes(rng, frame):
 
 def answer(depth, choice):
     """Depth at the centre of each cell, as one channel of two."""
-    centres = depth[:, None, 1::CELL, 1::CELL] / 2 + depth[:, None, 2::CELL, 2::CELL] / 2
-    centres[:, :, 0] = depth[:, None, 2, 1::CELL]
-    return torch.cat([centres, torch.randn(centres.shape, generator=choice)], 1)
+    centers = depth[:, None, 1::CELL, 1::CELL] / 2 + depth[:, None, 2::CELL, 2::CELL] / 2
+    centers[:, :, 0] = depth[:, None, 2, 1::CELL]
+    return torch.cat([centers, torch.randn(centers.shape, generator=choice)], 1)
 
 
 def random(depth, choice):

@@ -192,7 +192,7 @@ def test_accuracy_on_clean_photographs_stands_beside_it(data, clean):
     assert few.measure(FrozenModel([], classify=off), data).statistics["clean 1000"].sum() == 50
 
 
-class Colours(nn.Module):
+class Colors(nn.Module):
     """Stands in for a backbone: its pooled feature holds the class of the shape, normalised."""
 
     size = SIZE
@@ -211,7 +211,7 @@ class Colours(nn.Module):
 
 def test_a_linear_head_is_fitted_to_clean_photographs(data, clean):
     probe = ShapeBias(head="linear", clean=clean)
-    model = FrozenModel([Colours().eval()])
+    model = FrozenModel([Colors().eval()])
     found = metrics_of(probe, probe.measure(model, data))
     assert found["clean top-1 of 16"] > 0.9 and "clean top-1 of 1000" not in found
     # of classes of a single photograph, which may be in the other half, nothing can be learned

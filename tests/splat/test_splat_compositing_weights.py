@@ -32,7 +32,7 @@ def test_within_a_pixel_they_come_front_to_back(view):
     assert (depth.diff()[same_pixel] >= 0).all()
 
 
-def test_pooling_sums_over_the_cells_whose_pixels_centres_they_hold(view):
+def test_pooling_sums_over_the_cells_whose_pixels_centers_they_hold(view):
     scene, values, intrinsics, pose = view
     weights = compositing_weights(scene, intrinsics, pose, SIZE)
     image = (weights.matrix() @ values).T.view(7, *SIZE)

@@ -32,14 +32,14 @@ def test_at_the_pixels_own_spacing_each_pixel_of_a_wall_becomes_one_gaussian():
     assert torch.allclose(gaussians.scales[:, :2], torch.tensor(0.5 / 16))
     assert torch.allclose(gaussians.scales[:, 2], torch.tensor(0.05 / 16))
     assert (gaussians.opacities == 0.8).all()
-    assert gaussians.colours is None
+    assert gaussians.colors is None
 
 
-def test_coarser_voxels_average_positions_and_colours_over_pixels_and_views():
+def test_coarser_voxels_average_positions_and_colors_over_pixels_and_views():
     images = torch.rand(2, 3, HEIGHT, WIDTH)
     gaussians = gaussians_from_depth(wall(views=2), INTRINSICS, poses(2), images, spacing=0.25)
     blocks = torch.nn.functional.avg_pool2d(images.mean(0), 4)  # 0.25 m are 4 pixels at 2 m
-    assert torch.allclose(gaussians.colours, blocks.permute(2, 1, 0).reshape(-1, 3), atol=1e-6)
+    assert torch.allclose(gaussians.colors, blocks.permute(2, 1, 0).reshape(-1, 3), atol=1e-6)
     assert torch.allclose(gaussians.means[:, 0].unique(), (torch.arange(8) - 3.5) / 4, atol=1e-6)
     assert torch.allclose(gaussians.scales[:, 0], torch.tensor(0.125))
 
@@ -121,11 +121,11 @@ def test_what_lies_behind_a_camera_is_not_looked_through_by_it():
 def test_moving_converting_and_choosing_carry_everything():
     gaussians = gaussians_from_depth(wall(), INTRINSICS, poses(1), torch.rand(1, 3, HEIGHT, WIDTH))
     wide = gaussians.to(torch.float64)
-    assert wide.means.dtype == wide.colours.dtype == torch.float64
+    assert wide.means.dtype == wide.colors.dtype == torch.float64
     assert wide.features is None
     few = gaussians[torch.tensor([3, 1])]
     assert len(few) == 2
-    assert torch.equal(few.colours, gaussians.colours[[3, 1]])
+    assert torch.equal(few.colors, gaussians.colors[[3, 1]])
 
 
 @pytest.mark.parametrize(

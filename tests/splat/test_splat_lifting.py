@@ -106,13 +106,13 @@ def test_options_out_of_range_are_refused(random_scene, camera):
 # A wall and a floor from 12 poses, carrying 16 waves 16 spacings long; the last two views are held out.
 
 
-def posed(pitch, yaw, centre):
+def posed(pitch, yaw, center):
     (cp, sp), (cy, sy) = ((math.cos(a), math.sin(a)) for a in (pitch, yaw))
     pose = torch.eye(4)
     pose[:3, :3] = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ torch.tensor(
         [[1, 0, 0], [0, cp, -sp], [0, sp, cp]]
     )
-    pose[:3, 3] = torch.tensor(centre)
+    pose[:3, 3] = torch.tensor(center)
     return pose
 
 

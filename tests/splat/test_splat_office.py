@@ -45,9 +45,9 @@ def psnr(rendering, images):
     return -10 * error[drawn].mean().log10().item()
 
 
-def test_colour_and_depth_of_held_out_views(office):
+def test_color_and_depth_of_held_out_views(office):
     _, (depth, images, poses), gaussians = office
-    rendering = rasterize(gaussians, gaussians.colours, INTRINSICS, poses, SIZE)
+    rendering = rasterize(gaussians, gaussians.colors, INTRINSICS, poses, SIZE)
     right, wrong = psnr(rendering, images), psnr(rendering, images.roll(1, 0))
     measured = (depth > 0) & (rendering.alpha > 0.5)
     error = ((rendering.depth - depth).abs() / depth.clamp(min=0.1))[measured].median().item()

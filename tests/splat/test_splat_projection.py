@@ -49,8 +49,8 @@ def test_covariance_is_the_jacobian_of_the_pinhole_applied_to_that_of_the_world(
         local = intrinsics @ torch.linalg.inv(world_from_camera)[:3] @ torch.cat([point, point.new_ones(1)])
         return local[:2] / local[2]
 
-    centre = torch.tensor([16.0, 12.0], dtype=torch.float64)
-    seen = (result.depths > 0.2) & ((result.pixels - centre).abs() < 1.2 * centre).all(-1)
+    center = torch.tensor([16.0, 12.0], dtype=torch.float64)
+    seen = (result.depths > 0.2) & ((result.pixels - center).abs() < 1.2 * center).all(-1)
     assert seen.sum() > 10
     for index in seen.nonzero().flatten():
         jacobian = torch.autograd.functional.jacobian(pinhole, means[index])

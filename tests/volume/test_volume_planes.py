@@ -8,7 +8,7 @@ from prior3d.volume import pixel_positions, plane_energy, sample_planes
 AXES = ((0, 1), (0, 2), (1, 2))  # XY, XZ, YZ: column coordinate, row coordinate
 
 
-def centres(size: int) -> torch.Tensor:
+def centers(size: int) -> torch.Tensor:
     return (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1
 
 
@@ -18,7 +18,7 @@ def bilinear_function(plane: int, column: torch.Tensor, row: torch.Tensor) -> to
 
 
 def known_planes(size: int) -> torch.Tensor:
-    row, column = torch.meshgrid(centres(size), centres(size), indexing="ij")
+    row, column = torch.meshgrid(centers(size), centers(size), indexing="ij")
     return torch.stack([bilinear_function(plane, column, row) for plane in range(3)])[None, :, None]
 
 
@@ -83,7 +83,7 @@ def test_energy_is_per_plane_and_centring_removes_constants() -> None:
     planes[:, 1] = 3.0
     planes[:, 2, :, ::2] = 2.0
     torch.testing.assert_close(plane_energy(planes), torch.tensor([0.0, 9.0, 2.0]))
-    torch.testing.assert_close(plane_energy(planes, centred=True), torch.tensor([0.0, 0.0, 1.0]))
+    torch.testing.assert_close(plane_energy(planes, centered=True), torch.tensor([0.0, 0.0, 1.0]))
 
 
 def test_wrong_shapes_are_refused() -> None:

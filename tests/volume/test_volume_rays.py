@@ -105,7 +105,7 @@ def test_orbit_samples_project_back_to_their_pixels_and_depths(space: Space, asp
     assert (rays.points[inside].abs() <= 1.0001).all()
 
 
-def test_orbit_keeps_the_pivot_in_the_centre_and_moves_the_camera_where_it_says() -> None:
+def test_orbit_keeps_the_pivot_in_the_center_and_moves_the_camera_where_it_says() -> None:
     pose = orbit_pose(30, 0, 2.0)
     torch.testing.assert_close(pose[:3, 3], torch.tensor([1.0, 0.0, 2 - math.sqrt(3)]))
     assert orbit_pose(0, 20, 2.0)[1, 3] < 0  # up is -y

@@ -88,7 +88,7 @@ def test_one_image_is_overfitted(space: Space, kind: int) -> None:
     assert correlation(rendered, depth) > 0.9
     assert F.mse_loss(picture, rgb) < 10**-1.6
     assert ((opacity >= 0) & (opacity <= 1)).all()
-    assert (plane_energy(planes, centred=True) > 0.01).all()
+    assert (plane_energy(planes, centered=True) > 0.01).all()
 
 
 def test_dense_head_overfits_the_same_image() -> None:
@@ -145,9 +145,9 @@ def test_a_bf16_step_on_the_gpu_is_finite_and_does_not_wait_for_it() -> None:
 class Ball(nn.Module):
     """Opaque ball of radius 0.25 in the fixed camera's frame, read off planes that hold their own coordinates."""
 
-    def __init__(self, space: Space, centre: Tensor) -> None:
+    def __init__(self, space: Space, center: Tensor) -> None:
         super().__init__()
-        self.space, self.centre = space, centre
+        self.space, self.center = space, center
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         x, y, z = features[..., 0], features[..., 1], features[..., 3]  # XY holds x, y; XZ holds x, z
@@ -157,22 +157,22 @@ class Ball(nn.Module):
             depth = 1 / (1 + (z + 1) / 2 * (1 / 3 - 1))
             tangent = math.tan(math.radians(25))
             points = torch.stack([x * tangent * depth, y * tangent * depth, depth], dim=-1)
-        return 200.0 * ((points - self.centre).norm(dim=-1) < 0.25), torch.ones_like(points)
+        return 200.0 * ((points - self.center).norm(dim=-1) < 0.25), torch.ones_like(points)
 
 
-@pytest.mark.parametrize(("space", "centre"), [(FrustumSpace(), (0.2, -0.1, 1.8)), (CubeSpace(), (0.2, -0.1, 4.7))])
+@pytest.mark.parametrize(("space", "center"), [(FrustumSpace(), (0.2, -0.1, 1.8)), (CubeSpace(), (0.2, -0.1, 4.7))])
 @pytest.mark.parametrize("angles", [(0, 0), (8, 0), (0, 8), (-6, 5)])
 def test_a_ball_is_seen_where_it_projects_to(
-    space: Space, centre: tuple[float, float, float], angles: tuple[float, float]
+    space: Space, center: tuple[float, float, float], angles: tuple[float, float]
 ) -> None:
     size = 64
     middle = (2 * torch.arange(size) + 1) / size - 1
     row, column = torch.meshgrid(middle, middle, indexing="ij")
     planes = torch.stack([column, row]).expand(1, 3, -1, -1, -1)
-    ball = Ball(space, torch.tensor(centre))
+    ball = Ball(space, torch.tensor(center))
     pose = orbit_pose(*angles, pivot_depth=(space.near + space.far) / 2)
     _, depth, opacity = render_view(planes, ball, space, 64, 64, 96, canonical_from_camera=pose, chunk=1000)
-    x, y, z, _ = (torch.linalg.inv(pose) @ torch.tensor([*centre, 1.0])).tolist()
+    x, y, z, _ = (torch.linalg.inv(pose) @ torch.tensor([*center, 1.0])).tolist()
     half_width, half_height = space.half_extents(1.0)
     seen = opacity[0] > 0.5
     # the outline of a ball off the axis is not quite centred on its centre's image: two pixels of 64

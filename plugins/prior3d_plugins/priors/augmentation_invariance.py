@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import draw_matches
-from prior3d.geometry import pixel_centres, warp_pixels
+from prior3d.geometry import pixel_centers, warp_pixels
 from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
 
 
@@ -66,7 +66,7 @@ class AugmentationInvariance(Prior):
     def _sample(self, batch: Batch) -> CellMatches:
         height, width = self.backbone.size
         crop_from_image = batch["crop_from_image"].float()
-        pixels_a = pixel_centres(height, width, crop_from_image.device).reshape(1, -1, 2)
+        pixels_a = pixel_centers(height, width, crop_from_image.device).reshape(1, -1, 2)
         pixels_a = pixels_a.expand(len(crop_from_image), -1, -1)
         b_from_a = crop_from_image[:, 1] @ torch.linalg.inv(crop_from_image[:, 0])
         pixels_b = warp_pixels(b_from_a, pixels_a)

@@ -84,4 +84,4 @@ def deal(names: Sequence[str], split: Split) -> tuple[str, ...]:
 
 
 def _palette(class_name: str) -> np.ndarray:
-    return np.array([list(bytes.fromhex(colour)) for colour in PALETTES[class_name]]) / 255
+    return np.array([list(bytes.fromhex(color)) for color in PALETTES[class_name]]) / 255

@@ -134,7 +134,7 @@ class PixelVoxel(Prior):
             batch["image"][0, 0],
             match.pixels[0][valid],
             row_in_chunk[match.voxels[0][valid]],
-            sample.grids.centres(sample.voxels[own]),
+            sample.grids.centers(sample.voxels[own]),
             batch["intrinsics"][0, 0],
             batch["world_from_camera"][0, 0],
             sample.grids.axes,

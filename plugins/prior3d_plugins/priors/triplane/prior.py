@@ -20,7 +20,7 @@ from prior3d_plugins.priors.triplane.terms import Distance, depth_correlation, d
 Count = Annotated[int, Ge(1), Le(10**6)]
 Weight = Annotated[float, Ge(0)]
 
-_COLOUR_KNEE = 0.1
+_COLOR_KNEE = 0.1
 """Error from which smooth L1 is linear: colours lie in 0..1, where the usual 1 would leave half a squared error."""
 
 
@@ -113,7 +113,7 @@ class Triplane(Prior):
         indices = random_pixels(len(chosen), self.rays, *self.backbone.size, device=tokens.device)
         seen = self.decoder(tokens.index_select(0, chosen), indices)
         rgb = read_pixels(batch["image_clean"].flatten(0, 1).index_select(0, chosen), indices)
-        terms = {"rgb_loss": F.smooth_l1_loss(seen.rgb, rgb, beta=_COLOUR_KNEE)}
+        terms = {"rgb_loss": F.smooth_l1_loss(seen.rgb, rgb, beta=_COLOR_KNEE)}
         scalars = {"psnr": peak_signal_to_noise(seen.rgb, rgb), **seen.scalars}
         if self.weights["depth_loss"]:
             terms["depth_loss"], scalars["depth_correlation"] = self._compare_depth(batch, seen, chosen, indices)

@@ -25,7 +25,7 @@ from prior3d_plugins.probes.correspondence.matching import (
 from prior3d_plugins.probes.correspondence.view_pairs import (
     VIEW_ANGLE_BINS_DEG,
     ViewPair,
-    cell_centres,
+    cell_centers,
     choose_pairs,
     read_views,
     share_points,
@@ -188,7 +188,7 @@ class Correspondence(Probe):
         grid = self._grid(data.size)
         maps = F.normalize(resize(describe(torch.tensor(pair.rows)), grid), dim=1)
         a, b = read_views(data, pair.rows, device)
-        return DescribedPair(a, b, share_points(a, b, cell_centres(data.size, grid, device)), maps)
+        return DescribedPair(a, b, share_points(a, b, cell_centers(data.size, grid, device)), maps)
 
     def _match(self, pair: DescribedPair, order: int) -> Matches:
         visible = pair.shared.visible.nonzero()[:, 0]
