@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from prior3d.contracts.view import View
 
 __all__ = [
-    "draw_depth",
-    "draw_features",
-    "draw_judged_matches",
-    "draw_matches",
-    "draw_views",
+    "plot_depth",
+    "plot_features",
+    "plot_judged_matches",
+    "plot_matches",
+    "plot_views",
     "panels",
     "principal_colors",
     "render",
-    "show_depth",
+    "plot_depth_map",
     "to_picture",
 ]
 
@@ -35,18 +35,18 @@ _INCHES = 2.6
 """Side of one panel."""
 
 
-def draw_views(views: "Sequence[View]") -> Figure:
+def plot_views(views: "Sequence[View]") -> Figure:
     """Draw the views of a sample, colour above depth."""
     figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
         axes[0][column].imshow(view["image"])
         axes[0][column].set_title(f"scene {view.scene} frame {view.frame}", fontsize=8)
         if "depth" in view:
-            show_depth(axes[1][column], view["depth"])
+            plot_depth_map(axes[1][column], view["depth"])
     return figure
 
 
-def draw_matches(
+def plot_matches(
     image_a: Tensor,  # [3, H, W] 0..1
     image_b: Tensor,  # [3, H, W] 0..1
     pixels_a: Tensor,  # [M, 2] x, y; centres at +0.5
@@ -70,7 +70,7 @@ def draw_matches(
     return figure
 
 
-def draw_judged_matches(
+def plot_judged_matches(
     pairs: Sequence[Tensor],
     judged: Mapping[str, Sequence[tuple[Tensor, Tensor, Tensor]]],
     titles: Sequence[str],
@@ -102,22 +102,22 @@ def draw_judged_matches(
     return figure
 
 
-def draw_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
+def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
     """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in metres, row by row with one scale per row."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
         known = target[target > 0]
         limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-        show_depth(axes[row][1], prediction.float().cpu().numpy(), limits)
-        show_depth(axes[row][2], target.float().cpu().numpy(), limits)
+        plot_depth_map(axes[row][1], prediction.float().cpu().numpy(), limits)
+        plot_depth_map(axes[row][2], target.float().cpu().numpy(), limits)
         if row == 0:
             for axis, title in zip(axes[0], ("image", "predicted depth", "measured depth"), strict=True):
                 axis.set_title(title, fontsize=8)
     return figure
 
 
-def draw_features(images: Tensor, features: Tensor) -> Figure:
+def plot_features(images: Tensor, features: Tensor) -> Figure:
     """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
     figure, axes = panels(2, len(images))
     colors = principal_colors(features)
@@ -144,7 +144,7 @@ def principal_colors(features: Tensor) -> np.ndarray:
     return colors.reshape(count, height, width, 3).numpy()
 
 
-def show_depth(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
+def plot_depth_map(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
     """Show a depth map in metres, unknown depth (0) left white."""
     low, high = limits or (None, None)
     shown = axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)

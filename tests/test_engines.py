@@ -27,7 +27,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 QUICK = """
     from pathlib import Path
 
-    from prior3d.contracts.engine import SparseEngine
+    from prior3d import SparseEngine
     from prior3d.sparse.reference import convolve
 
 
@@ -110,7 +110,7 @@ def test_what_is_asked_for_by_name_is_never_replaced(quick):
 def test_a_broken_engine_breaks_only_those_who_name_it(tmp_path, caplog):
     file = tmp_path / "broken.py"
     file.write_text(
-        "import no_such_module\nfrom prior3d.contracts.engine import SparseEngine\nclass Fast(SparseEngine): ...\n"
+        "import no_such_module\nfrom prior3d import SparseEngine\nclass Fast(SparseEngine): ...\n"
     )
     registry = Registry([file])
     assert type(choose("sparse", "auto", CPU, torch.float32, registry)) is SparseTorch
@@ -123,7 +123,7 @@ def test_a_broken_engine_breaks_only_those_who_name_it(tmp_path, caplog):
 def test_an_engine_of_another_job_is_refused(tmp_path):
     file = tmp_path / "odd.py"
     file.write_text(
-        "from prior3d.contracts.engine import SparseEngine\n"
+        "from prior3d import SparseEngine\n"
         "class Odd(SparseEngine):\n    job = 'splat'\n    def obstacle(self, device, dtype): return None\n"
         "    def convolve(self, features, weight, kernel_map): ...\n"
     )

@@ -17,7 +17,7 @@ from prior3d.study.choosing import chosen_trials, gain, trial_values
 from prior3d.study.command import main
 from prior3d.study.comparing import Findings
 from prior3d.study.matrix import TEST, TUNE, Unit
-from prior3d.study.picture import draw
+from prior3d.study.picture import plot
 from prior3d.study.reading import read_matrix
 from prior3d.study.records import Records
 from prior3d.study.starting import Start, add_noise, take_statistics
@@ -203,7 +203,7 @@ def test_endpoints_that_do_not_fit_side_by_side_go_into_a_band_below(endpoints, 
         change=lambda row, baseline, name: SimpleNamespace(estimate=found),
         lower_is_better=lambda name: False,
     )
-    figure = draw(findings)
+    figure = plot(findings)
     shown = [panel for panel in figure.axes if panel.get_visible()]
     assert figure.axes[0].get_gridspec().get_geometry() == shape and len(shown) == 2 * endpoints
     assert [panel.get_title().partition(":")[0] for panel in shown if panel.get_title()] == names

@@ -18,7 +18,7 @@ _MOST_COLUMNS = 4
 _BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
 
 
-def draw(findings: "Findings") -> Figure:
+def plot(findings: "Findings") -> Figure:
     """Draw a column per endpoint: above means with the single seeds, below paired differences from the baseline."""
     matrix = findings.matrix
     names, rows = list(matrix.endpoints), list(matrix.rows)

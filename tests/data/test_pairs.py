@@ -40,7 +40,7 @@ def table(*rows: tuple[int, int, float]) -> PairTable:
 
 def drawn(sampler: PairSampler, count: int) -> list[tuple[int, list[int]]]:
     generator = torch.Generator().manual_seed(0)
-    return [sampler.draw(generator) for _ in range(count)]
+    return [sampler.sample(generator) for _ in range(count)]
 
 
 def test_overlap_of_shifted_views_of_a_wall():
@@ -159,7 +159,7 @@ def test_further_views_are_partners_of_the_first():
     assert {tuple(frames[1:]) for _, frames in draws} == {(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)}
     assert not PairSampler([star], views=5)
     with pytest.raises(ValueError, match="4 partners"):
-        PairSampler([star], views=5).draw(torch.Generator())
+        PairSampler([star], views=5).sample(torch.Generator())
 
 
 def test_descriptions_give_angles_and_warn_of_hardly_moving_views():

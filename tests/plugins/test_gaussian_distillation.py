@@ -33,7 +33,7 @@ def test_keeps_to_the_contract(options):
     batch = example_batch()
     _, scalars = evaluate(prior, batch, example_features(batch, ("image",)))
     assert scalars["active"] == 1 and scalars["covered"] > 0.2
-    assert set(prior.draw(batch, example_features(batch, ("image",)))) == {"targets"}
+    assert set(prior.plot(batch, example_features(batch, ("image",)))) == {"targets"}
 
 
 def pose(x=0.0, yaw=0.0):

@@ -323,7 +323,7 @@ def test_without_a_surface_the_loss_is_exactly_0_and_connected(chunks):
     assert loss.item() == 0 and all(value == 0 for value in scalars.values())
     gradients = torch.autograd.grad(loss, [features["image"].dense, *prior.parameters()])
     assert all((gradient == 0).all() for gradient in gradients)
-    assert prior.draw(batch, features) == {}
+    assert prior.plot(batch, features) == {}
 
 
 def test_a_surface_that_no_pixel_meets_gives_0_and_is_connected():
@@ -408,7 +408,7 @@ def test_the_sample_is_drawn_from_the_global_generator():
 
 def test_the_picture_is_of_the_first_views_own_chunk(office):
     prior = real_prior()
-    figures = prior.draw(office, features_of(office, torch.randn(2, 2, 16, 24, 32)))
+    figures = prior.plot(office, features_of(office, torch.randn(2, 2, 16, 24, 32)))
     (panels,) = (figure.axes for figure in figures.values())
     assert list(figures) == ["matches"] and len(panels) == 3
     assert panels[0].get_title().startswith("384 matched pixels")

@@ -128,5 +128,5 @@ def test_the_head_of_a_batch_keeps_points_and_colors_together(rooms):
     for name in ("surface", "surface_color", "surface_view"):
         assert torch.equal(first[name], rooms[name][own])
     assert len(first["image"]) == 1
-    figures = prior_for(voxels="color").draw(first, {"image": Features(dense=torch.randn(1, 2, 16, 12, 16))})
+    figures = prior_for(voxels="color").plot(first, {"image": Features(dense=torch.randn(1, 2, 16, 12, 16))})
     assert list(figures) == ["matches"]

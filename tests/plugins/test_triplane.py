@@ -260,12 +260,12 @@ def test_a_step_on_the_gpu_is_finite_and_does_not_wait_for_it(decoder):
 )
 def test_pictures_show_two_images_with_the_depth_there_is(decoder, figures):
     batch = example_batch()
-    drawn = make(decoder=decoder).draw(batch, example_features(batch, ("image",)))
+    drawn = make(decoder=decoder).plot(batch, example_features(batch, ("image",)))
     assert set(drawn) == figures
     titles = [axis.get_title() for axis in drawn["reconstruction"].axes[:4]]
     assert titles == ["image", "rendered", "rendered depth", "given depth"]
     color_only = {name: batch[name] for name in ("image", "image_clean")}
-    drawn = make(decoder=decoder, depth_weight=0.0).draw(color_only, example_features(batch, ("image",)))
+    drawn = make(decoder=decoder, depth_weight=0.0).plot(color_only, example_features(batch, ("image",)))
     assert [axis.get_title() for axis in drawn["reconstruction"].axes[:3]] == titles[:3]
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Features, Prior
-from prior3d.figures import draw_matches
+from prior3d.figures import plot_matches
 from prior3d.geometry import pixel_centers, warp_pixels
 from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
 
@@ -56,12 +56,12 @@ class AugmentationInvariance(Prior):
         loss = masked_point_info_nce(queries, keys, match.valid, self.temperature, negatives=self.negatives)
         return loss, {"matches": kept_fraction(match.valid)}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the matches between the two crops of the first image."""
         match = self._sample(batch)
         crops, valid = batch["image_crops"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
-        return {"matches": draw_matches(crops[0], crops[1], *pixels)}
+        return {"matches": plot_matches(crops[0], crops[1], *pixels)}
 
     def _sample(self, batch: Batch) -> CellMatches:
         height, width = self.backbone.size

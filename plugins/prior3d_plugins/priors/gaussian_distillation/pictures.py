@@ -7,7 +7,7 @@ from torch import Tensor
 from prior3d.figures import panels, principal_colors, to_picture
 
 
-def draw_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
+def plot_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
     """Draw a row per view; cells without a target are white.
 
     Args:

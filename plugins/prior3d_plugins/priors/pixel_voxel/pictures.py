@@ -11,7 +11,7 @@ from prior3d.geometry import project
 _SHOWN_VOXELS = 8000
 
 
-def draw_matches(
+def plot_matches(
     image: Tensor,  # [3, H, W] 0..1
     pixels: Tensor,  # [K, 2] x, y; centres at +0.5
     matched: Tensor,  # [K] int64, rows of `centers`

@@ -153,13 +153,13 @@ class Correspondence(Probe):
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[Judged]]
     ) -> "dict[str, Figure]":
         """Plot matches of one pair per bin of view angle, right ones green, wrong ones red."""
-        from prior3d.figures import draw_judged_matches
+        from prior3d.figures import plot_judged_matches
 
         pairs = [pair for _, pair in _first_of_each_bin(choose_pairs(data, self.pairs_per_bin))]
         images = data.field("held_out", "image")
         pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for pair in pairs]
         titles = [f"{pair.angle_deg:.0f} degrees apart" for pair in pairs]
-        return {"matches": draw_judged_matches(pictures, {name: shown[name] for name in models}, titles)}
+        return {"matches": plot_judged_matches(pictures, {name: shown[name] for name in models}, titles)}
 
     def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Measured:
         pairs = choose_pairs(data, self.pairs_per_bin)
