@@ -109,9 +109,7 @@ def test_what_is_asked_for_by_name_is_never_replaced(quick):
 
 def test_a_broken_engine_breaks_only_those_who_name_it(tmp_path, caplog):
     file = tmp_path / "broken.py"
-    file.write_text(
-        "import no_such_module\nfrom prior3d import SparseEngine\nclass Fast(SparseEngine): ...\n"
-    )
+    file.write_text("import no_such_module\nfrom prior3d import SparseEngine\nclass Fast(SparseEngine): ...\n")
     registry = Registry([file])
     assert type(choose("sparse", "auto", CPU, torch.float32, registry)) is SparseTorch
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -1,5 +1,7 @@
 """Gaussian distillation: the contract; targets against fields known in closed form; masks; what its loss does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -177,23 +179,28 @@ def test_distances_in_closed_form():
 def attached(tmp_path):
     """A prior with two scenes of the example's corner lifted from a teacher."""
 
-    def make(**options):
+    def make(device="cpu", **options):
         prior = GaussianDistillation(example_backbone(), **{"anchor": 0.0, "views_per_step": None} | options)
         folders = []
         for scene in example_scenes(prior.prepares):
             folders.append(tmp_path / scene.name)
             folders[-1].mkdir(exist_ok=True)
-            prior.prepare(scene, teach, folders[-1])
+            prior.prepare(replace(scene, read=on(device, scene.read)), teach, folders[-1])
         prior.attach(folders)
         return prior
 
     return make
 
 
+def on(device, read):
+    """Read frames to a device, as a run's offline stage does."""
+    return lambda frames: {name: value.to(device) for name, value in read(frames).items()}
+
+
 def teach(images):
     """16 channels from three, so that the example's backbone fits."""
     weights = torch.randn(16, 3, generator=torch.Generator().manual_seed(3))
-    return Features(dense=torch.einsum("cd,bvdhw->bvchw", weights, F.avg_pool2d(images[0], 4)[None] - 0.5))
+    return Features(dense=torch.einsum("cd,bvdhw->bvchw", weights.to(images), F.avg_pool2d(images[0], 4)[None] - 0.5))
 
 
 def test_the_loss_pulls_features_to_the_targets_and_leaves_cells_without_one(attached):
@@ -346,7 +353,7 @@ def test_gsplat_gives_the_targets_that_torch_gives(attached):
     pytest.importorskip("gsplat")
     batch = {name: value.cuda() for name, value in example_batch().items()}
     chosen = torch.arange(4, device="cuda")
-    wanted, found = (attached(engine=engine)._render(batch, chosen) for engine in ("torch", "gsplat"))
+    wanted, found = (attached("cuda", engine=engine)._render(batch, chosen) for engine in ("torch", "gsplat"))
     assert (wanted.known != found.known).float().mean() < 0.01  # a cell at the threshold of coverage
     both = wanted.known & found.known
     error = (found.values - wanted.values).movedim(1, -1)[both].norm() / wanted.values.movedim(1, -1)[both].norm()

@@ -47,6 +47,8 @@ def test_keeps_to_the_contract(options):
         ({"unet": "18"}, "unet"),
         ({"max_turn": 200.0}, "max_turn"),
         ({"chunk_far": -1.0}, "chunk_far"),
+        ({"width": 5.0}, "width: expected a number of at most 4, got 5"),
+        ({"unet_channels": 3200}, "unet_channels: expected a number of at most 512, got 3200"),
         ({"colour": True}, "colour"),
     ],
 )

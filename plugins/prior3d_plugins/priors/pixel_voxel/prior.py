@@ -76,7 +76,7 @@ class PixelVoxel(Prior):
         max_turn: Annotated[float, Ge(0), Le(180)] = 180.0,
         up: Literal["x", "y", "z"] = "z",
         unet: Literal["small", "34c"] = "small",
-        width: Annotated[float, Gt(0)] = 1.0,
+        width: Annotated[float, Gt(0), Le(4)] = 1.0,
         unet_channels: Annotated[int, Ge(1), Le(512)] = 32,
         channels: Annotated[int, Ge(1), Le(4096)] = 64,
         negatives: Literal["pair", "batch"] = "pair",
