@@ -69,10 +69,10 @@ def gaussians_from_depth(
         scales[:, 2] *= FLATNESS
         normals = _normals(points, world_from_camera)
         quaternions = _quaternion_from_z_to(_mean_per_voxel(normals[valid], voxel, count))
-    colours = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
+    colors = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
     kept = ~_looked_through(means, depth, intrinsics, world_from_camera, depth_tolerance)
     opacities = means.new_full((count,), opacity)
-    return Gaussians(means, quaternions, scales, opacities, colours)[kept]
+    return Gaussians(means, quaternions, scales, opacities, colors)[kept]
 
 
 def _check(
