@@ -48,8 +48,9 @@ class FrozenModel:
     def read(self, images: Tensor, kind: FeatureKind = "dense") -> tuple[Tensor, ...]:
         """Return the features of each part: maps [N, C, h, w], of equal size, or vectors [N, C].
 
-        images: Images [N, 3, H, W] in 0..1, on the device.
-        kind: Type of features.
+        Args:
+            images: Images [N, 3, H, W] in 0..1, on the device.
+            kind: Type of features.
         """
         parts = [_read(backbone, images, kind) for backbone in self.backbones]
         if kind == "pooled":
