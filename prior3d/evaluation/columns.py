@@ -154,7 +154,7 @@ def _check_size_of(control: Model, after: Model) -> None:
         words = _ONLY_IT_HAS_ONE if theirs.has_decoder else _ONLY_THE_MODEL_HAS_ONE
         channels = f"dense channels {theirs.dense_channels}, the model {ours.dense_channels}"
         raise UserError(f"a control is of the size of the model: {words} ({channels})", "--control")
-    for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # with another encoder no decoder would help
+    for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # a decoder cannot fix a different encoder
         if getattr(theirs, what) != getattr(ours, what):
             words = f"{what.replace('_', ' ')} {getattr(theirs, what)}, the model {getattr(ours, what)}"
             raise UserError(f"a control is of the size of the model: it has {words}", "--control")

@@ -152,7 +152,7 @@ def write_pictures(
         models: Dict from title to model.
         paths: Image files, and folders to search for images.
         out: Folder to write to; created if it is missing.
-        size: Long side of the images as models see them, pixels, whatever their own size; each model's short and long
+        size: Long side of the images as models see them, pixels, for images of any size; each model's short and long
             side are then rounded to whole cells of its coarsest map.
         kind: Type of features: dense or encoder.
         k: Number of clusters per model.

@@ -25,8 +25,8 @@ def keys_of(
 
     Args:
         tasks: Probes with their data.
-        sections: `probes:`, with at least these probes.
-        data: `data:`.
+        sections: Section `probes:`, with at least these probes.
+        data: Section `data:`.
         registry: Registry of the plugins, whose versions are part of the keys.
         weights: Dict from column to the hash of its weights.
         classifiers: Dict from column to the hash of the classifier of its checkpoint, for probes that need one.

@@ -155,7 +155,7 @@ def _standardization(features: FrozenMaps) -> Standardization:
 
 
 def _order(images: int, schedule: Schedule, choice: torch.Generator) -> Iterator[Tensor]:
-    """Yield the rows of each step: all images in a new order, again and again."""
+    """Yield the rows of each step; each pass over all images has a new order."""
     batch = min(schedule.batch, images)
     epochs = -(-schedule.steps * batch // images)
     order = torch.cat([torch.randperm(images, generator=choice) for _ in range(epochs)])

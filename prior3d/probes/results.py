@@ -108,7 +108,7 @@ class Results:
         return [*(name for name in (BEFORE, AFTER) if name in found), *(n for n in found if n not in (BEFORE, AFTER))]
 
     def metrics(self, probes: Mapping[str, Probe]) -> dict[str, dict[str, dict[str, float]]]:
-        """Return label to column to metric to value, the mean over seeds."""
+        """Return a dict from label to column to metric to value, the mean over seeds."""
         return {
             label: {
                 column: metrics_of(probes[label], by_column[column]) for column in self.columns if column in by_column

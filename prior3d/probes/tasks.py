@@ -63,8 +63,8 @@ def build_tasks(
     """Make the probes of a recipe; no data is read and no file written.
 
     Args:
-        sections: `probes:`.
-        data: `data:`, for probes that name no data of their own.
+        sections: Section `probes:`.
+        data: Section `data:`, for probes that name no data of their own.
         registry: Registry of the plugins.
         seed: Seed of the run; the content of data does not depend on it.
         training: The training part of `data`, if it already exists.
@@ -87,8 +87,8 @@ def build_fitting_tasks(
     """Make the probes of a recipe that fit their data; see `build_tasks`.
 
     Args:
-        sections: `probes:`.
-        data: `data:`.
+        sections: Section `probes:`.
+        data: Section `data:`.
         registry: Registry of the plugins.
         seed: Seed of the run.
         training: The training part of `data`, if it already exists.
@@ -127,7 +127,7 @@ class _Datasets:
     """The datasets of probes, each made once.
 
     Args:
-        data: `data:`.
+        data: Section `data:`.
         registry: Registry of the plugins.
         seed: Seed of the run.
         training: The training part of `data`, if it already exists.

@@ -43,7 +43,7 @@ def value(records: Records, probes: Mapping[str, Probe], unit: Unit, endpoint: E
 
 
 def trial_values(records: Records, row: str, trial: int) -> dict[str, list[float]]:
-    """Return the validation results of a trial: endpoint to one value per seed, NaN for units without a result."""
+    """Return a trial's validation results: a dict from endpoint to a value per seed, NaN for units without a result."""
     matrix = records.matrix
     probes = probes_of(matrix, TUNE)
     units = [Unit(TUNE, row, trial, seed) for seed in matrix.stages[TUNE].seeds]

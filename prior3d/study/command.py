@@ -54,7 +54,7 @@ A complete example of the file:
       segmentation: {probe: finetune, metric: "mIoU, 20 % of labels", margin: 0.01}
       depth: {probe: depth, metric: RMSE m, relative_margin: 0.02}
       matching: {probe: matching, metric: "recall@6px, all", primary: false}
-    select: [segmentation, depth]       # choose trials by the mean relative gain in these; default: primary endpoints
+    select: [segmentation, depth]       # mean relative gain over `initial` in these chooses trials; default: primary
     holm: [view_invariance]             # p-values adjusted together; default: all trained rows but the baseline
     compare: [{row: view_invariance, against: [self]}]   # of several rows, the best one on validation or, with
                                         # `equal: depth`, the one nearest in that endpoint

@@ -25,9 +25,9 @@ class Start:
     Attributes:
         noise: Spread of Gaussian noise added to every kernel and matrix of the encoder, as a share of the spread of its
             numbers; each seed has different noise. A control for the effect of damage alone.
-        batch_norm: Initial statistics of BatchNorm layers in training. `weights`: those of the weights. `training
-            images`: those of the row's own images, so the teacher (in evaluation mode) and the student (with the
-            statistics of each batch) are one network at the first step; probes re-estimate them in any case.
+        batch_norm: Initial statistics of BatchNorm layers in training. `weights`: those that came with the weights.
+            `training images`: those of the row's own images, so the teacher (in evaluation mode) and the student (with
+            the statistics of each batch) are one network at the first step; probes re-estimate them in any case.
     """
 
     noise: Annotated[float, Ge(0)] = 0.0

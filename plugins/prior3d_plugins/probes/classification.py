@@ -69,7 +69,7 @@ class Classification(Probe):
         self.temperature = temperature
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
-        """Return images and hits of each method, by image and class: [N, K], or [N, 1] where there are many classes."""
+        """Return images and hits of each method, by image and class: [N, K], or [N, 1] if there are many classes."""
         classes = count_classes(data)
         train, held_out = (FrozenVectors(model, data, part) for part in ("train", "held_out"))
         trained = labels_of(data, "train")

@@ -233,7 +233,7 @@ class _Segmenter(nn.Module):
 
 
 def label_order(scene_of: Tensor, seed: int) -> Tensor:
-    """Order training images such that the first n, for any n, are evenly spread over scenes; these keep their labels.
+    """Order training images; the first n, for any n, keep their labels and are evenly spread over scenes.
 
     Args:
         scene_of: Scene [N] int64 of each image.

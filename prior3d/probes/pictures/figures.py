@@ -167,7 +167,7 @@ def encode(model: FrozenModel, image: Tensor, kind: FeatureKind) -> Tensor:
     The image is resized to the nearest whole number of the model's cells, so the map covers it exactly.
 
     Raises:
-        UserError: the features are not finite.
+        UserError: The features are not finite.
     """
     if kind == "pooled":
         raise ValueError("expected features with a place, dense or encoder, got pooled")

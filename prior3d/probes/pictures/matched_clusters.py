@@ -106,7 +106,7 @@ def assign(gains: Sequence[Sequence[float]]) -> list[int]:
 
 
 def _overlaps(first: Tensor, second: Tensor, k: int) -> Tensor:
-    """Return [k, k]: pixels with number i in the first and j in the second."""
+    """Return [k, k]: pixels with id i in the first and j in the second."""
     return (first * k + second).bincount(minlength=k * k).reshape(k, k)
 
 

@@ -32,7 +32,7 @@ CLASSES = (
 VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Parts]]] = (
     furniture.VARIANTS | fittings.VARIANTS | on_walls.VARIANTS
 )
-"""Kind to variant to the function that draws it."""
+"""Dict from kind to variant to the function that draws it."""
 
 
 def draw_design(kind: str, rng: np.random.Generator, variants: tuple[str, ...] | None = None) -> Design:

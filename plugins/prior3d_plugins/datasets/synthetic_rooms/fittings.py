@@ -193,4 +193,4 @@ VARIANTS = {
     "plant": {"leaves": _plant_leaves, "columns": _plant_columns, "tiers": _plant_tiers, "grass": _plant_grass},
     "clutter": {"boxes": _clutter_boxes, "ball": _clutter_ball, "vase": _clutter_vase, "bottles": _clutter_bottles},
 }
-"""Kind to variant to the function that draws it."""
+"""Dict from kind to variant to the function that draws it."""

@@ -146,4 +146,4 @@ VARIANTS = {
     "sofa": {"arms": _sofa_arms, "bolsters": _sofa_bolsters, "corner": _sofa_corner},
     "bed": {"headboard": _bed_headboard, "platform": _bed_platform, "posts": _bed_posts},
 }
-"""Kind to variant to the function that draws it."""
+"""Dict from kind to variant to the function that draws it."""

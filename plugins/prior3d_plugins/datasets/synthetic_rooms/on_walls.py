@@ -101,4 +101,4 @@ VARIANTS = {
     "window": {"two_panes": _window_two_panes, "lattice": _window_lattice, "curtains": _window_curtains},
     "picture": {"framed": _picture_framed, "oval": _picture_oval, "triptych": _picture_triptych},
 }
-"""Kind to variant to the function that draws it."""
+"""Dict from kind to variant to the function that draws it."""

@@ -68,9 +68,9 @@ class Correspondence(Probe):
         patch: Side of the raw RGB patches of the control, pixels.
         detail: Also measure Probe3D's thresholds and report all metrics by angle: recall within 1, 2 and 5 cm in 3D and
             within 5, 10 and 20 pixels of an image scaled to 480 rows. The candidates are then all pixels of known
-            depth, with bilinearly interpolated features, and all cells are matched; this takes far longer. `right
-            pixel` is the value of these recalls if every point were found at the pixel it projects to, the limit that
-            image size and depth set.
+            depth, with bilinearly interpolated features, and all cells are matched; this takes far longer.
+            `right pixel` is the value of these recalls if every point were found at the pixel it projects to, the limit
+            that image size and depth set.
         surest: With `detail`, also report recall for this share of the cells, visible or not: those whose nearest
             feature is nearest by far (ratio test).
 
