@@ -1,4 +1,4 @@
-"""Pictures that datasets, priors and runs draw: views, matches across two views, depth, features in colour.
+"""Pictures that datasets, priors and runs draw: views, matches across two views, depth, features in color.
 
 Every function returns a matplotlib Figure made without pyplot: no global state, safe in threads and workers.
 """
@@ -36,7 +36,7 @@ _INCHES = 2.6
 
 
 def plot_views(views: "Sequence[View]") -> Figure:
-    """Draw the views of a sample, colour above depth."""
+    """Draw the views of a sample, color above depth."""
     figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
         axes[0][column].imshow(view["image"])
@@ -49,7 +49,7 @@ def plot_views(views: "Sequence[View]") -> Figure:
 def plot_matches(
     image_a: Tensor,  # [3, H, W] 0..1
     image_b: Tensor,  # [3, H, W] 0..1
-    pixels_a: Tensor,  # [M, 2] x, y; centres at +0.5
+    pixels_a: Tensor,  # [M, 2] x, y; centers at +0.5
     pixels_b: Tensor,  # [M, 2]
     shown: int = 40,
 ) -> Figure:
@@ -60,7 +60,7 @@ def plot_matches(
     chosen = torch.linspace(0, max(len(pixels_a) - 1, 0), min(shown, len(pixels_a))).long()
     for order, index in enumerate(chosen.tolist()):
         color = _hue(order / max(len(chosen), 1))
-        # imshow puts the centre of the first pixel at 0, our coordinates put it at 0.5
+        # imshow puts the center of the first pixel at 0, our coordinates put it at 0.5
         from_a, to_b = (pixels[index].float().cpu().numpy() - 0.5 for pixels in (pixels_a, pixels_b))
         line = ConnectionPatch(from_a, to_b, "data", "data", axesA=left, axesB=right, color=color, lw=0.8, alpha=0.8)
         figure.add_artist(line)
@@ -90,7 +90,7 @@ def plot_judged_matches(
             axis, across = axes[row][column], images.shape[-1] * 1.03
             height, width = images.shape[-2:]
             for image, left in zip(images, (0, across), strict=True):
-                grey = to_picture(image).mean(-1)  # so that the colours of the lines stand out
+                grey = to_picture(image).mean(-1)  # so that the colors of the lines stand out
                 axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
             ends = torch.stack([pixels_a, pixels_b + pixels_b.new_tensor([across, 0])], 1).float().cpu().numpy()
             for (start, end), is_right in [*zip(ends, right.tolist(), strict=True)][:shown]:
@@ -103,7 +103,7 @@ def plot_judged_matches(
 
 
 def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
-    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in metres, row by row with one scale per row."""
+    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in meters, row by row with one scale per row."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
@@ -118,7 +118,7 @@ def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
 
 
 def plot_features(images: Tensor, features: Tensor) -> Figure:
-    """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
+    """Draw images [N, 3, H, W] above their features [N, C, h, w], colored by ONE principal-component basis."""
     figure, axes = panels(2, len(images))
     colors = principal_colors(features)
     for column, (image, color) in enumerate(zip(images, colors, strict=True)):
@@ -128,9 +128,9 @@ def plot_features(images: Tensor, features: Tensor) -> Figure:
 
 
 def principal_colors(features: Tensor) -> np.ndarray:
-    """Map features [N, C, h, w] to colours [N, h, w, 3] by their first three principal components, over all N.
+    """Map features [N, C, h, w] to colors [N, h, w, 3] by their first three principal components, over all N.
 
-    One basis and one range for all images: equal colours mean equal features, also across views.
+    One basis and one range for all images: equal colors mean equal features, also across views.
     """
     count, channels, height, width = features.shape
     rows = features.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
@@ -145,7 +145,7 @@ def principal_colors(features: Tensor) -> np.ndarray:
 
 
 def plot_depth_map(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
-    """Show a depth map in metres, unknown depth (0) left white."""
+    """Show a depth map in meters, unknown depth (0) left white."""
     low, high = limits or (None, None)
     shown = axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)
     axis.figure.colorbar(shown, ax=axis, fraction=0.035, pad=0.01).ax.tick_params(labelsize=6)

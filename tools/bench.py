@@ -4,7 +4,7 @@
 
 A batch is drawn once and stays on the device, so the loader is not measured. "backbone alone" encodes the same images
 and differentiates the mean of the same features; each prior stands alone on the backbone, then all together. Times are
-medians over steps after a warm-up, with the device synchronised; memory is the allocator's peak.
+medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python tools/constant_depth.py tools/studies/real-kitchen.yaml
 
-A head that is no better than this has learnt nothing that carries over to the data it is measured on.
+A head that is no better than this has learned nothing that carries over to the data it is measured on.
 """
 
 import argparse

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 FOCAL = {"office": 570.342, "kitchen-a": 585.0, "kitchen-b": 585.0}
-"""Of the depth cameras at 640 x 480, pixels; their centres are at (320, 240)."""
+"""Of the depth cameras at 640 x 480, pixels; their centers are at (320, 240)."""
 
 OFFICE_KEPT = 38
 PACS_KEPT = 60

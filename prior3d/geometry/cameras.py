@@ -6,14 +6,14 @@ from torch import Tensor
 from prior3d.geometry.precision import exact
 
 MIN_DEPTH = 1e-4
-"""Metres. Projection divides by at least this, so that points beside or behind the camera stay finite."""
+"""Meters. Projection divides by at least this, so that points beside or behind the camera stay finite."""
 
 
 def known_depth(depth: Tensor) -> Tensor:
     """Tell measured depth from unknown: finite and above zero.
 
     Args:
-        depth: [...] metres.
+        depth: [...] meters.
 
     Returns:
         [...] bool.
@@ -22,7 +22,7 @@ def known_depth(depth: Tensor) -> Tensor:
 
 
 def pixel_centers(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """List the pixel centres of an image in row order.
+    """List the pixel centers of an image in row order.
 
     Returns:
         [height * width, 2] float32 pixels (x, y); the first is (0.5, 0.5).
@@ -36,12 +36,12 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
     """Lift every pixel of depth maps to 3D; differentiable in all arguments.
 
     Args:
-        depth: [..., H, W] metres along the optical axis. Unknown depth (0) gives the camera centre: mask it.
+        depth: [..., H, W] meters along the optical axis. Unknown depth (0) gives the camera center: mask it.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1; skew, negative and rotated axes are allowed.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., H, W, 3] points in metres, in world axes if a pose is given.
+        [..., H, W, 3] points in meters, in world axes if a pose is given.
     """
     if depth.dim() < 2:
         raise ValueError(f"expected depth of shape [..., H, W], got {list(depth.shape)}")
@@ -57,13 +57,13 @@ def unproject_pixels(
     """Lift given pixels of known depth to 3D; differentiable in all arguments.
 
     Args:
-        pixels: [..., N, 2] (x, y), centres at +0.5.
-        depth: [..., N] metres along the optical axis.
+        pixels: [..., N, 2] (x, y), centers at +0.5.
+        depth: [..., N] meters along the optical axis.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., N, 3] points in metres, in world axes if a pose is given.
+        [..., N, 3] points in meters, in world axes if a pose is given.
     """
     _check_cameras(intrinsics, world_from_camera)
     pixels, depth, intrinsics, world_from_camera = exact(pixels, depth, intrinsics, world_from_camera)
@@ -81,12 +81,12 @@ def project(points: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None
     """Project points into images; differentiable in all arguments.
 
     Args:
-        points: [..., N, 3] metres, in world axes if a pose is given, else in camera axes.
+        points: [..., N, 3] meters, in world axes if a pose is given, else in camera axes.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose of the camera, metres.
+        world_from_camera: [..., 4, 4] pose of the camera, meters.
 
     Returns:
-        pixels [..., N, 2] (x, y) and depth [..., N] in metres along the optical axis. Points with depth <= 0 are behind
+        pixels [..., N, 2] (x, y) and depth [..., N] in meters along the optical axis. Points with depth <= 0 are behind
         the camera: their pixels are finite, mostly far outside the image, and mean nothing.
     """
     _check_cameras(intrinsics, world_from_camera)
@@ -135,14 +135,14 @@ def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
 
 def baseline(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
-    """Measure the distance between the centres of two cameras.
+    """Measure the distance between the centers of two cameras.
 
     Args:
         world_from_a: [..., 4, 4].
         world_from_b: [..., 4, 4].
 
     Returns:
-        [...] metres.
+        [...] meters.
     """
     world_from_a, world_from_b = exact(world_from_a, world_from_b)
     return (world_from_a[..., :3, 3] - world_from_b[..., :3, 3]).norm(dim=-1)
@@ -153,7 +153,7 @@ def warp_pixels(homography: Tensor, pixels: Tensor) -> Tensor:
 
     Args:
         homography: [..., 3, 3], target pixels from source pixels (`crop_from_image`).
-        pixels: [..., N, 2] (x, y), centres at +0.5, in the source.
+        pixels: [..., N, 2] (x, y), centers at +0.5, in the source.
 
     Returns:
         [..., N, 2] in the target. Points on the horizon of a projective map are not finite.

@@ -16,8 +16,8 @@ ROUNDING = 16 * torch.finfo(torch.float32).eps
 class ViewMatches(NamedTuple):
     """Matches of a batch of view pairs in fixed shapes: one slot per pixel of a, in row order."""
 
-    pixels_a: Tensor  # [B, N, 2] pixel centres (x, y) in a
-    pixels_b: Tensor  # [B, N, 2] pixel centres (x, y) in b; means nothing where not valid
+    pixels_a: Tensor  # [B, N, 2] pixel centers (x, y) in a
+    pixels_b: Tensor  # [B, N, 2] pixel centers (x, y) in b; means nothing where not valid
     valid: Tensor  # [B, N] bool
 
 
@@ -35,18 +35,18 @@ def match_views(
     """Match the pixels of two views whose 3D points are mutually nearest and closer than a limit.
 
     Args:
-        depth_a: [H_a, W_a] metres along the optical axis, 0 (or nan, inf) = unknown.
+        depth_a: [H_a, W_a] meters along the optical axis, 0 (or nan, inf) = unknown.
         depth_b: [H_b, W_b] likewise; the sizes may differ.
-        intrinsics_a: [3, 3] pixels, centres at +0.5.
+        intrinsics_a: [3, 3] pixels, centers at +0.5.
         intrinsics_b: [3, 3] pixels.
-        world_from_a: [4, 4] pose of a, metres.
-        world_from_b: [4, 4] pose of b, metres.
-        max_distance: metres two matched 3D points may lie apart.
+        world_from_a: [4, 4] pose of a, meters.
+        world_from_b: [4, 4] pose of b, meters.
+        max_distance: meters two matched 3D points may lie apart.
         relative_distance: the limit is `max(max_distance, relative_distance * z)`, z the smaller of the two depths.
         search_radius: see `match_views_batched`.
 
     Returns:
-        Two [M, 2] tensors of pixel centres (x, y), in a and in b; row i matches row i, no pixel occurs twice.
+        Two [M, 2] tensors of pixel centers (x, y), in a and in b; row i matches row i, no pixel occurs twice.
 
     Reference:
         The view prior of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the projection down and compares
@@ -79,13 +79,13 @@ def match_views_batched(
     to a; mutual choices within the limit are matches. Both points of a match project inside the other view.
 
     Args:
-        depth_a: [B, H_a, W_a] metres along the optical axis, 0 (or nan, inf) = unknown.
+        depth_a: [B, H_a, W_a] meters along the optical axis, 0 (or nan, inf) = unknown.
         depth_b: [B, H_b, W_b] likewise; the sizes may differ.
-        intrinsics_a: [B, 3, 3] pixels, centres at +0.5.
+        intrinsics_a: [B, 3, 3] pixels, centers at +0.5.
         intrinsics_b: [B, 3, 3] pixels.
-        world_from_a: [B, 4, 4] pose of a, metres.
-        world_from_b: [B, 4, 4] pose of b, metres.
-        max_distance: metres two matched 3D points may lie apart.
+        world_from_a: [B, 4, 4] pose of a, meters.
+        world_from_b: [B, 4, 4] pose of b, meters.
+        max_distance: meters two matched 3D points may lie apart.
         relative_distance: the limit is `max(max_distance, relative_distance * z)`, z the smaller of the two depths.
         search_radius: half width of the window in pixels of the searched view. A point within `max_distance` lies at
             most `focal * max_distance / z` pixels off; the default, see `default_search_radius`, is what real frames
@@ -104,7 +104,7 @@ def match_views_batched(
     depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b = exact(
         depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
     )
-    # World axes, but the origin at camera b: far from the origin float32 has no digits left for centimetres.
+    # World axes, but the origin at camera b: far from the origin float32 has no digits left for centimeters.
     origin = world_from_b[:, None, :3, 3].double()
     view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
     view_b = _View(depth_b, intrinsics_b, _recenter(world_from_b, origin))
@@ -128,7 +128,7 @@ def default_search_radius(height: int, width: int) -> int:
     """Choose the half width in pixels of the window that is searched around a projected point.
 
     2 pixels at 128x96, 5 at 320x240, 10 at 640x480. Office and kitchen frames, 1 to 40 degrees between views, limit
-    2 cm: at least 99.9 % of the mutual neighbours that both views see, 99.5 % in crops of 1.7 times the focal length.
+    2 cm: at least 99.9 % of the mutual neighbors that both views see, 99.5 % in crops of 1.7 times the focal length.
     """
     return -(-max(height, width) // 64)
 
@@ -140,7 +140,7 @@ class _View:
         self.intrinsics, self.world_from_camera = intrinsics, world_from_camera
         self.known = known_depth(depth)  # [B, H, W]
         self.depth = torch.where(self.known, depth, 0.0)
-        self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] metres
+        self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] meters
 
 
 def _recenter(world_from_camera: Tensor, origin: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ from prior3d.geometry.precision import exact
 
 
 def normals_from_depth(depth: Tensor, intrinsics: Tensor, edge: float = 0.05) -> Tensor:
-    """Find the surface normal at each pixel from the points that its neighbours see.
+    """Find the surface normal at each pixel from the points that its neighbors see.
 
-    Along each image axis the surface runs from neighbour to neighbour where inverse depth does not bend at the pixel
-    (on a plane it is linear), else to the neighbour whose depth is closer: so edges do not round off. Exact on planes.
+    Along each image axis the surface runs from neighbor to neighbor where inverse depth does not bend at the pixel
+    (on a plane it is linear), else to the neighbor whose depth is closer: so edges do not round off. Exact on planes.
 
     Args:
-        depth: [..., H, W] metres along the optical axis, 0 = unknown.
+        depth: [..., H, W] meters along the optical axis, 0 = unknown.
         intrinsics: [..., 3, 3] pixels.
-        edge: how far inverse depth may jump to a neighbour on the same surface, as a share of itself; a quarter of that
-            is how far it may bend between two neighbours.
+        edge: how far inverse depth may jump to a neighbor on the same surface, as a share of itself; a quarter of that
+            is how far it may bend between two neighbors.
 
     Returns:
         [..., 3, H, W] unit length, camera axes, towards the camera; 0 where depth is unknown and where, along either
-        axis, there is no neighbour on the same surface.
+        axis, there is no neighbor on the same surface.
     """
     if not edge > 0:
         raise ValueError(f"expected an edge above 0, got {edge}")

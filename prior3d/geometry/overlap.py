@@ -35,12 +35,12 @@ def pairwise_overlap(
     other view's depth at full resolution, on which the figure depends and which is never interpolated.
 
     Args:
-        depth: [F, H, W] metres along the optical axis, 0 (or nan, inf) = unknown.
-        intrinsics: [F, 3, 3] pixels, centres at +0.5.
-        world_from_camera: [F, 4, 4] poses, metres. A pose that is not finite overlaps with nothing.
+        depth: [F, H, W] meters along the optical axis, 0 (or nan, inf) = unknown.
+        intrinsics: [F, 3, 3] pixels, centers at +0.5.
+        world_from_camera: [F, 4, 4] poses, meters. A pose that is not finite overlaps with nothing.
         first: [P] int64, frame a of each pair.
         second: [P] int64, frame b of each pair.
-        max_distance: metres.
+        max_distance: meters.
         relative_distance: share of the depth; 0 is Pri3D's definition, 0.01 suits sensors.
         samples: about how many pixels of each view are tested, unknown ones counted in.
         chunk: pairs worked on at once, which bounds the memory.
@@ -81,7 +81,7 @@ class _Frames:
         max_distance: float,
         relative_distance: float,
     ) -> None:
-        # The origin moves to a camera: far from the origin float32 has no digits left for centimetres.
+        # The origin moves to a camera: far from the origin float32 has no digits left for centimeters.
         centers = world_from_camera[:, :3, 3].double()
         finite = torch.isfinite(world_from_camera).all(-1).all(-1)
         origin = centers[finite][:1] if finite.any() else centers[:1]
@@ -96,8 +96,8 @@ class _Frames:
         self.known = known_depth(sampled) & finite[:, None]  # [F, S]
         sampled = torch.where(self.known, sampled, 0.0)
         pixels = torch.stack([column, row], dim=-1) + 0.5
-        self.points = unproject_pixels(pixels, sampled, self.intrinsics, self.poses)  # [F, S, 3] metres
-        self.limit = (relative_distance * sampled).clamp(min=max_distance)  # [F, S] metres
+        self.points = unproject_pixels(pixels, sampled, self.intrinsics, self.poses)  # [F, S, 3] meters
+        self.limit = (relative_distance * sampled).clamp(min=max_distance)  # [F, S] meters
 
     def overlap(self, first: Tensor, second: Tensor) -> Tensor:
         """Overlap [P] of the pairs of frames first [P], second [P]."""
@@ -119,7 +119,7 @@ class _Frames:
     def _meets_surface(self, frame: Tensor, pixels: Tensor, depth: Tensor, limit: Tensor) -> Tensor:
         """Whether [N] the surface that `frame` [N] measured comes near the points at `pixels` [N, 2], `depth` [N].
 
-        Depth and `limit` [N] in metres.
+        Depth and `limit` [N] in meters.
         """
         height, width = self.depth.shape[1:]
         points = unproject_pixels(pixels[:, None], depth[:, None], self.intrinsics[frame]).squeeze(1)

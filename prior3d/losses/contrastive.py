@@ -18,7 +18,7 @@ def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric:
     The mean over rows of `logsumexp_j(q_i . k_j / temperature) - q_i . k_i / temperature`.
 
     Args:
-        queries: [N, C], row i matches row i of keys; L2-normalised here.
+        queries: [N, C], row i matches row i of keys; L2-normalized here.
         keys: [N, C].
         temperature: what cosines are divided by, above 0.
         symmetric: average with the same loss from keys to queries.
@@ -55,7 +55,7 @@ def masked_point_info_nce(
     """Compute PointInfoNCE for a batch in fixed shapes, without waiting for the device.
 
     Args:
-        queries: [G, N, C], one group for each view pair; row i matches row i of keys; L2-normalised here.
+        queries: [G, N, C], one group for each view pair; row i matches row i of keys; L2-normalized here.
         keys: [G, N, C].
         valid: [G, N] bool; other slots are neither positives nor negatives, whatever they hold.
         temperature: what cosines are divided by, above 0.

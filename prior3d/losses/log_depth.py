@@ -11,7 +11,7 @@ def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
     """Return the scale-invariant logarithmic loss over the known pixels of a batch; 0 where there are none.
 
     Args:
-        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        log_ratio: [n, H, W] logarithm of predicted over true depth.
         known: [n, H, W] bool; other pixels may hold anything.
 
     Reference:
@@ -28,12 +28,12 @@ def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
 def gradient_loss(log_ratio: Tensor, known: Tensor, scales: int = 4) -> Tensor:
     """Return how much the slopes of predicted log depth differ from the true ones, over several scales.
 
-    The mean absolute difference of the ratio between horizontal neighbours, plus that between vertical ones, summed
+    The mean absolute difference of the ratio between horizontal neighbors, plus that between vertical ones, summed
     over scales that keep every pixel, every second, every fourth and so on. Pairs count where both pixels are known.
     It is 0 exactly where the prediction is the truth times a constant in each connected region.
 
     Args:
-        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        log_ratio: [n, H, W] logarithm of predicted over true depth.
         known: [n, H, W] bool; other pixels may hold anything.
         scales: how many.
 

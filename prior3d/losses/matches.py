@@ -12,7 +12,7 @@ class CellMatches(NamedTuple):
     """Sampled matches between the feature grids of G pairs of views; fixed shapes, invalid slots are padding.
 
     Attributes:
-        pixels_a, pixels_b: [G, N, 2] pixel coordinates x, y; centres at +0.5.
+        pixels_a, pixels_b: [G, N, 2] pixel coordinates x, y; centers at +0.5.
         cells_a, cells_b: [G, N] int64 row-major cell of the feature grid each pixel falls into.
         index: [G, N] int64 the match each slot was taken from.
         valid: [G, N] bool.
@@ -40,7 +40,7 @@ def sample_cell_matches(
     and become each other's (false) negatives.
 
     Args:
-        pixels_a: matched pixels x, y in the first views; centres at +0.5.
+        pixels_a: matched pixels x, y in the first views; centers at +0.5.
         pixels_b: the same in the second views.
         valid: which of the M slots hold a match.
         grid: rows and columns of the feature maps.
@@ -77,5 +77,5 @@ def kept_fraction(valid: Tensor) -> Tensor:
 
 
 def compact(pixels: Tensor, valid: Tensor) -> Tensor:
-    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronises, for pictures only."""
+    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronizes, for pictures only."""
     return torch.masked_select(pixels, valid[:, None]).view(-1, 2)

@@ -15,12 +15,12 @@ def in_file_space(depth: Tensor, inverse_depth: Tensor, pseudo_kind: Tensor) -> 
     Depth and disparity are not affine in each other, so neither can stand in for the other up to scale and shift.
 
     Args:
-        depth: expected depth E[t], [N, ...].
-        inverse_depth: expected inverse depth E[1/t], [N, ...].
-        pseudo_kind: 0 for a file of depth, 1 for one of disparity, [N].
+        depth: [N, ...] expected depth E[t].
+        inverse_depth: [N, ...] expected inverse depth E[1/t].
+        pseudo_kind: [N] 0 for a file of depth, 1 for one of disparity.
 
     Returns:
-        E[t] or E[1/t], [N, ...].
+        [N, ...] E[t] or E[1/t].
     """
     disparity = (pseudo_kind == 1).view(-1, *[1] * (depth.ndim - 1))
     return torch.where(disparity, inverse_depth, depth)
@@ -39,7 +39,7 @@ def fit_scale_and_shift(
     Args:
         prediction: [N, M].
         target: [N, M].
-        mask: pixels that count, [N, M] bool.
+        mask: [N, M] bool pixels that count.
         minimum_correlation: correlation below which the floor holds; -1 is plain least squares.
 
     Returns:

@@ -74,7 +74,7 @@ class _ConvolutionBase(nn.Module):
 class Convolution(_ConvolutionBase):
     """Sparse convolution: submanifold at stride 1 (outputs are the inputs' voxels), else onto the coarser grid.
 
-    out[u] = sum_k in[u + offset_k * dilation * in_stride] @ kernel[k], odd kernels centred, even ones from 0 to K-1.
+    out[u] = sum_k in[u + offset_k * dilation * in_stride] @ kernel[k], odd kernels centered, even ones from 0 to K-1.
     The voxels of a strided output are the unique floor cells of the input, whatever the kernel size.
 
     Reference: Choy, Gwak, Savarese, "4D Spatio-Temporal ConvNets", 2019, arXiv:1904.08755. Conventions, parameter

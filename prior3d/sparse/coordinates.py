@@ -51,7 +51,7 @@ class CoordinateMap:
     """Unique voxel coordinates of one grid level, in the row order of its features.
 
     Coordinates are in units of the finest grid; at stride s they are multiples of s. `low` and `high` are inclusive
-    bounds over all batch items, kept on the host so that lookups need no synchronisation.
+    bounds over all batch items, kept on the host so that lookups need no synchronization.
     """
 
     coordinates: Tensor  # [N, 4] int32: batch, x, y, z
@@ -103,7 +103,7 @@ class CoordinateMap:
 
 
 def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None = None) -> CoordinateMap:
-    """Check and sort voxel coordinates; the one host synchronisation of a new sparse tensor is here.
+    """Check and sort voxel coordinates; the one host synchronization of a new sparse tensor is here.
 
     Args:
         coordinates: voxels [N, 4] int32 (batch, x, y, z) in units of the finest grid, unique; negative ones are legal.

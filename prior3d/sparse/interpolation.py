@@ -12,8 +12,8 @@ from prior3d.sparse.tensor import SparseTensor
 def interpolate(x: SparseTensor, queries: Tensor) -> Tensor:
     """Trilinear interpolation between the eight voxels around each position.
 
-    Absent voxels count as zero and weights are not renormalised, as in MinkowskiEngine. Differentiable in features and
-    positions. Voxel values sit at their coordinates (a voxel's lower corner), not at its centre.
+    Absent voxels count as zero and weights are not renormalized, as in MinkowskiEngine. Differentiable in features and
+    positions. Voxel values sit at their coordinates (a voxel's lower corner), not at its center.
 
     Args:
         x: sparse tensor of features [N, C].

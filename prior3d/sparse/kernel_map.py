@@ -10,7 +10,7 @@ from prior3d.sparse.coordinates import CoordinateMap, KeyBox
 
 
 def offset_range(kernel_size: int) -> range:
-    """Offsets along one axis: centred for odd kernels, 0..K-1 for even ones."""
+    """Offsets along one axis: centered for odd kernels, 0..K-1 for even ones."""
     start = -(kernel_size // 2) if kernel_size % 2 else 0
     return range(start, start + kernel_size)
 
@@ -27,7 +27,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
 
     Sorted int64 keys of the source are searched for the first cell of each kernel row (along x); the rest of the row
     follows it in the sorted keys and costs a comparison each. Where source and target are one map and the kernel is
-    odd, half the offsets are looked up and the others mirrored. One host synchronisation: the number of pairs.
+    odd, half the offsets are looked up and the others mirrored. One host synchronization: the number of pairs.
 
     Args:
         source: voxels that are read; the finer of the two levels.
@@ -46,7 +46,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
     if mirror:
         found, hit = found[: kernel_size**3 // 2], hit[: kernel_size**3 // 2]
     counts = hit.sum(dim=1).tolist()
-    # The total is known by now: without it nonzero would synchronise once more.
+    # The total is known by now: without it nonzero would synchronize once more.
     place = torch.nonzero_static(hit.view(-1), size=sum(counts)).view(-1)
     in_rows = source.rows(found.view(-1)[place])
     out_rows = target.rows(place % len(target))
@@ -84,7 +84,7 @@ def _look_up_rows(
 
 
 def _mirrored(in_rows: Tensor, out_rows: Tensor, counts: Sequence[int], size: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Complete the first half of the offsets by the centre and the other half, where inputs and outputs swap."""
+    """Complete the first half of the offsets by the center and the other half, where inputs and outputs swap."""
     here = torch.arange(size, device=in_rows.device)
     in_half, out_half = in_rows.split(counts), out_rows.split(counts)
     in_rows = torch.cat([in_rows, here, *reversed(out_half)])

@@ -1,4 +1,4 @@
-"""Layers that keep the voxels, or only join or drop some: normalisation, ReLU, concatenation, pruning."""
+"""Layers that keep the voxels, or only join or drop some: normalization, ReLU, concatenation, pruning."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from prior3d.sparse.tensor import CoordinateManager, SparseTensor
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all voxels of the batch: torch's BatchNorm1d, held as `bn` as in MinkowskiEngine.
+    """Batch normalization over all voxels of the batch: torch's BatchNorm1d, held as `bn` as in MinkowskiEngine.
 
     A single voxel (a small chunk at a coarse stride) has no variance to estimate: torch would raise in training, here
-    it is normalised by the running statistics. Synchronised normalisation keeps torch's behaviour.
+    it is normalized by the running statistics. Synchronized normalization keeps torch's behavior.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalise each channel."""
+        """Normalize each channel."""
         bn = self.bn
         if len(x) < 2 and not isinstance(bn, nn.SyncBatchNorm):
             out = F.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
@@ -33,7 +33,7 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation: over the voxels of each batch item, biased variance, in at least float32."""
+    """Instance normalization: over the voxels of each batch item, biased variance, in at least float32."""
 
     def __init__(self, channels: int, *, eps: float = 1e-8) -> None:
         """Set channels and the variance's epsilon."""
@@ -43,7 +43,7 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalise each channel of each item."""
+        """Normalize each channel of each item."""
         features = x.features.to(working_dtype(x.features))
         items = x.batch_index
         centered = features - mean_per_item(features, items, x.batch_size)[items]

@@ -37,7 +37,7 @@ def sparse_quantize(
     Args:
         points: positions [N, 3], in any unit.
         voxel_size: edge of a voxel, in the points' unit.
-        batch: batch item of each point [N], to quantise a packed batch at once.
+        batch: batch item of each point [N], to quantize a packed batch at once.
         labels: integer label of each point [N].
         ignore_label: label of voxels whose points disagree.
 

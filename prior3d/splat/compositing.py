@@ -15,9 +15,9 @@ def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileB
     """Compositing weights of a batch of tiles.
 
     Args:
-        pixels: centres of the batch's Gaussians  # [T, K, 2]
-        conics: inverse covariances  # [T, K, 3]
-        opacities: of the Gaussians  # [T, K]
+        pixels: [T, K, 2] centers of the batch's Gaussians
+        conics: [T, K, 3] inverse covariances
+        opacities: [T, K] of the Gaussians
         batch: which tiles, and what is padding.
         lists: what the batch was taken from.
 
@@ -33,7 +33,7 @@ def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileB
     exponent = (-0.5 * xx * dx * dx)[:, None] + (-0.5 * yy * dy * dy)[:, :, None] - (xy * dy)[:, :, None] * dx[:, None]
     falloff = exponent.clamp(min=MIN_EXPONENT).exp()
     alpha = (opacities[:, None, None] * falloff).clamp(max=MAX_ALPHA).flatten(1, 2)
-    # a positive exponent is rounding at the centre of a needle; gsplat drops it too
+    # a positive exponent is rounding at the center of a needle; gsplat drops it too
     drawn = (alpha >= ALPHA_THRESHOLD) & (exponent.flatten(1, 2) <= 0) & batch.valid[:, None]
     alpha = torch.where(drawn, alpha, 0.0)
     transmittance = (1 - alpha).cumprod(-1)  # behind each Gaussian
@@ -55,14 +55,14 @@ class Composite(torch.autograd.Function):
 
         Args:
             ctx: autograd's.
-            pixels: centres  # [N, 2]
-            conics: inverse covariances  # [N, 3]
-            opacities: of the Gaussians  # [N]
-            values: to be composited  # [N, C]
+            pixels: [N, 2] centers
+            conics: [N, 3] inverse covariances
+            opacities: [N] of the Gaussians
+            values: [N, C] to be composited
             lists: the tiles' Gaussians.
 
         Returns:
-            Composited values  # [tiles, tile_size^2, C]
+            [tiles, tile_size^2, C] composited values
             and alpha  # [tiles, tile_size^2]
         """
         ctx.save_for_backward(pixels, conics, opacities, values)
@@ -84,8 +84,8 @@ class Composite(torch.autograd.Function):
 
         Args:
             ctx: autograd's.
-            grad_sums: of the composited values  # [tiles, tile_size^2, C]
-            grad_alphas: of alpha  # [tiles, tile_size^2]
+            grad_sums: [tiles, tile_size^2, C] of the composited values
+            grad_alphas: [tiles, tile_size^2] of alpha
 
         Returns:
             As many gradients as `forward` has inputs.

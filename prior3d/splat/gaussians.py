@@ -10,7 +10,7 @@ from prior3d.geometry import working_dtype
 
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
 MAX_CONTRADICTED = 0.2  # views that look through a Gaussian, per view that sees a surface there
-MIN_NEIGHBOURS = 4  # a straight edge leaves a pixel 5 of its 8 neighbours; a line of floating ones has 2 or 3
+MIN_NEIGHBOURS = 4  # a straight edge leaves a pixel 5 of its 8 neighbors; a line of floating ones has 2 or 3
 
 
 @torch.no_grad()
@@ -29,15 +29,15 @@ def gaussians_from_depth(
     """Lay Gaussians on the surfaces that posed depth maps show, one per occupied voxel.
 
     A Gaussian is as wide as `scale_over_spacing` times the voxel or, where pixels are sparser than voxels, the distance
-    between them in the closest view; overlapping neighbours of that opacity leave no holes. Dropped are pixels that
+    between them in the closest view; overlapping neighbors of that opacity leave no holes. Dropped are pixels that
     float between two surfaces, and Gaussians that several views look through.
 
     Args:
-        depth: metres along the optical axis, 0 = unknown  # [V, H, W]
-        intrinsics: pixels, centres at +0.5  # [3, 3] or [V, 3, 3]
-        world_from_camera: OpenCV axes, metres  # [V, 4, 4]
-        images: in [0, 1], for the colours  # [V, 3, H, W]
-        spacing: voxel edge, metres; by default the distance between pixels at the median depth.
+        depth: [V, H, W] meters along the optical axis, 0 = unknown
+        intrinsics: [3, 3] or [V, 3, 3] pixels, centers at +0.5
+        world_from_camera: [V, 4, 4] OpenCV axes, meters
+        images: [V, 3, H, W] in [0, 1], for the colors
+        spacing: voxel edge, meters; by default the distance between pixels at the median depth.
         scale_over_spacing: standard deviation of a Gaussian over the spacing; smaller leaves holes, larger blurs and
             lets what is in front grow over its outline.
         opacity: of every Gaussian; where depth is noisy and surfaces thick, a higher one shows the nearest noise.
@@ -100,11 +100,11 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
     """Pixels whose depth their own side of an edge shares, unlike those that float between two surfaces.
 
     Args:
-        depth: metres, 0 = unknown  # [V, H, W]
-        tolerance: relative difference in depth of neighbours on one surface.
+        depth: [V, H, W] meters, 0 = unknown
+        tolerance: relative difference in depth of neighbors on one surface.
 
     Returns:
-        True where the depth is valid and at least 4 of the 8 neighbours agree  # [V, H, W]
+        [V, H, W] true where the depth is valid and at least 4 of the 8 neighbors agree
     """
     height, width = depth.shape[1:]
     around = torch.nn.functional.pad(depth[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]

@@ -1,6 +1,6 @@
 """Ridge least squares on what views show of Gaussians, by conjugate gradients; two ways of holding the views.
 
-Both minimise, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
+Both minimize, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
 (d + median d) |x - average|^2, where m is a cell's and d a Gaussian's sum of weights. Divided by the roots of both, the
 weights have singular values in [0, 1].
 
@@ -26,8 +26,8 @@ class LeastSquares(ABC):
     """All views of a scene as a least-squares problem, with cells held out to choose the number of iterations on.
 
     Attributes:
-        mass: sum of weights over all views  # [N]
-        views: how many views saw each Gaussian  # [N]
+        mass: [N] sum of weights over all views
+        views: [N] how many views saw each Gaussian
     """
 
     mass: Tensor

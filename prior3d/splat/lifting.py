@@ -21,9 +21,9 @@ class Lifted:
     """Features on N Gaussians.
 
     Attributes:
-        features: zero where no view saw the Gaussian  # [N, C]
-        mass: sum of weights over all views, in pixels  # [N]
-        views: how many views saw the Gaussian  # [N]
+        features: [N, C] zero where no view saw the Gaussian
+        mass: [N] sum of weights over all views, in pixels
+        views: [N] how many views saw the Gaussian
         iterations: of conjugate gradients; 0 = the average.
         held_out_error: relative squared error on the pixels held out, before each iteration and after the last tried;
             empty for the average.
@@ -66,7 +66,7 @@ def lift_average(views: Views) -> Lifted:
 def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out: float = 0.1, seed: int = 0) -> Lifted:
     """Find the features whose rendering is closest to the maps, not straying from the average without evidence.
 
-    Minimises, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
+    Minimizes, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
     (d + median d) |x - average|^2, where m is a cell's and d a Gaussian's sum of weights: the pull is in proportion to
     what was seen of a Gaussian, and keeps those almost hidden where they are. The weights, scaled by the roots of both,
     have singular values in [0, 1], so that `ridge` and `iterations` mean the same in every scene. The number of

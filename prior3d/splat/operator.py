@@ -22,11 +22,11 @@ def view_operator(
 
     Args:
         gaussians: what to look at.
-        intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
+        intrinsics: [3, 3] or [V, 3, 3] pixels of `size`, no skew
+        world_from_camera: [4, 4] or [V, 4, 4] rigid, OpenCV axes, meters
         size: (height, width) in pixels of the rendering.
         grid: (height, width) in cells over which the pixels are summed, at most the size; None for the pixels. A pixel
-            belongs to the cell that its centre lies in.
+            belongs to the cell that its center lies in.
         engine: `auto`, or the name of an engine: `torch` holds the entries as a sparse matrix, others render.
 
     Returns:
@@ -59,9 +59,9 @@ def check_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 def cell_of_pixel(size: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the row-major index of the cell that each pixel's centre lies in  # [height * width]."""
+    """Return the row-major index of the cell that each pixel's center lies in  # [height * width]."""
     (height, width), (rows, columns) = size, grid
-    # centre (y + 1/2) / height * cells, in integers: no rounding at the cells' borders
+    # center (y + 1/2) / height * cells, in integers: no rounding at the cells' borders
     row = (2 * torch.arange(height, device=device) + 1) * rows // (2 * height)
     column = (2 * torch.arange(width, device=device) + 1) * columns // (2 * width)
     return (row[:, None] * columns + column).flatten()

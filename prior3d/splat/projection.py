@@ -8,8 +8,8 @@ from torch import Tensor
 ALPHA_THRESHOLD = 1.0 / 255.0  # a weaker contribution is dropped
 MAX_ALPHA = 0.999  # gsplat clamps here; the original 3DGS at 0.99
 MIN_TRANSMITTANCE = 1e-4  # a Gaussian that would leave no more than this is not drawn, nor is any behind it
-LOW_PASS = 0.3  # pixel^2 added to both variances, so that no Gaussian falls between pixel centres
-NEAR = 0.01  # metres
+LOW_PASS = 0.3  # pixel^2 added to both variances, so that no Gaussian falls between pixel centers
+NEAR = 0.01  # meters
 FIELD_OF_VIEW_MARGIN = 0.3  # of the half field of view: beyond it the slope of the perspective is frozen
 
 
@@ -17,10 +17,10 @@ class Projection(NamedTuple):
     """Gaussians as one camera sees them; those with a radius of 0 are not visible.
 
     Attributes:
-        pixels: centres (x, y) in pixels, where the first pixel's centre is (0.5, 0.5)  # [N, 2]
-        conics: inverse 2D covariance (xx, xy, yy) in 1/pixel^2  # [N, 3]
-        depths: metres along the optical axis  # [N]
-        radii: half size in pixels of the box outside which alpha < 1/255; no gradient  # [N, 2]
+        pixels: [N, 2] centers (x, y) in pixels, where the first pixel's center is (0.5, 0.5)
+        conics: [N, 3] inverse 2D covariance (xx, xy, yy) in 1/pixel^2
+        depths: [N] meters along the optical axis
+        radii: [N, 2] half size in pixels of the box outside which alpha < 1/255; no gradient
     """
 
     pixels: Tensor
@@ -33,10 +33,10 @@ def rotation_from_quaternion(quaternions: Tensor) -> Tensor:
     """Rotation matrices of quaternions of any length but zero.
 
     Args:
-        quaternions: w, x, y, z  # [..., 4]
+        quaternions: [..., 4] w, x, y, z
 
     Returns:
-        Rotations  # [..., 3, 3]
+        [..., 3, 3] rotations
     """
     w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
     rows = (
@@ -63,12 +63,12 @@ def project_gaussians(
     `classic` mode). Elementwise products throughout: autocast and TF32 do not reach them.
 
     Args:
-        means: world, metres  # [N, 3]
-        quaternions: w, x, y, z, rotating the Gaussian's own axes into the world  # [N, 4]
-        scales: standard deviations along the own axes, metres  # [N, 3]
-        opacities: in [0, 1]  # [N]
-        intrinsics: pixels, no skew  # [3, 3]
-        world_from_camera: rigid, OpenCV axes  # [4, 4]
+        means: [N, 3] world, meters
+        quaternions: [N, 4] w, x, y, z, rotating the Gaussian's own axes into the world
+        scales: [N, 3] standard deviations along the own axes, meters
+        opacities: [N] in [0, 1]
+        intrinsics: [3, 3] pixels, no skew
+        world_from_camera: [4, 4] rigid, OpenCV axes
         size: (height, width) of the image in pixels.
 
     Returns:

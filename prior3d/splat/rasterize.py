@@ -13,9 +13,9 @@ class Rendering(NamedTuple):
     """What a camera sees of the Gaussians; the leading V is there where the poses had it.
 
     Attributes:
-        values: sum of weight x value, plus (1 - alpha) x background  # [V, C, H, W]
-        depth: expected depth, sum of weight x depth / alpha, metres; 0 where nothing was drawn  # [V, H, W]
-        alpha: sum of weights, in [0, 1)  # [V, H, W]
+        values: [V, C, H, W] sum of weight x value, plus (1 - alpha) x background
+        depth: [V, H, W] expected depth, sum of weight x depth / alpha, meters; 0 where nothing was drawn
+        alpha: [V, H, W] sum of weights, in [0, 1)
     """
 
     values: Tensor
@@ -35,7 +35,7 @@ def rasterize(
 ) -> Rendering:
     """Render values of Gaussians by front-to-back compositing.
 
-    Every engine keeps these conventions (gsplat 1.5.3, `classic`): the first pixel's centre is (0.5, 0.5); 2D
+    Every engine keeps these conventions (gsplat 1.5.3, `classic`): the first pixel's center is (0.5, 0.5); 2D
     covariances grow by 0.3 pixel^2; Gaussians nearer than 1 cm are dropped; alpha = min(0.999, opacity x
     exp(-d^2 / 2)), dropped below 1/255; order by depth of the mean; a pixel ends before its transmittance is 1e-4.
     Computed in float32 (float64 if the means are), autocast and TF32 off. Differentiable once in means, quaternions,
@@ -43,13 +43,13 @@ def rasterize(
 
     Args:
         gaussians: what to render.
-        values: per Gaussian, any C (colours, features, ...)  # [N, C]
-        intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
+        values: [N, C] per Gaussian, any C (colors, features, ...)
+        intrinsics: [3, 3] or [V, 3, 3] pixels of `size`, no skew
+        world_from_camera: [4, 4] or [V, 4, 4] rigid, OpenCV axes, meters
         size: (height, width) in pixels.
         engine: `torch` (everywhere), `gsplat` (CUDA, float32), another that is installed, or `auto`: the best that can
             run here, logged once.
-        background: value behind everything  # [C]
+        background: [C] value behind everything
 
     Returns:
         The rendering.

@@ -17,8 +17,8 @@ class TileLists(NamedTuple):
     """Tiles' Gaussians, one list after another.
 
     Attributes:
-        gaussians: indices, front to back within a tile  # [I]
-        starts: where each tile's list begins, and the end  # [rows * columns + 1]
+        gaussians: [I] indices, front to back within a tile
+        starts: [rows * columns + 1] where each tile's list begins, and the end
         rows: tiles down the image.
         columns: tiles across the image.
         tile_size: pixels.
@@ -35,9 +35,9 @@ class TileBatch(NamedTuple):
     """Tiles with their lists padded to one length K.
 
     Attributes:
-        tiles: row-major tile indices  # [T]
-        gaussians: indices, front to back; padding repeats an arbitrary one  # [T, K]
-        valid: False on the padding  # [T, K]
+        tiles: [T] row-major tile indices
+        gaussians: [T, K] indices, front to back; padding repeats an arbitrary one
+        valid: [T, K] False on the padding
     """
 
     tiles: Tensor
@@ -108,12 +108,12 @@ def tiles_to_image(tiles: Tensor, lists: TileLists, size: tuple[int, int]) -> Te
     """Lay tiles of pixels out as an image.
 
     Args:
-        tiles: row-major tiles of row-major pixels  # [rows * columns, tile_size^2, C]
+        tiles: [rows * columns, tile_size^2, C] row-major tiles of row-major pixels
         lists: what the tiles belong to.
         size: (height, width) in pixels.
 
     Returns:
-        The image  # [C, H, W]
+        [C, H, W] the image
     """
     side = lists.tile_size
     image = tiles.view(lists.rows, lists.columns, side, side, -1).permute(4, 0, 2, 1, 3)

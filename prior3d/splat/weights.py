@@ -26,11 +26,11 @@ class CompositingWeights(SplatOperator):
     """Alpha x transmittance of every Gaussian in every pixel it reaches, as M entries of a sparse matrix.
 
     Attributes:
-        pixels: row-major index of the view and its pixel (or grid cell), ascending  # [M]
-        gaussians: index of the Gaussian  # [M]
-        weights: positive; in a cell, summed over its pixels  # [M]
+        pixels: [M] row-major index of the view and its pixel (or grid cell), ascending
+        gaussians: [M] index of the Gaussian
+        weights: [M] positive; in a cell, summed over its pixels
         size: (height, width) of the image or grid.
-        areas: pixels per cell, 1 unless pooled  # [height, width]
+        areas: [height, width] pixels per cell, 1 unless pooled
         count: number of Gaussians, seen or not.
         views: how many images or grids of this size.
     """
@@ -44,7 +44,7 @@ class CompositingWeights(SplatOperator):
     views: int = 1
 
     def pooled(self, grid: tuple[int, int]) -> "CompositingWeights":
-        """Sum the weights over the cells of a coarser grid; a pixel belongs to the cell that its centre lies in.
+        """Sum the weights over the cells of a coarser grid; a pixel belongs to the cell that its center lies in.
 
         Args:
             grid: (height, width) in cells, at most the size.
@@ -147,9 +147,9 @@ def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int,
     """Build a sparse CSR matrix from entries in any order.
 
     Args:
-        rows: of the entries  # [M]
-        columns: of the entries  # [M]
-        entries: values  # [M]
+        rows: [M] of the entries
+        columns: [M] of the entries
+        entries: [M] values
         shape: (rows, columns) before transposing.
         transposed: build the transpose, sorted for its own rows, so that products add up in a fixed order.
 
@@ -174,8 +174,8 @@ def compositing_weights(
 
     Args:
         gaussians: what to look at.
-        intrinsics: pixels of `size`  # [3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4]
+        intrinsics: [3, 3] pixels of `size`
+        world_from_camera: [4, 4] rigid, OpenCV axes, meters
         size: (height, width) in pixels.
 
     Returns:

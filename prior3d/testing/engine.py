@@ -34,7 +34,7 @@ def check_engine(
     Where it has no obstacle: values; empty and one-row inputs; inputs that are not contiguous; that inputs stay as they
     are; that `deterministic` is true. Sparse: gradients, kernels of odd, even and strided maps and their transposes,
     half precision summed in float32, a second backward pass that works or raises. Splat: gradients, several views,
-    backgrounds, and its operator: the transpose of itself, with and without a grid. Neighbours: order and rows.
+    backgrounds, and its operator: the transpose of itself, with and without a grid. Neighbors: order and rows.
 
     Args:
         cls: the engine's class.
@@ -344,7 +344,7 @@ def _check_operator(
     _close(found.render(values[:, :1]), found.render(values)[:, :1], 1e-5, f"{where}: channels mix")
 
 
-# neighbours
+# neighbors
 
 
 def _check_neighbours(engine: NeighbourEngine, device: torch.device, tolerance: float | None) -> None:

@@ -138,7 +138,7 @@ def _corner(world_from_camera: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def _surface(batch: Batch, known: bool) -> Batch:
-    """The surface seen by each view, packed, in the colours of its pixels."""
+    """The surface seen by each view, packed, in the colors of its pixels."""
     if not known:
         nothing = torch.zeros(0, 3)
         return {"surface": nothing, "surface_view": nothing[:, 0].long(), "surface_color": nothing.clone()}

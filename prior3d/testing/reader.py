@@ -27,7 +27,7 @@ _MODELS = ("pinhole", "opencv", "fisheye")
 def check_reader(cls: type[Reader], root: Path | str, **options: object) -> Reader:
     """Assert that a reader keeps to the contract, on a small folder of its format.
 
-    Checked: its constructor is a schema; it recognises the folder and not an empty one; scenes are sorted and open;
+    Checked: its constructor is a schema; it recognizes the folder and not an empty one; scenes are sorted and open;
     cameras are finite, with positive focal lengths and sizes; poses are rigid, and missing only with a problem; every
     frame gives the fields of `provides`, no others, in their dtypes, shapes and ranges, at the sizes its camera says;
     reading is repeatable and survives pickling; fingerprints are the same for the same files and change when a file

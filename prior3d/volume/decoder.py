@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def grid_encoding(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Encode the cell centres of a grid by sines and cosines of their position across the image.
+    """Encode the cell centers of a grid by sines and cosines of their position across the image.
 
     Positions are relative to the image, so that grids of different sizes share one encoding.
 
@@ -120,7 +120,7 @@ class TriplaneDecoder(nn.Module):
             tokens: encoder map, [N, C, h, w], any h and w.
 
         Returns:
-            Planes, [N, 3, P, S, S].
+            [N, 3, P, S, S] planes.
 
         Raises:
             ValueError: when `tokens` is not a map.

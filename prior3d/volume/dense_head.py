@@ -52,7 +52,7 @@ class DenseHead(nn.Module):
         """Decode maps.
 
         Args:
-            tokens: encoder map, [N, C, h, w].
+            tokens: [N, C, h, w] encoder map.
             height: height H of the maps in pixels.
             width: width W of the maps in pixels.
 

@@ -1,4 +1,4 @@
-"""From features at points to density and colour, and whole rays or pictures of the planes."""
+"""From features at points to density and color, and whole rays or pictures of the planes."""
 
 import math
 from itertools import pairwise
@@ -20,7 +20,7 @@ def linear_tail_exp(x: Tensor, knee: float = 5.0) -> Tensor:
 
 
 class RadianceMLP(nn.Module):
-    """Small network from plane features to density and colour.
+    """Small network from plane features to density and color.
 
     Args:
         feature_channels: channels F of the features (three times the planes' for `concat`).
@@ -54,8 +54,8 @@ class RadianceMLP(nn.Module):
         steps = [step for a, b in pairwise(sizes) for step in (nn.Linear(a, b), nn.Softplus())]
         self.network = nn.Sequential(*steps, nn.Linear(sizes[-1], 4))
         for step in self.network[:-1:2]:
-            # torch's own weights shrink what tells points apart to a third at each of these layers: colours then stay
-            # grey for hundreds of steps
+            # torch's own weights shrink what tells points apart to a third at each of these layers: colors then stay
+            # gray for hundreds of steps
             nn.init.normal_(step.weight, std=math.sqrt(2 / step.in_features))
             nn.init.zeros_(step.bias)
         nn.init.zeros_(self.network[-1].bias)
@@ -79,11 +79,11 @@ class RadianceMLP(nn.Module):
 def render_planes(planes: Tensor, field: RadianceMLP, samples: RaySamples, *, reduce: str = "concat") -> Rendered:
     """Render rays through planes, in float32 with autocast off.
 
-    Where no sample stops the light, it ends at the far plane in the colour of the ray's last sample.
+    Where no sample stops the light, it ends at the far plane in the color of the ray's last sample.
 
     Args:
         planes: [N, 3, P, S, S] of any dtype.
-        field: network from plane features to density and colour.
+        field: network from plane features to density and color.
         samples: samples along the rays, from `Space.samples`.
         reduce: how the planes' features are joined, see `sample_planes`.
 
@@ -114,7 +114,7 @@ def render_view(
 
     Args:
         planes: [N, 3, P, S, S].
-        field: network from plane features to density and colour.
+        field: network from plane features to density and color.
         space: camera and box.
         height: picture height H in pixels.
         width: picture width W in pixels.

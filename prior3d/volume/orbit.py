@@ -12,7 +12,7 @@ def orbit_pose(azimuth_degrees: float, elevation_degrees: float, pivot_depth: fl
     Args:
         azimuth_degrees: degrees to the right around the pivot.
         elevation_degrees: degrees upwards.
-        pivot_depth: depth of the point that stays in the centre, in the space's unit.
+        pivot_depth: depth of the point that stays in the center, in the space's unit.
 
     Returns:
         `canonical_from_camera`, [4, 4] float32; the identity for zero angles.
@@ -38,7 +38,7 @@ def small_orbit(count: int, degrees: float, pivot_depth: float) -> Tensor:
         pivot_depth: depth of the pivot, in the space's unit.
 
     Returns:
-        `canonical_from_camera` of each pose, [count, 4, 4] float32.
+        [count, 4, 4] float32 `canonical_from_camera` of each pose.
     """
     phases = [2 * math.pi * index / count for index in range(count)]
     poses = [orbit_pose(degrees * math.cos(phase), degrees * math.sin(phase), pivot_depth) for phase in phases]

@@ -13,7 +13,7 @@ def random_pixels(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw pixels for each image, evenly and with replacement (fixed shape, no host synchronisation).
+    """Draw pixels for each image, evenly and with replacement (fixed shape, no host synchronization).
 
     Args:
         images: number of images N.
@@ -24,21 +24,21 @@ def random_pixels(
         generator: source of the draws; the global one of the device if none.
 
     Returns:
-        Row-major pixel indices, [N, R] int64.
+        [N, R] int64 row-major pixel indices.
     """
     return torch.randint(height * width, (images, rays), device=device, generator=generator)
 
 
 def pixel_positions(indices: Tensor, height: int, width: int) -> Tensor:
-    """Give the centres of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
+    """Give the centers of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
 
     Args:
-        indices: row-major pixel indices, [N, R] int64.
+        indices: [N, R] int64 row-major pixel indices.
         height: image height in pixels.
         width: image width in pixels.
 
     Returns:
-        Positions, [N, R, 2] float32.
+        [N, R, 2] float32 positions.
     """
     row, column = torch.div(indices, width, rounding_mode="floor"), indices % width
     return torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)
@@ -49,7 +49,7 @@ def read_pixels(maps: Tensor, indices: Tensor) -> Tensor:
 
     Args:
         maps: [N, C, H, W] (or [N, H, W] for one channel without its axis).
-        indices: row-major pixel indices, [N, R] int64.
+        indices: [N, R] int64 row-major pixel indices.
 
     Returns:
         [N, R, C] (or [N, R]).

@@ -16,13 +16,13 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
 
     The planes are XY, XZ, YZ in this order. Of each, columns (last axis) run along the first letter and rows along the
     second: `planes[n, 0, :, row, column]` lies at y(row), x(column); plane 1 at z(row), x(column); plane 2 at z(row),
-    y(column). Cell i of S has its centre at -1 + (2 i + 1) / S, so the box [-1, 1] covers the cells edge to edge and
+    y(column). Cell i of S has its center at -1 + (2 i + 1) / S, so the box [-1, 1] covers the cells edge to edge and
     the XY plane is aligned with the pixels of an image that covers the same square. Values are held constant in the
     outer half cell and outside the box; whoever renders points outside must drop their density.
 
     Args:
-        planes: features on the planes, [N, 3, P, S, S].
-        points: positions (x, y, z) in the box [-1, 1]^3, [N, M, 3].
+        planes: [N, 3, P, S, S] features on the planes.
+        points: [N, M, 3] positions (x, y, z) in the box [-1, 1]^3.
         reduce: `concat` gives the three planes' channels side by side (XY, XZ, YZ), `mean` their average.
 
     Returns:
@@ -64,12 +64,12 @@ def plane_energy(planes: Tensor, *, centered: bool = False) -> Tensor:
     that this is happening.
 
     Args:
-        planes: features on the planes, [N, 3, P, S, S].
+        planes: [N, 3, P, S, S] features on the planes.
         centered: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
             apart no better than an empty one.
 
     Returns:
-        Energy of XY, XZ, YZ, [3].
+        [3] energy of XY, XZ, YZ.
 
     Raises:
         ValueError: when `planes` has another shape.

@@ -15,11 +15,11 @@ class RaySamples:
     """Samples along rays: N images, R rays, S samples.
 
     Attributes:
-        points: positions in the box [-1, 1]^3, [N, R, S, 3].
-        inside: whether a position lies in the box; density counts only there, [N, R, S] bool.
-        depth: depth of the samples along the camera's optical axis, in the space's unit, [N, R, S].
-        deltas: length of each sample's interval; the intervals tile near to far, [N, R, S].
-        far: depth at which the rays end, [N, R].
+        points: [N, R, S, 3] positions in the box [-1, 1]^3.
+        inside: [N, R, S] bool whether a position lies in the box; density counts only there.
+        depth: [N, R, S] depth of the samples along the camera's optical axis, in the space's unit.
+        deltas: [N, R, S] length of each sample's interval; the intervals tile near to far.
+        far: [N, R] depth at which the rays end.
     """
 
     points: Tensor
@@ -35,13 +35,13 @@ def stratified_fractions(
     """Draw one fraction in each of S equal bins of [0, 1], or take the bins' midpoints.
 
     Args:
-        positions: tensor whose leading shape, dtype and device are taken over, [N, R, 2].
+        positions: [N, R, 2] tensor whose leading shape, dtype and device are taken over.
         samples: number of bins S.
         jitter: uniform draw within each bin (training) instead of the midpoint (evaluation).
         generator: source of the draws; the global one of the device if none.
 
     Returns:
-        Increasing fractions, [N, R, S].
+        [N, R, S] increasing fractions.
     """
     shape = (*positions.shape[:-1], samples)
     start = torch.arange(samples, device=positions.device, dtype=positions.dtype)
@@ -102,7 +102,7 @@ class Space(ABC):
         """Place samples along the rays through image positions.
 
         Args:
-            positions: (u, v) in [-1, 1] across the image, u to the right, v down, [N, R, 2].
+            positions: [N, R, 2] (u, v) in [-1, 1] across the image, u to the right, v down.
             count: samples per ray S.
             jitter: stratified draws (training) instead of the bins' midpoints (evaluation).
             generator: source of the draws; the global one of the device if none.
@@ -142,7 +142,7 @@ class Space(ABC):
 
 @dataclass(frozen=True)
 class FrustumSpace(Space):
-    """The default space: the box's axes are u, v and normalised inverse depth.
+    """The default space: the box's axes are u, v and normalized inverse depth.
 
     The XY plane is aligned with the pixels and z runs from the near plane (-1) to the far plane (+1) evenly in inverse
     depth. Depth has no unit (near is 1 by convention) and density is per unit of depth, so that the fixed camera's
@@ -190,7 +190,7 @@ class CubeSpace(Space):
 
     Attributes:
         fov_degrees: field of view of the longer image side, in degrees.
-        radius: distance from the camera to the cube's centre, in half sides of the cube.
+        radius: distance from the camera to the cube's center, in half sides of the cube.
 
     Reference:
         The camera of G3DR, Reddy et al. 2024, arXiv 2403.00939: 18 degrees, distance 5, cube of half side 1.

@@ -12,11 +12,11 @@ class Rendered(NamedTuple):
     """What a ray sees: N images, R rays, S samples, C channels.
 
     Attributes:
-        weights: share of the ray that ends in each sample's interval, [N, R, S].
-        values: composited values, [N, R, C].
-        depth: expected depth E[t], in the unit of the sample depths, [N, R].
-        inverse_depth: expected inverse depth E[1/t] (not 1 / E[t]), [N, R].
-        opacity: share of the ray that ends before its far end, [N, R].
+        weights: [N, R, S] share of the ray that ends in each sample's interval.
+        values: [N, R, C] composited values.
+        depth: [N, R] expected depth E[t], in the unit of the sample depths.
+        inverse_depth: [N, R] expected inverse depth E[1/t] (not 1 / E[t]).
+        opacity: [N, R] share of the ray that ends before its far end.
     """
 
     weights: Tensor
@@ -34,8 +34,8 @@ def ray_weights(density: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
     w_i = exp(-sum_{j<i} density_j delta_j) (1 - exp(-density_i delta_i)).
 
     Args:
-        density: non-negative density per unit of length, [..., S].
-        deltas: lengths of the intervals, same unit, [..., S].
+        density: [..., S] non-negative density per unit of length.
+        deltas: [..., S] lengths of the intervals, same unit.
 
     Returns:
         Weights [..., S] and the leftover share [...]; together they sum to one.
@@ -64,8 +64,8 @@ def render_rays(
     ray, and no ray depends on another one.
 
     Args:
-        density: non-negative density per unit of length, [N, R, S].
-        values: what the samples emit, [N, R, S, C].
+        density: [N, R, S] non-negative density per unit of length.
+        values: [N, R, S, C] what the samples emit.
         deltas: length of each sample's interval, [N, R, S] or broadcastable.
         depth: positive depth of each sample, [N, R, S] or broadcastable; any unit, it need not be that of `deltas`.
         far: depth at which the leftover share of each ray ends, [N, R] or broadcastable.

@@ -1,4 +1,4 @@
-"""Nearest neighbours with FAISS, on the CPU, or on CUDA where the installed FAISS can."""
+"""Nearest neighbors with FAISS, on the CPU, or on CUDA where the installed FAISS can."""
 
 import functools
 import importlib
@@ -11,7 +11,7 @@ from torch import Tensor
 from prior3d import NeighbourEngine
 
 _MOST_ON_GPU = 2048
-"""Neighbours per query that FAISS's kernels can select."""
+"""Neighbors per query that FAISS's kernels can select."""
 
 
 class NeighboursFaiss(NeighbourEngine):
@@ -35,7 +35,7 @@ class NeighboursFaiss(NeighbourEngine):
         return None
 
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `NeighbourEngine.nearest`; on CUDA at most 2048 neighbours."""
+        """See `NeighbourEngine.nearest`; on CUDA at most 2048 neighbors."""
         faiss = _faiss()
         index = faiss.IndexFlatIP(memory.shape[1])
         if memory.device.type == "cuda":

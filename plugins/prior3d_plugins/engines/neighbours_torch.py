@@ -1,4 +1,4 @@
-"""Nearest neighbours by matrix products in plain torch."""
+"""Nearest neighbors by matrix products in plain torch."""
 
 import torch
 from torch import Tensor

@@ -22,14 +22,14 @@ class DepthRegression(Prior):
 
     Args:
         backbone: what the features look like.
-        alpha: metres at which an error starts to count less than linearly.
-        initial_depth: metres predicted before training, about the middle of what the data shows.
+        alpha: meters at which an error starts to count less than linearly.
+        initial_depth: meters predicted before training, about the middle of what the data shows.
 
     Reference:
         Hu et al., Revisiting Single Image Depth Estimation, WACV 2019, arXiv 1803.08673, the loss Pri3D's scripts
         (Hou et al., 2021, arXiv 2104.11225) add to their contrastive ones. Differences: shifted by log(alpha) so that
-        a perfect prediction gives 0; unknown depth (and its neighbours, for gradients and normals) is masked rather
-        than learnt; compared on the feature grid, where depth is taken, never mixed, at the cells' centres.
+        a perfect prediction gives 0; unknown depth (and its neighbors, for gradients and normals) is masked rather
+        than learned; compared on the feature grid, where depth is taken, never mixed, at the cells' centers.
     """
 
     needs = ("image", "depth", "intrinsics")
@@ -64,7 +64,7 @@ class DepthRegression(Prior):
         return {"depth": plot_depth(images[:3], predicted[:3, 0], target[:3, 0])}
 
     def _predict(self, batch: Batch, dense: Tensor) -> Tensor:
-        """Depth [N, 1, h, w] in metres, N = B V."""
+        """Depth [N, 1, h, w] in meters, N = B V."""
         with torch.autocast(dense.device.type, enabled=False):
             logarithm = self.head(dense.flatten(0, 1).float()).clamp(-5.0, 5.0)
             focal = batch["intrinsics"].float().flatten(0, 1)[:, 0, 0] / self.backbone.size[1]
@@ -76,7 +76,7 @@ class DepthRegression(Prior):
         )
 
     def _shape_terms(self, predicted: Tensor, target: Tensor, known: Tensor) -> dict[str, Tensor]:
-        inner = -F.max_pool2d(-known.float(), 3, stride=1)  # 1 where all 3 x 3 neighbours are known
+        inner = -F.max_pool2d(-known.float(), 3, stride=1)  # 1 where all 3 x 3 neighbors are known
         slope, true_slope = _sobel(predicted), _sobel(target)
         gradient = self._log_error(slope - true_slope).sum(1, keepdim=True)
         ones = torch.ones_like(slope[:, :1])
@@ -91,7 +91,7 @@ class DepthRegression(Prior):
 
 
 def _sobel(depth: Tensor) -> Tensor:
-    """Slope [N, 2, h - 2, w - 2] along x and y, metres per cell, of depth [N, 1, h, w]."""
+    """Slope [N, 2, h - 2, w - 2] along x and y, meters per cell, of depth [N, 1, h, w]."""
     along_x = depth.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     return F.conv2d(depth, torch.stack([along_x, along_x.T])[:, None])
 

@@ -25,17 +25,17 @@ from prior3d.losses import (
 class ViewInvariance(Prior):
     """PointInfoNCE between matched pixels of the first view and of every other view of a sample.
 
-    Matches are mutual nearest neighbours in 3D among the pixels of the two depth maps, visible in both.
+    Matches are mutual nearest neighbors in 3D among the pixels of the two depth maps, visible in both.
 
     Args:
         backbone: what the features look like.
         temperature: of the softmax over similarities.
         points: matches sampled per pair of views, at most one per feature cell.
-        max_distance: metres within which two points are the same.
+        max_distance: meters within which two points are the same.
         relative_distance: the same as a share of depth (sensors are less exact far away); the larger of both counts.
         negatives: where other features come from: the same pair of views, every pair of the batch, or of the batches
             of all ranks.
-        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
+        exclude_radius: meters; features of the same scene whose 3D point is closer than this to the positive are no
             negatives. 0 keeps all.
         min_angle: degrees between the optical axes below which a pair is passed over.
         max_angle: degrees above which it is.
@@ -136,7 +136,7 @@ class ViewInvariance(Prior):
         return (_distances(flat) < self.exclude_radius) & (scene[:, None] == scene)
 
     def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
-        """World points [G, N, 3] of the sampled pixels of the first views, metres, and their scenes [G]."""
+        """World points [G, N, 3] of the sampled pixels of the first views, meters, and their scenes [G]."""
         depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
         points = []
         for match in matches:
@@ -147,5 +147,5 @@ class ViewInvariance(Prior):
 
 
 def _distances(points: Tensor) -> Tensor:
-    """Distances between rows, not by a matrix product: that loses centimetres, and more in TF32."""
+    """Distances between rows, not by a matrix product: that loses centimeters, and more in TF32."""
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

@@ -43,7 +43,7 @@ class GaussianDistillation(Prior):
         lift: `average` of what the views say, weighted by how much they see; or least squares by conjugate gradients
             (`cg`), sharper where depth is exact.
         frames: views a scene is lifted from at most, evenly spaced.
-        spacing: metres between Gaussians; null for that of rendered pixels at the middle depth.
+        spacing: meters between Gaussians; null for that of rendered pixels at the middle depth.
         fineness: rendered pixels along a feature cell; on slanted surfaces targets lie up to half of one aside.
         min_views: views that must have seen a Gaussian.
         min_coverage: share of a cell that such Gaussians must cover.
@@ -57,7 +57,7 @@ class GaussianDistillation(Prior):
 
     Reference:
         Yue et al., Improving 2D Feature Representations by 3D-Aware Fine-Tuning, ECCV 2024, arXiv 2407.20229.
-        Differences: Gaussians from depth instead of 30,000 steps of optimisation (there too, features never move them);
+        Differences: Gaussians from depth instead of 30,000 steps of optimization (there too, features never move them);
         features gathered in closed form, without a bottleneck of 64 channels and a decoder per scene; targets rendered
         at the grid for the augmented view, divided by what is covered, their length restored; masks; the cosine term;
         the anchor; the moving average as a teacher. Theirs: plain L1 on all views, which makes features alone worse at

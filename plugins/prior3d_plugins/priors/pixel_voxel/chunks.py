@@ -13,10 +13,10 @@ class Grids(NamedTuple):
     """Where the voxels of G chunks lie: grid axes are the world's, turned about the vertical, with a random origin.
 
     Attributes:
-        origin: [G, 3] metres, world axes; the camera's centre, so that float32 has digits to spare.
+        origin: [G, 3] meters, world axes; the camera's center, so that float32 has digits to spare.
         turn: [G] radians about the vertical.
         shift: [G, 3] voxels, 0..1.
-        voxel_size: metres.
+        voxel_size: meters.
         axes: which world axes become the grid's x, y and (vertical) z.
     """
 
@@ -35,7 +35,7 @@ class Grids(NamedTuple):
         return turned / self.voxel_size + self.shift[chunk]
 
     def centers(self, voxels: Tensor) -> Tensor:
-        """Return the centres [M, 3] of voxels [M, 4] (chunk, x, y, z): metres, world axes."""
+        """Return the centers [M, 3] of voxels [M, 4] (chunk, x, y, z): meters, world axes."""
         chunk = voxels[:, 0].long()
         x, y, z = ((voxels[:, 1:] + 0.5 - self.shift[chunk]) * self.voxel_size).unbind(-1)
         cosine, sine = self.turn.cos()[chunk], self.turn.sin()[chunk]
@@ -47,8 +47,8 @@ def random_grids(world_from_camera: Tensor, voxel_size: float, max_turn_deg: flo
     """Draw a grid for the chunk of each view: a turn of up to `max_turn_deg` either way, a shift within a voxel.
 
     Args:
-        world_from_camera: [G, 4, 4] poses, metres.
-        voxel_size: metres.
+        world_from_camera: [G, 4, 4] poses, meters.
+        voxel_size: meters.
         max_turn_deg: degrees.
         up: the world axis along the vertical: x, y or z.
     """
@@ -63,7 +63,7 @@ class Points(NamedTuple):
     """Points of the surface, packed.
 
     Attributes:
-        positions: [N, 3] metres, world axes.
+        positions: [N, 3] meters, world axes.
         chunk: [N] int64.
         colors: [N, 3] 0..1, or None.
     """
@@ -82,7 +82,7 @@ class Voxels(NamedTuple):
 
     Attributes:
         coordinates: [M, 4] int32: chunk, x, y, z.
-        colors: [M, 3] mean of the colours of each voxel's points, or None.
+        colors: [M, 3] mean of the colors of each voxel's points, or None.
     """
 
     coordinates: Tensor
@@ -90,7 +90,7 @@ class Voxels(NamedTuple):
 
 
 def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
-    """Return the occupied voxels of points, with mean colours if the points have any.
+    """Return the occupied voxels of points, with mean colors if the points have any.
 
     Of a chunk with more than `max_voxels` the nearest to the camera stay: a smaller chunk, as dense as before.
     """
@@ -123,18 +123,18 @@ def within_reach(
     size: tuple[int, int],
     far: float,
 ) -> Tensor:
-    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` metres.
+    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` meters.
 
     The box of a shorter frustum lies within that of a longer one, so this cuts a chunk down to what `far` would have
     made of it in the first place.
 
     Args:
-        points: metres, world axes.
+        points: meters, world axes.
         chunk: [N] int64.
-        intrinsics: [G, 3, 3] pixels, centres at +0.5.
-        world_from_camera: [G, 4, 4] metres.
+        intrinsics: [G, 3, 3] pixels, centers at +0.5.
+        world_from_camera: [G, 4, 4] meters.
         size: height and width of the views, pixels.
-        far: metres along the optical axis.
+        far: meters along the optical axis.
     """
     corners = pixel_centers(2, 2, points.device) - 0.5  # 0 or 1 in x and y
     corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)

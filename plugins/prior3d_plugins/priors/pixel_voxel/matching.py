@@ -15,9 +15,9 @@ class PixelVoxels(NamedTuple):
     """Matches of G views with the voxels of their chunks; fixed shapes, slots that are not valid are padding.
 
     Attributes:
-        pixels: [G, N, 2] pixels x, y; centres at +0.5.
+        pixels: [G, N, 2] pixels x, y; centers at +0.5.
         cells: [G, N] int64 row-major cell of the feature grid that the pixel lies in.
-        points: [G, N, 3] metres, the 3D point the pixel sees, world axes.
+        points: [G, N, 3] meters, the 3D point the pixel sees, world axes.
         voxels: [G, N] int64 row of the voxel.
         contained: [G, N] bool, whether the voxel holds the point rather than borders the one that does.
         valid: [G, N] bool.
@@ -47,9 +47,9 @@ def match_pixels(
     says where it looks.
 
     Args:
-        depth: [G, H, W] metres along the optical axis, 0 = unknown.
-        intrinsics: [G, 3, 3] pixels, centres at +0.5.
-        world_from_camera: [G, 4, 4] metres.
+        depth: [G, H, W] meters along the optical axis, 0 = unknown.
+        intrinsics: [G, 3, 3] pixels, centers at +0.5.
+        world_from_camera: [G, 4, 4] meters.
         grid: rows and columns of the feature maps.
         stride: image pixels per cell.
         voxels: [M, 4] int32 (chunk, x, y, z), unique, M > 0; chunk g belongs to view g.
@@ -117,7 +117,7 @@ def _around(voxels: Tensor, chunk: Tensor, cells: Tensor) -> Tensor:
     low, high = (bound.long() - margin for bound, margin in zip(voxels.aminmax(dim=0), (2, -2), strict=True))
     size = high - low + 1
 
-    def key(cell: tuple[Tensor, ...]) -> Tensor:  # x last and fastest: neighbours along x have neighbouring keys
+    def key(cell: tuple[Tensor, ...]) -> Tensor:  # x last and fastest: neighbors along x have neighboring keys
         chunk, x, y, z = cell
         return ((chunk * size[3] + (z - low[3])) * size[2] + (y - low[2])) * size[1] + (x - low[1])
 

@@ -27,14 +27,14 @@ class PixelVoxel(Prior):
         backbone: what the features look like.
         temperature: of the softmax over similarities; 0.4 in Pri3D's code.
         points: matches per view at most, one per feature cell and one per voxel.
-        voxel_size: metres; 0.02 in the paper, 0.10 for a CPU.
+        voxel_size: meters; 0.02 in the paper, 0.10 for a CPU.
         voxels: what the 3D network is told of a voxel. `occupancy`: that it is there, so a pixel and its voxel match by
-            the shape around them alone, and voxels of a flat wall can hardly be told apart. `color`: its mean colour in
+            the shape around them alone, and voxels of a flat wall can hardly be told apart. `color`: its mean color in
             the scene's images, too; walls then have places, but a pixel and its voxel match by texture where that is
             easier, and the features need not know any shape.
         max_voxels: voxels per chunk at most, those nearest to the camera; a view in a room has about 260 000 of 2 cm,
             50 000 of 4 cm, 6 000 of 10 cm.
-        chunk_far: metres at which chunks end at the latest; by default where the view's depth does.
+        chunk_far: meters at which chunks end at the latest; by default where the view's depth does.
         chunks: `each` view with its own chunk, or only the `first` of a sample, at half the cost for two views.
         max_turn: degrees by which a chunk is turned about the vertical at most; 0 for none.
         up: the world axis along the vertical.
@@ -43,7 +43,7 @@ class PixelVoxel(Prior):
         unet_channels: channels of the 3D network's output; 96 in Pri3D.
         channels: of the space in which pixels and voxels are compared, behind a linear head on both sides.
         negatives: where other features come from: the same view's chunk, or every chunk of the batch.
-        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
+        exclude_radius: meters; features of the same scene whose 3D point is closer than this to the positive are no
             negatives. Wanted with `batch`, where the chunks of two views overlap. 0 keeps all.
         engine: of the sparse convolutions: `auto`, or the name of an engine, with or without `sparse/` before it.
 
@@ -52,11 +52,11 @@ class PixelVoxel(Prior):
 
     Reference:
         Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
-        voxels hold occupancy by default, as in the paper (its code gives them colours; with `color` they hold both,
+        voxels hold occupancy by default, as in the paper (its code gives them colors; with `color` they hold both,
         from the images as recorded, while the view's own is changed by photometric augmentation); a match is the voxel
         that holds a pixel's point or borders it (there any voxel within 20 cm in depth); no pixel cell and no voxel
         occurs twice; voxels are floored (truncated there), turned and shifted at random; the chunks of a batch are
-        normalised together.
+        normalized together.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera", "surface")
@@ -142,7 +142,7 @@ class PixelVoxel(Prior):
         return {"matches": figure}
 
     def _sample(self, batch: Batch) -> "_Sample | None":
-        """Voxelise the chunks and sample matches; None where no chunk has a point."""
+        """Voxelize the chunks and sample matches; None where no chunk has a point."""
         depth, intrinsics, poses = (self._of_views(batch[n]) for n in ("depth", "intrinsics", "world_from_camera"))
         grids = random_grids(poses, self.voxel_size, self.max_turn, self.up)
         points = self._points(batch, intrinsics, poses)
@@ -174,7 +174,7 @@ class PixelVoxel(Prior):
         """Mask of pairs that are no negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
 
         def close(points: Tensor) -> Tensor:
-            # Not by matrix products: TF32 and cancellation would cost centimetres.
+            # Not by matrix products: TF32 and cancellation would cost centimeters.
             return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
 
         if self.negatives == "pair":
@@ -194,6 +194,6 @@ class _Sample(NamedTuple):
 
 
 def _inputs(voxels: Voxels) -> Tensor:
-    """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean colour, centred about 0."""
+    """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean color, centered about 0."""
     occupancy = torch.ones(len(voxels.coordinates), 1, device=voxels.coordinates.device)
     return occupancy if voxels.colors is None else torch.cat([occupancy, voxels.colors - 0.5], dim=1)

@@ -1,4 +1,4 @@
-"""From encoder tokens to the colour and depth of pixels: through a volume, or straight (the ablation)."""
+"""From encoder tokens to the color and depth of pixels: through a volume, or straight (the ablation)."""
 
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ class Seen(NamedTuple):
 
     Attributes:
         rgb: [N, R, 3].
-        depth: expected depth E[t], in the space's unit, [N, R].
-        inverse_depth: expected inverse depth E[1/t], [N, R].
+        depth: [N, R] expected depth E[t], in the space's unit.
+        inverse_depth: [N, R] expected inverse depth E[1/t].
         opacity: share of each ray that ends before its far end, [N, R]; none where there is no volume.
         scalars: what is worth logging.
     """
@@ -67,7 +67,7 @@ class VolumeDecoder(nn.Module):
             pixel_positions(indices, height, width), self.samples, jitter=self.training, aspect=width / height
         )
         out = render_planes(planes, self.field, rays)
-        # centred: what the fixed camera leaves to XZ and YZ shows only in how they vary
+        # centered: what the fixed camera leaves to XZ and YZ shows only in how they vary
         energy = plane_energy(planes.detach(), centered=True)
         scalars = {f"energy_{name}": value for name, value in zip(("xy", "xz", "yz"), energy.unbind(), strict=True)}
         return Seen(out.values, out.depth, out.inverse_depth, out.opacity, scalars)

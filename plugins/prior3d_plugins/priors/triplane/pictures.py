@@ -1,4 +1,4 @@
-"""Pictures: input, rendered colour and depth, and a small orbit around the volume."""
+"""Pictures: input, rendered color and depth, and a small orbit around the volume."""
 
 import torch
 from matplotlib.figure import Figure
@@ -22,9 +22,9 @@ def plot_reconstruction(
 
     Args:
         decoder: either one.
-        tokens: encoder map, [N, C, h, w].
+        tokens: [N, C, h, w] encoder map.
         images: what the encoder saw, [N, 3, H, W] in 0..1.
-        given: the depth or disparity that is learnt from, [N, H, W], if any; 0 = unknown.
+        given: the depth or disparity that is learned from, [N, H, W], if any; 0 = unknown.
         disparity: for each image, whether that is disparity; rendered depth is then drawn inverted.
     """
     rgb, depth = decoder.picture(tokens, _small(images.shape[-2:]))
@@ -47,7 +47,7 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _grid(columns: dict[str, Tensor]) -> Figure:
-    """Draw a row per image and a column per title, colour [N, 3, H, W] or depth [N, H, W] in a range of its own."""
+    """Draw a row per image and a column per title, color [N, 3, H, W] or depth [N, H, W] in a range of its own."""
     figure, axes = panels(len(next(iter(columns.values()))), len(columns))
     for column, (title, pictures) in enumerate(columns.items()):
         axes[0][column].set_title(title, fontsize=8)

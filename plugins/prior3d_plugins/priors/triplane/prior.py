@@ -21,7 +21,7 @@ Count = Annotated[int, Ge(1), Le(10**6)]
 Weight = Annotated[float, Ge(0)]
 
 _COLOR_KNEE = 0.1
-"""Error from which smooth L1 is linear: colours lie in 0..1, where the usual 1 would leave half a squared error."""
+"""Error from which smooth L1 is linear: colors lie in 0..1, where the usual 1 would leave half a squared error."""
 
 
 class Triplane(Prior):
@@ -34,10 +34,10 @@ class Triplane(Prior):
 
     Args:
         backbone: what the features look like.
-        decoder: `triplane`, or `dpt` for the ablation: convolutions from the same tokens to colour and depth, with the
+        decoder: `triplane`, or `dpt` for the ablation: convolutions from the same tokens to color and depth, with the
             same losses but for opacity, so that a user can see what the volume adds.
         stride: of the encoder map that is decoded, pixels per cell; null for the coarsest of stride 16 or less. With
-            coarser maps each token stands for too much of the image, and colours stay blurred.
+            coarser maps each token stands for too much of the image, and colors stay blurred.
         space: where the volume lies: in the camera's `frustum`, even in inverse depth (needs no field of view), or in a
             `cube` before a long lens of 18 degrees.
         images: images per step and device that are reconstructed, drawn from the batch.
@@ -47,7 +47,7 @@ class Triplane(Prior):
         blocks: transformer blocks of the token decoder; of `triplane` only.
         plane_size: cells along each side of a plane; of `triplane` only.
         plane_channels: channels of a plane; of `triplane` only.
-        rgb_weight: of the smooth L1 loss between rendered and true colour.
+        rgb_weight: of the smooth L1 loss between rendered and true color.
         depth_weight: of the scale-and-shift-invariant loss on pseudo-depth (depth or disparity as its file says), or
             on metric depth where the dataset has no other. 0 needs no depth at all.
         opacity_weight: of the mean share of a ray that nothing stops: keeps the volume from staying a haze.
@@ -57,7 +57,7 @@ class Triplane(Prior):
 
     Reference:
         In the spirit of Aygün et al., Enhancing 2D Representation Learning with a 3D Prior, 2024, arXiv 2406.02535: a
-        tri-plane decoder on a pre-trained encoder, volume rendering of the same single view's colour and pseudo-depth,
+        tri-plane decoder on a pre-trained encoder, volume rendering of the same single view's color and pseudo-depth,
         distillation of the initial features. There is no public code, and no number was known to us: sizes, spaces,
         samples, losses, their weights, the opacity term and the `dpt` ablation are our choices.
     """
@@ -106,7 +106,7 @@ class Triplane(Prior):
         self.reads = frozenset({"encoder", *(["pooled", "reference"] if distill_weight else [])})
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, its terms, and how well colour and depth are met."""
+        """Return the loss, its terms, and how well color and depth are met."""
         feature = features["image"]
         tokens = feature.encoder[self.stride].flatten(0, 1)
         chosen = self._choose(len(tokens), tokens.device)

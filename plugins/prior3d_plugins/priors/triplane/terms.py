@@ -16,7 +16,7 @@ def distillation(trained: Tensor, reference: Tensor, distance: Distance) -> Tens
     """Measure how far features have moved from the reference's.
 
     `cosine` is the mean of 1 - cosine and lets the length of features go; `l2` is the mean squared difference in units
-    of the reference's mean square, so that it means the same for normalised tokens and for raw maps.
+    of the reference's mean square, so that it means the same for normalized tokens and for raw maps.
 
     Args:
         trained: [B, V, C, ...].
@@ -38,7 +38,7 @@ def distillation(trained: Tensor, reference: Tensor, distance: Distance) -> Tens
 
 @torch.no_grad()
 def peak_signal_to_noise(rgb: Tensor, target: Tensor) -> Tensor:
-    """Give 10 log10(1 / mean squared error) in decibels of colours in 0..1."""
+    """Give 10 log10(1 / mean squared error) in decibels of colors in 0..1."""
     return -10 * torch.log10((rgb - target).square().mean().clamp_min(1e-10))
 
 
@@ -49,7 +49,7 @@ def depth_correlation(prediction: Tensor, target: Tensor, mask: Tensor) -> Tenso
     Args:
         prediction: [N, R].
         target: [N, R]; may hold anything where not valid.
-        mask: valid pixels, [N, R] bool.
+        mask: [N, R] bool valid pixels.
     """
     count = mask.sum(dim=1, keepdim=True)
 
