@@ -1,4 +1,4 @@
-"""Pictures of pixel-voxel matches: one color for a pixel and its voxel."""
+"""Figures of pixel-voxel matches: one color for a pixel and its voxel."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,12 +18,12 @@ def plot_matches(
     centers: Tensor,  # [M, 3] meters, world axes
     intrinsics: Tensor,  # [3, 3]
     world_from_camera: Tensor,  # [4, 4]
-    axes: tuple[int, int, int],  # world axes: two level ones, the vertical one
+    axes: tuple[int, int, int],  # world axes: two horizontal ones, then the vertical one
 ) -> Figure:
     """Draw matched pixels, the chunk's voxels projected into the image, and the chunk from above.
 
-    A voxel's color is its height, and a matched pixel has the color of its voxel: in the first two panels equal
-    places have equal colors. From above, voxels are gray unless they are matched.
+    A voxel's color is its height, and a matched pixel has the color of its voxel: in the first two panels, the same
+    place has the same color. From above, voxels without a match are gray.
     """
     figure, ((left, middle, right),) = panels(1, 3)
     centers_m = centers.float().cpu().numpy()
