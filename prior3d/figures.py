@@ -104,7 +104,7 @@ def plot_judged_matches(
 
 
 def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
-    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in meters, a row per image with one scale per row."""
+    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in meters, one row and one depth scale per image."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
