@@ -1,4 +1,4 @@
-"""From matched pixels to matched feature cells: mapping to the grid, one match per cell, gathering."""
+"""From matched pixels to matched feature cells: map to the grid, keep one match per cell, gather features."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class CellMatches(NamedTuple):
 
     Attributes:
         pixels_a, pixels_b: [G, N, 2] pixel coordinates x, y; centers at +0.5.
-        cells_a, cells_b: [G, N] int64 row-major cell of the feature grid each pixel falls into.
-        index: [G, N] int64 the match each slot was taken from.
+        cells_a, cells_b: [G, N] int64 row-major cell of the feature grid that each pixel lies in.
+        index: [G, N] int64 match that each slot was taken from.
         valid: [G, N] bool.
     """
 
@@ -36,16 +36,16 @@ def sample_cell_matches(
 ) -> CellMatches:
     """Sample at most `count` matches per pair of views, no two in one cell of either grid.
 
-    The pixels are mapped to the grid BEFORE sampling. Pri3D's code samples first, so that several matches share a cell
-    and become each other's (false) negatives.
+    The pixels are mapped to the grid before sampling. Pri3D's code samples first, so several matches share a cell and
+    become each other's (false) negatives.
 
     Args:
-        pixels_a: matched pixels x, y in the first views; centers at +0.5.
-        pixels_b: the same in the second views.
-        valid: which of the M slots hold a match.
+        pixels_a: [G, M, 2] matched pixels x, y in the first views; centers at +0.5.
+        pixels_b: [G, M, 2] matched pixels in the second views.
+        valid: [G, M] bool, slots that hold a match.
         grid: rows and columns of the feature maps.
         stride: image pixels per cell.
-        count: N.
+        count: maximum number of matches per pair, N.
     """
     rows, columns = grid
 
@@ -72,10 +72,10 @@ def gather_cells(features: Tensor, cells: Tensor) -> Tensor:
 
 
 def kept_fraction(valid: Tensor) -> Tensor:
-    """Return the share of slots that hold a match: a scalar to log."""
+    """Return the share of slots that hold a match, as a scalar to log."""
     return valid.float().mean()
 
 
 def compact(pixels: Tensor, valid: Tensor) -> Tensor:
-    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronizes, for pictures only."""
+    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronizes, so for figures only."""
     return torch.masked_select(pixels, valid[:, None]).view(-1, 2)

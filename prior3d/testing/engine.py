@@ -32,9 +32,10 @@ def check_engine(
 
     For every job, it checks that the constructor takes no arguments, the job and rank are declared, and obstacles are
     sentences. If there is no obstacle, it checks values; empty and one-row inputs; non-contiguous inputs; unchanged
-    inputs; and that `deterministic` is true to fact. Sparse: gradients; kernels of odd, even and strided maps and their
-    transposes; half precision summed in float32; a second backward pass that works or raises. Splat: gradients, several
-    views, backgrounds, and that the operator's gather is the transpose of its render, with and without a grid.
+    inputs; and that the value of `deterministic` is correct. Sparse: gradients; kernels of odd, even and strided maps
+    and their transposes; half precision summed in float32; a second backward pass that works or raises. Splat:
+    gradients, several views, backgrounds, and that the operator's gather is the transpose of its render, with and
+    without a grid.
     Neighbors: order and rows.
 
     Args:
