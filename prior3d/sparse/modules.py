@@ -12,14 +12,14 @@ from prior3d.sparse.tensor import CoordinateManager, SparseTensor
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over all voxels of the batch: torch's BatchNorm1d, held as `bn` as in MinkowskiEngine.
+    """Batch normalization over all voxels of the batch: torch's BatchNorm1d, as attribute `bn` as in MinkowskiEngine.
 
-    A single voxel (a small chunk at a coarse stride) has no variance to estimate: torch would raise in training, here
-    it is normalized by the running statistics. Synchronized normalization keeps torch's behavior.
+    A single voxel (a small chunk at a coarse stride) has no variance to estimate. In training, torch would raise an
+    error; this layer uses the running statistics instead. Synchronized normalization keeps torch's behavior.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        """Set channels, the variance's epsilon and the running statistics' momentum."""
+        """Set the channels, the epsilon of the variance and the momentum of the running statistics."""
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
@@ -33,10 +33,10 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalization: over the voxels of each batch item, biased variance, in at least float32."""
+    """Instance normalization over the voxels of each batch item, with biased variance, in at least float32."""
 
     def __init__(self, channels: int, *, eps: float = 1e-8) -> None:
-        """Set channels and the variance's epsilon."""
+        """Set the channels and the epsilon of the variance."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, channels))
         self.bias = nn.Parameter(torch.zeros(1, channels))
@@ -53,7 +53,7 @@ class InstanceNorm(nn.Module):
 
 
 class ReLU(nn.Module):
-    """Rectifier on the features."""
+    """Rectified linear unit on the features."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Set negative features to zero."""
@@ -61,7 +61,7 @@ class ReLU(nn.Module):
 
 
 def mean_per_item(features: Tensor, items: Tensor, batch_size: int) -> Tensor:
-    """Mean of the rows [N, C] of each batch item: [B, C], zero for an item without voxels."""
+    """Return the mean of the rows [N, C] of each batch item: [B, C], zero for an item without voxels."""
     count = features.new_zeros(batch_size, 1).index_add(0, items, features.new_ones(len(items), 1))
     total = features.new_zeros(batch_size, features.shape[1]).index_add(0, items, features)
     return total / count.clamp(min=1)
@@ -71,7 +71,7 @@ def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
     """Stack the channels of tensors that live on the same voxels.
 
     Raises:
-        ValueError: if they do not, or if there are none.
+        ValueError: if the tensors live on different voxels, or there are none.
     """
     if not tensors:
         raise ValueError("expected at least one sparse tensor, got none")
@@ -80,7 +80,7 @@ def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
 
 def prune(x: SparseTensor, keep: Tensor) -> SparseTensor:
-    """Only the voxels where `keep` [N] is true, in their order, under a coordinate manager of their own.
+    """Keep the voxels where `keep` [N] is true, in their order, under a new coordinate manager.
 
     Raises:
         ValueError: if `keep` is not one boolean per voxel.

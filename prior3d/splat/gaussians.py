@@ -117,7 +117,7 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
 
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Return the pixels' points in the world, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
+    """Return the pixels' world points, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
     # not geometry.unproject, which divides by the determinant for skewed axes and would change lifted scenes
     height, width = depth.shape[1:]
     y = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] + 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 from prior3d.splat.projection import Projection
 
 TILE_SIZE = 8  # pixels; lifted Gaussians are a few pixels wide, and larger tiles evaluate mostly empty corners
-BATCH_ELEMENTS = 1 << 22  # maximum number of floats in the largest intermediate of a batch, unless a single tile needs more
+BATCH_ELEMENTS = 1 << 22  # floats in the largest intermediate of a batch at most, unless a single tile needs more
 MAX_PADDING = 0.7  # the lists of one batch have at least this fraction of the longest list's length
 
 
