@@ -23,8 +23,7 @@ class KeyBox:
 
     @classmethod
     def around(cls, bounds: Sequence[tuple[Cell, Cell]], batch_size: int, margin: int) -> "KeyBox":
-        """Return the box that holds all given inclusive (low, high) cell bounds with `margin` spare cells on every
-        side.
+        """Return the box of all given inclusive (low, high) cell bounds, with `margin` spare cells on every side.
 
         Raises:
             ValueError: if the box has more cells than int64 can number.
@@ -80,7 +79,7 @@ class CoordinateMap:
         return sorted_rows.long() if self.order is None else self.order[sorted_rows]
 
     def coarser(self, factor: int) -> "CoordinateMap":
-        """Return the cells of a grid `factor` times coarser: the unique floors of the coordinates, for any kernel size."""
+        """Return the cells of a grid `factor` times coarser: the unique floors of coordinates, for any kernel size."""
         stride = self.stride * factor
         return self._unique(_to_cells(self.coordinates.long(), stride), stride)
 

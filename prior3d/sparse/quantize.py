@@ -118,7 +118,7 @@ def _first_occurrences(cells: Tensor) -> tuple[Tensor, Tensor]:
         return none, none
     keys, low, high = packed_keys(cells if cells.shape[1] == 4 else F.pad(cells, (1, 0)))
     bounds = torch.stack([low, high]).tolist()
-    KeyBox.around([(bounds[0][1:], bounds[1][1:])], bounds[1][0] - bounds[0][0] + 1, 0)  # raises an error if keys would alias
+    KeyBox.around([(bounds[0][1:], bounds[1][1:])], bounds[1][0] - bounds[0][0] + 1, 0)  # raises if keys would alias
     keys, order = keys.sort(stable=True)  # stable: the first of equal keys is the first row
     starts = torch.ones_like(keys, dtype=torch.bool)
     starts[1:] = keys[1:] != keys[:-1]

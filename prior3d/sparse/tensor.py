@@ -35,8 +35,7 @@ class CoordinateManager:
     def finer(
         self, stride: int, factor: int, kernel_size: int, dilation: int = 1, fresh: bool = False
     ) -> tuple["CoordinateManager", int, KernelMap]:
-        """Return the target of a transposed operation from the level at `stride`: manager, stride, transposed kernel
-        map.
+        """Return the target of a transposed operation from `stride`: manager, stride and transposed kernel map.
 
         The target is this manager's level at the finer stride. If there is none, or with `fresh`, the target is every
         cell that the kernel reaches. A fresh level whose stride is taken starts a new manager.

@@ -106,7 +106,7 @@ class MinkUNet(nn.Module):
         return self.final(x)
 
     def _initialise(self) -> None:
-        """Draw kernels from a normal with variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
+        """Draw kernels with variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
         for module in self.modules():
             if isinstance(module, Convolution):
                 fan_out = module.kernel_size**3 * module.kernel.shape[-1]

@@ -1,4 +1,4 @@
-"""Which pixels rays go through: drawing them, their positions, and reading maps at them."""
+"""Pixels for rays: drawing them, their positions, and reading maps at them."""
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ def random_pixels(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw pixels for each image, evenly and with replacement (fixed shape, no host synchronization).
+    """Draw pixels for each image, uniformly and with replacement (fixed shape, no host synchronization).
 
     Args:
         images: number of images N.
         rays: rays per image R.
         height: image height in pixels.
         width: image width in pixels.
-        device: where the result shall lie.
-        generator: source of the draws; the global one of the device if none.
+        device: device of the result.
+        generator: random generator; the global one of the device if None.
 
     Returns:
         [N, R] int64 row-major pixel indices.
@@ -30,7 +30,7 @@ def random_pixels(
 
 
 def pixel_positions(indices: Tensor, height: int, width: int) -> Tensor:
-    """Give the centers of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
+    """Return the centers of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
 
     Args:
         indices: [N, R] int64 row-major pixel indices.
@@ -48,11 +48,11 @@ def read_pixels(maps: Tensor, indices: Tensor) -> Tensor:
     """Read maps at pixels.
 
     Args:
-        maps: [N, C, H, W] (or [N, H, W] for one channel without its axis).
+        maps: [N, C, H, W], or [N, H, W] for one channel without its axis.
         indices: [N, R] int64 row-major pixel indices.
 
     Returns:
-        [N, R, C] (or [N, R]).
+        [N, R, C], or [N, R].
     """
     if maps.ndim == 3:
         return maps.flatten(1).gather(1, indices)
