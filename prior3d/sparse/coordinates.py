@@ -51,7 +51,7 @@ class CoordinateMap:
     """Unique voxel coordinates of one grid level, in the row order of its features.
 
     Coordinates are in units of the finest grid; at stride s they are multiples of s. `low` and `high` are inclusive
-    bounds over all batch items, kept on the host so that lookups need no synchronization.
+    bounds over all batch items, kept on the host, so lookups need no synchronization.
     """
 
     coordinates: Tensor  # [N, 4] int32: batch, x, y, z

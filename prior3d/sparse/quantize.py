@@ -75,7 +75,7 @@ def merge_duplicates(
     Args:
         features: [N, C] one row per coordinate.
         coordinates: [N, 4] int32, duplicates allowed.
-        how: reduction of the rows that share a voxel: `first` (MinkowskiEngine's default), the mean or the sum.
+        how: reduction of the rows that share a voxel: `first` (MinkowskiEngine's default), `mean` or `sum`.
 
     Returns:
         [M, C] features and [M, 4] unique coordinates, in order of first occurrence.
