@@ -95,6 +95,8 @@ def prepare(
 
     Raises:
         UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+
+    >>> prepare("gaussian_distillation", {"data.cache": "/big/disk"})  # doctest: +SKIP
     """
     from prior3d.pretraining import prepare_only
 
@@ -251,6 +253,10 @@ def export(
 
     Raises:
         UserError: there is no such exporter, the model has no form in that library, or the path cannot be written.
+
+    >>> backbone = load("test_resnet", overrides={"backbone.pretrained": False})
+    >>> export(backbone, "timm", "encoder.safetensors").name
+    'encoder.safetensors'
     """
     registry = Registry(plugins)
     exporter = construct(registry.get("exporters", target), key="exporter", options=dict(options or {}))
