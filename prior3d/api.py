@@ -308,8 +308,8 @@ def make_recipe(
 def override_texts(overrides: Overrides) -> list[str]:
     """Return overrides as `key=value` texts.
 
-    >>> override_texts({"data.size": (96, 128), "backbone.weights": None})
-    ['data.size=[96, 128]', 'backbone.weights=null']
+    >>> override_texts({"trainer.max_steps": 50, "backbone.weights": None})
+    ['trainer.max_steps=50', 'backbone.weights=null']
     """
     if isinstance(overrides, Mapping):
         return [f"{key}={json.dumps(plain(value))}" for key, value in overrides.items()]

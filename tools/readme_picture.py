@@ -34,7 +34,7 @@ from prior3d.registry import Registry
 from prior3d_plugins.probes.correspondence.matching import DescribedPair, Matches, match_cells
 from prior3d_plugins.probes.correspondence.view_pairs import (
     ViewPair,
-    cell_centres,
+    cell_centers,
     choose_pairs,
     read_views,
     share_points,
@@ -113,7 +113,7 @@ def _figure(task: ProbeTask, models: Mapping[str, FrozenModel], data: ProbeData,
         for column, (name, model) in enumerate(models.items(), 1):
             panel = figure.add_subplot(grid[2 * row, column])
             for index, left in enumerate((0, width + _GAP)):
-                colors = axes.colours(name, maps[name][2 * row + index])
+                colors = axes.colors(name, maps[name][2 * row + index])
                 panel.imshow(colors, extent=(left, left + width, height, 0), interpolation="nearest")
             _finish(panel, f"features, {name}", height, width)
             panel = figure.add_subplot(grid[2 * row + 1, column])
@@ -140,7 +140,7 @@ def _match(task: ProbeTask, model: FrozenModel, data: ProbeData, pair: ViewPair)
     grid = tuple(-(-side // probe.cell) for side in data.size)
     maps = FrozenMaps(model, data, "held_out", probe.features).take(rows, unit_length=True)
     a, b = read_views(data, pair.rows, model.device)
-    shared = share_points(a, b, cell_centres(data.size, grid, model.device))
+    shared = share_points(a, b, cell_centers(data.size, grid, model.device))
     described = DescribedPair(a, b, shared, F.normalize(resize(maps, grid), dim=1))
     visible = shared.visible.nonzero()[:, 0]
     drawn = torch.randperm(len(visible), generator=generator("readme picture", *pair.rows))[: probe.points]

@@ -24,13 +24,13 @@ def known_depth(depth: Tensor) -> Tensor:
     return torch.isfinite(depth) & (depth > 0)
 
 
-def pixel_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
+def pixel_centers(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """List the pixel centres of an image in row order.
 
     Returns:
         [height * width, 2] float32 pixels (x, y); the first is (0.5, 0.5).
 
-    >>> pixel_centres(1, 2)
+    >>> pixel_centers(1, 2)
     tensor([[0.5000, 0.5000],
             [1.5000, 0.5000]])
     """
@@ -58,7 +58,7 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
     if depth.dim() < 2:
         raise ValueError(f"expected depth of shape [..., H, W], got {list(depth.shape)}")
     height, width = depth.shape[-2:]
-    pixels = pixel_centres(height, width, depth.device)
+    pixels = pixel_centers(height, width, depth.device)
     points = unproject_pixels(pixels, depth.flatten(-2), intrinsics, world_from_camera)
     return points.unflatten(-2, (height, width))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.geometry.cameras import known_depth, pixel_centres, project, unproject
+from prior3d.geometry.cameras import known_depth, pixel_centers, project, unproject
 from prior3d.geometry.precision import exact
 
 ROUNDING = 16 * torch.finfo(torch.float32).eps
@@ -118,8 +118,8 @@ def match_views_batched(
     )
     # World axes, but the origin at camera b: far from the origin float32 has no digits left for centimetres.
     origin = world_from_b[:, None, :3, 3].double()
-    view_a = _View(depth_a, intrinsics_a, _recentre(world_from_a, origin))
-    view_b = _View(depth_b, intrinsics_b, _recentre(world_from_b, origin))
+    view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
+    view_b = _View(depth_b, intrinsics_b, _recenter(world_from_b, origin))
     squared_distance, in_b, seen_in_b = _nearest(view_a, view_b, search_radius)
     _, in_a, seen_in_a = _nearest(view_b, view_a, search_radius)
 
@@ -131,7 +131,7 @@ def match_views_batched(
 
     batch, slot_count = in_b.shape
     width_b = depth_b.shape[-1]
-    pixels_a = pixel_centres(*depth_a.shape[-2:], depth_a.device).expand(batch, slot_count, 2)
+    pixels_a = pixel_centers(*depth_a.shape[-2:], depth_a.device).expand(batch, slot_count, 2)
     pixels_b = torch.stack([in_b % width_b, in_b.div(width_b, rounding_mode="floor")], dim=-1) + 0.5
     return ViewMatches(pixels_a, pixels_b, valid)
 
@@ -158,9 +158,9 @@ class _View:
         self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] metres
 
 
-def _recentre(world_from_camera: Tensor, origin: Tensor) -> Tensor:
-    centre = (world_from_camera[:, None, :3, 3].double() - origin).mT.to(world_from_camera.dtype)
-    top = torch.cat([world_from_camera[:, :3, :3], centre], dim=-1)
+def _recenter(world_from_camera: Tensor, origin: Tensor) -> Tensor:
+    center = (world_from_camera[:, None, :3, 3].double() - origin).mT.to(world_from_camera.dtype)
+    top = torch.cat([world_from_camera[:, :3, :3], center], dim=-1)
     return torch.cat([top, world_from_camera[:, 3:]], dim=1)
 
 

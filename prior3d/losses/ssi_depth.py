@@ -57,13 +57,13 @@ def fit_scale_and_shift(
     count = counted.sum(dim=1).clamp_min(1)
     prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
     mean_p, mean_t = prediction.sum(dim=1) / count, target.sum(dim=1) / count
-    centred_p = (prediction - mean_p.unsqueeze(1)) * counted
-    centred_t = (target - mean_t.unsqueeze(1)) * counted
+    centered_p = (prediction - mean_p.unsqueeze(1)) * counted
+    centered_t = (target - mean_t.unsqueeze(1)) * counted
     # a spread of the prediction below 1e-4 of its size is treated as rounding: the scale stays bounded
     noise = (1e-4 * prediction.abs().sum(dim=1) / count).square() + 1e-12
-    variance_p = centred_p.square().sum(dim=1) / count + noise
-    variance_t = centred_t.square().sum(dim=1) / count
-    scale = (centred_p * centred_t).sum(dim=1) / count / variance_p
+    variance_p = centered_p.square().sum(dim=1) / count + noise
+    variance_t = centered_t.square().sum(dim=1) / count
+    scale = (centered_p * centered_t).sum(dim=1) / count / variance_p
     # two roots, not the root of the quotient: its gradient is inf * 0 where the target does not vary
     scale = scale.maximum(minimum_correlation * variance_t.sqrt() / variance_p.sqrt())
     return scale, mean_t - scale * mean_p

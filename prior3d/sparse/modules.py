@@ -59,9 +59,9 @@ class InstanceNorm(nn.Module):
         """Normalise each channel of each item."""
         features = x.features.to(working_dtype(x.features))
         items = x.batch_index
-        centred = features - mean_per_item(features, items, x.batch_size)[items]
-        variance = mean_per_item(centred.square(), items, x.batch_size)
-        out = centred * (variance + self.eps).rsqrt()[items] * self.weight + self.bias
+        centered = features - mean_per_item(features, items, x.batch_size)[items]
+        variance = mean_per_item(centered.square(), items, x.batch_size)
+        out = centered * (variance + self.eps).rsqrt()[items] * self.weight + self.bias
         return x.with_features(out.to(x.features.dtype))
 
 

@@ -25,8 +25,8 @@ def grid_encoding(height: int, width: int, channels: int, device: torch.device |
     frequencies = math.pi / 2 * torch.logspace(0, 4, channels // 4, base=2, device=device)
     axes = []
     for size in (width, height):
-        centres = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
-        phase = centres.unsqueeze(1) * frequencies
+        centers = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
+        phase = centers.unsqueeze(1) * frequencies
         axes.append(torch.cat([phase.sin(), phase.cos()], dim=1))
     columns, rows = axes
     return torch.cat([columns.repeat(height, 1), rows.repeat_interleave(width, dim=0)], dim=1)

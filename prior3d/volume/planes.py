@@ -60,7 +60,7 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
 
 
 @in_full_precision
-def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
+def plane_energy(planes: Tensor, *, centered: bool = False) -> Tensor:
     """Give the mean squared value of each plane over the batch.
 
     With one fixed camera the XY plane alone can hold an RGB-D image; energies of XZ and YZ that stay near zero show
@@ -68,7 +68,7 @@ def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
 
     Args:
         planes: features on the planes, [N, 3, P, S, S].
-        centred: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
+        centered: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
             apart no better than an empty one.
 
     Returns:
@@ -82,6 +82,6 @@ def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
     """
     if planes.ndim != 5 or planes.shape[1] != 3:
         raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
-    if centred:
+    if centered:
         planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
     return planes.square().mean(dim=(0, 2, 3, 4))
