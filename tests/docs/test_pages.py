@@ -99,3 +99,10 @@ def test_the_page_of_options_is_up_to_date():
         sys.path.pop(0)
     found = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert found == options.page(), "make it again: python tools/options.py > docs/options.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_example_of_a_page_imports_public_names(page):
+    program = "\n".join(text for name, text in files_of(page).items() if name.endswith(".py"))
+    for module, names in re.findall(r"^from (prior3d[\w.]*) import (.+)$", program, re.MULTILINE):
+        assert set(names.split(", ")) <= set(importlib.import_module(module).__all__), module
