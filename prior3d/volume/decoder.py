@@ -89,6 +89,9 @@ class TriplaneDecoder(nn.Module):
         in the order XY, XZ, YZ, and in queries that start from the position and the tokens of what they stand for, so
         that any token grid serves and the image is seen from the first step: attention alone takes hundreds of steps to
         find it, in which all images are rendered as their mean.
+
+    >>> TriplaneDecoder(16, width=8, blocks=1, heads=2, plane_size=4, plane_channels=3)(torch.rand(2, 16, 3, 4)).shape
+    torch.Size([2, 3, 3, 4, 4])
     """
 
     def __init__(
