@@ -18,6 +18,7 @@ from prior3d.evaluation.columns import Column, build_columns, notes_on_models, p
 from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key
+from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
 from prior3d.pretraining.machine import share_cores
 from prior3d.pretraining.progress import Bars
@@ -169,7 +170,8 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
         console.print(f"{name}: {column.text}")
     for label, why in request.left_out.items():
         console.print(f"left out: {label}: {why}")
-    prepare_datasets(_datasets(request.tasks), request.data.on_damage, Bars(console), console.print)
+    runner = make_runner(request.prepare.runner, request.prepare.options, request.registry)
+    prepare_datasets(_datasets(request.tasks), request.data.on_damage, Bars(console), console.print, runner)
     models = {id(model): model for column in columns.values() for model in column.models}
     for task in request.tasks:
         with task.section(), section("data"):
