@@ -32,7 +32,8 @@ class Walk(PosedDataset):
     def load(self, scene, frame, fields):
         stop = self.trips[scene].frames[frame]
         view = replace(self.trips[scene].read(frame, fields & self.decoded), scene=scene)
-        view.values |= {"intrinsics": stop.camera.intrinsics.copy(), "world_from_camera": stop.world_from_camera.copy()}
+        camera = {"intrinsics": stop.camera.intrinsics, "world_from_camera": stop.world_from_camera}
+        view.values |= {name: value.copy() for name, value in camera.items() if name in fields}
         return view
 
     def scene_fingerprint(self, scene):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from prior3d import Camera, DamagedFile, Field, Frame, Reader, Recording, View
+from prior3d import Camera, DamagedFile, Field, Frame, Reader, Recording, UserError, View
 from prior3d.contracts.reader import BY_MARKER
 from prior3d.files import fingerprint
 
@@ -22,7 +22,9 @@ class Trip(Reader):
         return BY_MARKER if next(folder.glob("**/trip.json"), None) else 0
 
     def scenes(self):
-        return sorted(path.parent.relative_to(self.root).as_posix() for path in self.root.glob("**/trip.json"))
+        if found := sorted(path.parent.relative_to(self.root).as_posix() for path in self.root.glob("**/trip.json")):
+            return found
+        raise UserError(f"no trip.json in {self.root}", "root")
 
     def open(self, scene):
         return Stops(self.root / scene)
@@ -33,7 +35,10 @@ class Stops(Recording):
 
     def __init__(self, folder):
         self.folder = folder
-        about = json.loads((folder / "trip.json").read_text())
+        try:
+            about = json.loads((folder / "trip.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / 'trip.json'} is damaged", "root") from error
         (height, width), focal = about["size"], about["focal"]
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
         camera = Camera("pinhole", intrinsics, (height, width), depth_size=(height, width))
@@ -41,8 +46,7 @@ class Stops(Recording):
 
     def read(self, frame, fields):
         one, values = self.frames[frame], {}
-        for field in fields:
-            ending, dtype, channels = KINDS[field]
+        for field, (ending, dtype, channels) in ((name, KINDS[name]) for name in fields):
             file = self.folder / f"{one.name}.{ending}"
             try:
                 values[field] = np.fromfile(file, dtype).reshape(*one.camera.size, channels).squeeze()
