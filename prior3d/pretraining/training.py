@@ -161,11 +161,11 @@ def fit(run: Run) -> None:
     )
     refreshes = Refreshes(files and files.prepared, options.checkpoint_every, run.console)
     callbacks = [
-        checkpoints,
         refreshes,
         StepBar(run.console, options.accumulate),
         Pictures(options.draw_every, options.accumulate),
         Curves(options.log_every, options.accumulate),
+        checkpoints,  # last: what a step writes is there when a checkpoint leads back to it
     ]
     trainer = _make_trainer(options, run.recipe.optim.clip, files, run.steps, callbacks)
     last = files and files.checkpoints / LAST
