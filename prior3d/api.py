@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from prior3d.recipe.source import override
 from prior3d.registry import Registry
 from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
-
-if TYPE_CHECKING:
-    pass
 
 Overrides = Mapping[str, object] | Sequence[str]
 """Dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts as on the command line."""
@@ -98,6 +95,8 @@ def prepare(
 
     Raises:
         UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+
+    >>> prepare("gaussian_distillation", {"data.cache": "/big/disk"})  # doctest: +SKIP
     """
     from prior3d.pretraining import prepare_only
 
@@ -168,7 +167,7 @@ def load(model: Run | str | os.PathLike, *, size: tuple[int, int] | None = None,
         overrides: values of `backbone:`, such as `{"backbone.pretrained": False}` for random weights.
 
     Returns:
-        The backbone in evaluation mode; `backbone(images, ["dense"]).dense` are its dense features.
+        The backbone in evaluation mode; `features(backbone, images)` gives its dense features.
 
     Raises:
         UserError: there is no such model, or its weights do not fit or cannot be fetched.
@@ -216,7 +215,7 @@ def features(
         ValueError: an array of another shape or type.
 
     >>> features(load("test_resnet", overrides={"backbone.pretrained": False}), torch.rand(2, 3, 70, 96)).shape
-    torch.Size([2, 384, 3, 3])
+    torch.Size([2, 96, 3, 3])
     """
     batch = _as_batch(images, size)
     backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
@@ -254,6 +253,10 @@ def export(
 
     Raises:
         UserError: there is no such exporter, the model has no form in that library, or the path cannot be written.
+
+    >>> backbone = load("test_resnet", overrides={"backbone.pretrained": False})
+    >>> export(backbone, "timm", "encoder.safetensors").name
+    'encoder.safetensors'
     """
     registry = Registry(plugins)
     exporter = construct(registry.get("exporters", target), key="exporter", options=dict(options or {}))

@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import socket
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +62,33 @@ def writing(path: Path, key: str | None = None) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {why}", key) from error
 
 
+@contextmanager
+def writing_from_threads(path: Path, key: str | None = None) -> Iterator[None]:
+    """Do as `writing`, for a block in which threads of other libraries write: what they would print is not printed.
+
+    TensorBoard's writer fails in a thread of its own, which shows a traceback, and again in the thread that uses it.
+
+    Args:
+        path: the folder that the block writes to.
+        key: of the option that says where it is.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    print_error = threading.excepthook
+
+    def print_others(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is None or _why_not_written(failed.exc_value, path) is None:
+            print_error(failed)
+
+    threading.excepthook = print_others
+    try:
+        with writing(path, key):
+            yield
+    finally:
+        threading.excepthook = print_error
+
+
 def _why_not_written(error: BaseException, path: Path) -> str | None:
     """Return why a file system takes no more and what to do; None where that is not what an error is about."""
     full = "No space left on device; free some, or use another folder"
@@ -108,6 +137,25 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def temporary_folder(prefix: str, parent: Path | None = None) -> tempfile.TemporaryDirectory:
+    """Make a folder that goes when it is left, and remove those that killed processes of this machine left.
+
+    Args:
+        prefix: of its name, by which what was left is found.
+        parent: where it is made; the system's folder for temporary files by default.
+
+    Raises:
+        UserError: the disk is full, or the parent cannot be written.
+    """
+    parent = Path(tempfile.gettempdir() if parent is None else parent)
+    mine = f"{prefix}{socket.gethostname()}-"
+    for left in parent.glob(f"{glob.escape(mine)}*"):
+        if not _is_alive(left.name.removeprefix(mine).partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    with writing(parent):
+        return tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent)
 
 
 def _remove(temporary: Path) -> None:

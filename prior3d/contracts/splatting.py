@@ -20,6 +20,10 @@ class Gaussians:
         opacities: in [0, 1]  # [N]
         colors: in [0, 1], if images were given  # [N, 3]
         features: if lifted  # [N, C]
+
+    >>> one = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 3), torch.ones(1))
+    >>> len(one), one.features is None
+    (1, True)
     """
 
     means: Tensor

@@ -52,6 +52,11 @@ def pairwise_overlap(
     Reference:
         Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code compares clouds thinned to 5 cm within 7.5 cm and takes the
         larger of the two directions; this function computes the measure that the paper defines.
+
+    >>> depth, poses = torch.full((2, 6, 8), 2.0), torch.eye(4).repeat(2, 1, 1)
+    >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]]).repeat(2, 1, 1)
+    >>> pairwise_overlap(depth, intrinsics, poses, torch.tensor([0]), torch.tensor([1]))
+    tensor([1.])
     """
     if depth.dim() != 3:
         raise ValueError(f"expected depth of shape [F, H, W], got {list(depth.shape)}")

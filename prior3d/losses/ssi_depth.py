@@ -21,6 +21,9 @@ def in_file_space(depth: Tensor, inverse_depth: Tensor, pseudo_kind: Tensor) -> 
 
     Returns:
         [N, ...] E[t] or E[1/t].
+
+    >>> in_file_space(torch.tensor([[2.0], [2.0]]), torch.tensor([[0.5], [0.5]]), torch.tensor([0, 1])).tolist()
+    [[2.0], [0.5]]
     """
     disparity = (pseudo_kind == 1).view(-1, *[1] * (depth.ndim - 1))
     return torch.where(disparity, inverse_depth, depth)
@@ -44,6 +47,11 @@ def fit_scale_and_shift(
 
     Returns:
         [N] scale and [N] shift; pixels outside the mask may hold anything, NaN included.
+
+    >>> prediction, mask = torch.arange(4.0)[None], torch.ones(1, 4, dtype=torch.bool)
+    >>> scale, shift = fit_scale_and_shift(prediction, 2 * prediction + 1, mask)
+    >>> round(scale.item(), 3), round(shift.item(), 3)
+    (2.0, 1.0)
     """
     counted = mask.to(prediction.dtype)
     count = counted.sum(dim=1).clamp_min(1)
@@ -96,6 +104,11 @@ def scale_and_shift_invariant_loss(
         Ranftl et al. 2020, arXiv 1907.01341 (MiDaS), equations 5, 8 and 11. Differences: the scale is positive;
         residuals are in units of the target's deviation; trimming comes before a second fit (the paper trims after a
         fit by median and deviation); means are over the kept pixels instead of half the mean over all.
+
+    >>> depth = torch.arange(32.0)[None]
+    >>> mask = torch.ones(1, 32, dtype=torch.bool)
+    >>> scale_and_shift_invariant_loss(depth, 3 * depth + 5, mask).item() < 1e-5
+    True
     """
     _check(prediction, target, mask, trim, gradient_weight)
     shape = prediction.shape

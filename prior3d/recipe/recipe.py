@@ -121,6 +121,9 @@ def load_recipe(
 
     Raises:
         UserError: with file, line and key of what is wrong.
+
+    >>> load_recipe("view_invariance", ["trainer.max_steps=7"]).trainer.max_steps
+    7
     """
     content, source = read_recipe(name, overrides)
     with source.locating():

@@ -50,6 +50,13 @@ def gaussians_from_depth(
 
     Raises:
         ValueError: if arguments do not fit, or there is no valid depth.
+
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None], spacing=0.1)
+    >>> gaussians.means[:, 2].unique().tolist(), gaussians.colors is None
+    ([2.0], True)
     """
     _check(depth, intrinsics, world_from_camera, images, spacing, shape)
     depth = depth.to(working_dtype(depth))

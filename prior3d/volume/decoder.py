@@ -90,6 +90,9 @@ class TriplaneDecoder(nn.Module):
         size; the order XY, XZ, YZ; and queries that start from their position and the tokens there, so any token grid
         works and the image has an effect from the first step. Attention alone needs hundreds of steps to find it, and
         renders all images as their mean until then.
+
+    >>> TriplaneDecoder(16, width=8, blocks=1, heads=2, plane_size=4, plane_channels=3)(torch.rand(2, 16, 3, 4)).shape
+    torch.Size([2, 3, 3, 4, 4])
     """
 
     def __init__(

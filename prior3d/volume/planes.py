@@ -34,6 +34,9 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
     Reference:
         Chan et al. 2022, arXiv 2112.07945, introduced the representation. Its released code reads (x, y), (x, z) and
         (z, x), so YZ is missing. Here all three projections are distinct.
+
+    >>> sample_planes(torch.rand(1, 3, 5, 8, 8), torch.zeros(1, 4, 3)).shape
+    torch.Size([1, 4, 15])
     """
     if planes.ndim != 5 or planes.shape[1] != 3:
         raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
@@ -73,6 +76,9 @@ def plane_energy(planes: Tensor, *, centered: bool = False) -> Tensor:
 
     Raises:
         ValueError: if `planes` has another shape.
+
+    >>> plane_energy(torch.ones(1, 3, 5, 8, 8)).tolist()
+    [1.0, 1.0, 1.0]
     """
     if planes.ndim != 5 or planes.shape[1] != 3:
         raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
