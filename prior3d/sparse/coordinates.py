@@ -108,7 +108,7 @@ def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None 
     Args:
         coordinates: [N, 4] int32 voxels (batch, x, y, z) in units of the finest grid, unique; negative ones are legal.
         stride: edge of one voxel in units of the finest grid; every coordinate is a multiple of it.
-        batch_size: number of batch items, for empty items at the end; None infers it from the coordinates.
+        batch_size: number of batch items, needed if the last ones may be empty; None infers it from the coordinates.
 
     Raises:
         ValueError: if the shape or dtype is wrong, or there are duplicates, negative batch indices, or coordinates off

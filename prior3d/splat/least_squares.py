@@ -5,7 +5,7 @@ Both minimize, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge *
 of both, the weights have singular values in [0, 1].
 
 Reference:
-        Hestenes and Stiefel 1952: on the residual (CGLS) or on the normal equations (CGNR), all channels side by side.
+    Hestenes and Stiefel 1952: on the residual (CGLS) or on the normal equations (CGNR), all channels side by side.
 """
 
 from abc import ABC, abstractmethod

@@ -29,9 +29,9 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     It checks that the constructor is a schema; the declared fields exist; the loss is a finite scalar whose gradient
     reaches the features and every trainable parameter; logged scalars are scalars; the same random state gives the same
     loss; a batch with nothing known gives exactly 0, still connected to the graph, and finite gradients; bf16 autocast
-    works; the batch is not changed in place; figures are figures; the state survives a round trip. A prior with an
-    offline stage gives exactly 0, connected, before that stage. It prepares two scenes of the same corner from the
-    fields of `prepares` alone, with the same bytes each time. All other checks then run with these scenes attached.
+    works; the batch is not changed in place; pictures are matplotlib figures; the state survives a round trip. A prior
+    with an offline stage gives exactly 0, connected, before that stage. It prepares two scenes of the same corner from
+    the fields of `prepares` alone, with the same bytes each time. All other checks then run with these scenes attached.
 
     Args:
         cls: class of the prior.

@@ -45,11 +45,11 @@ def check_dataset(
 
     It checks that the constructor is a schema; the provided fields have descriptions; every view holds the requested
     fields and no others, and passes `check_view`; a sample has its number of views, all of one scene; the same index
-    gives the same sample a second time, in another order, after unpickling in another process, under any global random
-    state, and in the next epoch; views are the caller's own; `load` gives the same as `sample`; samples collate to a
-    batch with the shapes of the table; surfaces hold points, also when limited to a box; splits share no frame; the
-    fingerprint is repeatable and changes with any file that a frame is decoded from; missing files and too many views
-    raise a `UserError` that names the option.
+    gives the same sample a second time, in another order, after unpickling, as in another process, under any global
+    random state, and in the next epoch; views are the caller's own; `load` gives the same as `sample`; samples collate
+    to a batch with the shapes of the table; surfaces hold points, also when limited to a box; splits share no frame;
+    the fingerprint is repeatable and changes with any file that a frame is decoded from; missing files and too many
+    views raise a `UserError` that names the option.
 
     Args:
         cls: class of the dataset.

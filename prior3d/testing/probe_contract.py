@@ -47,9 +47,10 @@ def check_probe(
     `seeded` any seed does; scores are finite and per group, and metrics depend on their sums: counting every group
     twice changes none; every metric has a meaning, is finite and lies within its bounds; controls have the same groups
     and metrics; one group and an absent class are measured, or refused with a message; labels that are all unknown are
-    refused with a key that the probe owns; several models can be measured side by side; figures are figures; the probe
-    can be pickled. Args:
-        cls: the probe's class.
+    refused with a key that the probe owns; several models can be measured side by side; pictures are matplotlib
+    figures; the probe can be pickled.
+
+    Args:
         cls: class of the probe.
         options: its options, as in a recipe.
         informed: metrics in which features that hold the labels must beat features that hold nothing.
