@@ -58,7 +58,6 @@ from prior3d import cli
 
 def train(argv):
     from prior3d.registry.engines import choose
-from prior3d import testing
     status = cli.train(argv)
     print("loops has run", choose("sparse", "loops", torch.device("cpu"), torch.float32).calls, "times")
     (run,) = os.listdir("runs")
