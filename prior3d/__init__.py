@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prior3d.api import evaluate, export, features, load, prepare, train
     from prior3d.backbone import Backbone
-    from prior3d.contracts.dataset import Dataset, DataSpec, View
+    from prior3d.contracts.dataset import Dataset, DataSpec, Split, View
     from prior3d.contracts.engine import Engine, NeighbourEngine, SparseEngine, SplatEngine
     from prior3d.contracts.exporter import Exporter
-    from prior3d.contracts.fields import Field
-    from prior3d.contracts.prior import BackboneSpec, Features, Prior, Scene, Teacher
-    from prior3d.contracts.probe import Probe
-    from prior3d.contracts.reader import Camera, Cloud, Frame, Reader, Recording
-    from prior3d.contracts.runner import Runner, SceneJob
-    from prior3d.contracts.scores import Scores, by_group
+    from prior3d.contracts.fields import FIELDS, IGNORE_CLASS, Field, FieldTable
+    from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior, Scene, Teacher
+    from prior3d.contracts.probe import Measured, Part, Probe
+    from prior3d.contracts.reader import BY_MARKER, BY_METADATA, BY_NAMES, Camera, Cloud, Frame, Reader, Recording
+    from prior3d.contracts.runner import Progress, Runner, SceneJob, Work
+    from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
     from prior3d.data.images.single_images import SingleImages
     from prior3d.data.posed.dataset import PosedDataset
-    from prior3d.errors import DamagedFile, UserError
+    from prior3d.errors import DamagedFile, DoesNotFit, UserError
     from prior3d.pretraining.joint import Joint
     from prior3d.pretraining.run import Run
+    from prior3d.probes import FrozenModel, ProbeData
     from prior3d.recipe import Recipe, load_recipe
     from prior3d.reporting.report import Report
 
@@ -51,26 +52,45 @@ __all__ = [
     "load_recipe",
     "UserError",
     "DamagedFile",
-    # what plugins implement
+    "DoesNotFit",
+    # priors
     "Prior",
     "BackboneSpec",
+    "Batch",
     "Features",
     "Scene",
     "Teacher",
+    # datasets and their fields
     "Dataset",
     "DataSpec",
+    "Split",
     "View",
     "Field",
+    "FieldTable",
+    "FIELDS",
+    "IGNORE_CLASS",
     "PosedDataset",
     "SingleImages",
+    # readers
     "Reader",
     "Recording",
     "Frame",
     "Camera",
     "Cloud",
+    "BY_NAMES",
+    "BY_METADATA",
+    "BY_MARKER",
+    # probes
     "Probe",
+    "FrozenModel",
+    "ProbeData",
+    "Part",
+    "Measured",
     "Scores",
+    "Metrics",
+    "Totals",
     "by_group",
+    # engines, exporters, runners
     "Engine",
     "SparseEngine",
     "SplatEngine",
@@ -78,26 +98,38 @@ __all__ = [
     "Exporter",
     "Runner",
     "SceneJob",
+    "Work",
+    "Progress",
     "__version__",
 ]
 
 _HOME = {
     "prior3d.api": ("train", "prepare", "evaluate", "features", "load", "export"),
     "prior3d.backbone": ("Backbone",),
-    "prior3d.contracts.dataset": ("Dataset", "DataSpec", "View"),
+    "prior3d.contracts.dataset": ("Dataset", "DataSpec", "View", "Split"),
     "prior3d.contracts.engine": ("Engine", "SparseEngine", "SplatEngine", "NeighbourEngine"),
     "prior3d.contracts.exporter": ("Exporter",),
-    "prior3d.contracts.fields": ("Field",),
-    "prior3d.contracts.prior": ("BackboneSpec", "Features", "Prior", "Scene", "Teacher"),
-    "prior3d.contracts.probe": ("Probe",),
-    "prior3d.contracts.reader": ("Camera", "Cloud", "Frame", "Reader", "Recording"),
-    "prior3d.contracts.runner": ("Runner", "SceneJob"),
-    "prior3d.contracts.scores": ("Scores", "by_group"),
+    "prior3d.contracts.fields": ("Field", "FIELDS", "IGNORE_CLASS", "FieldTable"),
+    "prior3d.contracts.prior": ("BackboneSpec", "Features", "Prior", "Scene", "Teacher", "Batch"),
+    "prior3d.contracts.probe": ("Probe", "Measured", "Part"),
+    "prior3d.contracts.reader": (
+        "Camera",
+        "Cloud",
+        "Frame",
+        "Reader",
+        "Recording",
+        "BY_MARKER",
+        "BY_METADATA",
+        "BY_NAMES",
+    ),
+    "prior3d.contracts.runner": ("Runner", "SceneJob", "Progress", "Work"),
+    "prior3d.contracts.scores": ("Scores", "by_group", "Metrics", "Totals"),
     "prior3d.data.images.single_images": ("SingleImages",),
     "prior3d.data.posed.dataset": ("PosedDataset",),
-    "prior3d.errors": ("DamagedFile", "UserError"),
+    "prior3d.errors": ("DamagedFile", "UserError", "DoesNotFit"),
     "prior3d.pretraining.joint": ("Joint",),
     "prior3d.pretraining.run": ("Run",),
+    "prior3d.probes": ("FrozenModel", "ProbeData"),
     "prior3d.recipe": ("Recipe", "load_recipe"),
     "prior3d.reporting.report": ("Report",),
 }

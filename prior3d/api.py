@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,10 @@ from prior3d.errors import UserError
 from prior3d.pretraining.folder import describe
 from prior3d.pretraining.run import Run
 from prior3d.recipe import Recipe, build_recipe, load_recipe
-from prior3d.recipe.source import Source, override
+from prior3d.recipe.source import override
 from prior3d.registry import Registry
 from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
-
-if TYPE_CHECKING:
-    pass
 
 Overrides = Mapping[str, object] | Sequence[str]
 """Dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts as on the command line."""
@@ -98,6 +95,8 @@ def prepare(
 
     Raises:
         UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+
+    >>> prepare("gaussian_distillation", {"data.cache": "/big/disk"})  # doctest: +SKIP
     """
     from prior3d.pretraining import prepare_only
 
@@ -168,7 +167,7 @@ def load(model: Run | str | os.PathLike, *, size: tuple[int, int] | None = None,
         overrides: values of `backbone:`, such as `{"backbone.pretrained": False}` for random weights.
 
     Returns:
-        The backbone in evaluation mode; `backbone.encode_dense(images)` gives its dense features.
+        The backbone in evaluation mode; `features(backbone, images)` gives its dense features.
 
     Raises:
         UserError: there is no such model, or its weights do not fit or cannot be fetched.
@@ -216,7 +215,7 @@ def features(
         ValueError: an array of another shape or type.
 
     >>> features(load("test_resnet", overrides={"backbone.pretrained": False}), torch.rand(2, 3, 70, 96)).shape
-    torch.Size([2, 384, 3, 3])
+    torch.Size([2, 96, 3, 3])
     """
     batch = _as_batch(images, size)
     backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
@@ -254,6 +253,10 @@ def export(
 
     Raises:
         UserError: there is no such exporter, the model has no form in that library, or the path cannot be written.
+
+    >>> backbone = load("test_resnet", overrides={"backbone.pretrained": False})
+    >>> export(backbone, "timm", "encoder.safetensors").name
+    'encoder.safetensors'
     """
     registry = Registry(plugins)
     exporter = construct(registry.get("exporters", target), key="exporter", options=dict(options or {}))
@@ -297,7 +300,7 @@ def make_recipe(
         name, content = recipe.source.name, recipe.to_dict()
     else:
         name, content = "recipe", plain(recipe)
-    source = Source(name, Path.cwd(), {}, override(content, overrides))
+    source = override(content, overrides, name)
     with source.locating():
         return build_recipe(content, source, plugins)
 
@@ -305,8 +308,8 @@ def make_recipe(
 def override_texts(overrides: Overrides) -> list[str]:
     """Return overrides as `key=value` texts.
 
-    >>> override_texts({"data.size": (96, 128), "backbone.weights": None})
-    ['data.size=[96, 128]', 'backbone.weights=null']
+    >>> override_texts({"trainer.max_steps": 50, "backbone.weights": None})
+    ['trainer.max_steps=50', 'backbone.weights=null']
     """
     if isinstance(overrides, Mapping):
         return [f"{key}={json.dumps(plain(value))}" for key, value in overrides.items()]
@@ -326,7 +329,7 @@ def _encode(backbone: Backbone, images: Tensor) -> Tensor:
     if backbone.encoder.isotropic:  # a ViT takes whole patches only
         images = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
     try:
-        maps = backbone.encode_dense(images)
+        maps = backbone(images, ("dense",)).dense
     except (AssertionError, RuntimeError, ValueError) as error:
         at = backbone.size
         raise UserError(

@@ -173,7 +173,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         plugins=arguments.plugin,
         device=arguments.device,
     )
-    return evaluation.draw(request, pictures) if arguments.pictures else evaluation.run(request)
+    return evaluation.plot(request, pictures) if arguments.pictures else evaluation.run(request)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,12 @@
 """Errors that a user can cause: each is one line that says what is wrong, where, and what to do."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+
+__all__ = ["DamagedFile", "DoesNotFit", "UserError", "dotted", "refusal_of", "section"]
 
 
 class UserError(Exception):
@@ -70,15 +72,37 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
     Traceback (most recent call last):
     prior3d.errors.UserError: probes.depth.data.root: no folder /scans
     >>> with section("probes.depth", elsewhere={"data": "data"}):
-    ...     raise UserError("no folder /scans", "data.root")
+    ...     raise UserError("expected at least 1", "data.surface.max_points")
     Traceback (most recent call last):
-    prior3d.errors.UserError: data.root: no folder /scans
+    prior3d.errors.UserError: data.surface.max_points: expected at least 1
     """
     try:
         yield
     except UserError as error:
         error.put_within(key, elsewhere)
         raise
+
+
+def dotted(*keys: str) -> str:
+    """Return the key of an option within sections, outermost first.
+
+    >>> dotted("probes", "depth", "data", "root")
+    'probes.depth.data.root'
+    """
+    return ".".join(keys)
+
+
+def refusal_of(call: Callable[[], object]) -> UserError | None:
+    """Return the `UserError` that a call raises; None where it raises none.
+
+    >>> str(refusal_of(lambda: DamagedFile("a.png", "truncated")))
+    'None'
+    """
+    try:
+        call()
+    except UserError as error:
+        return error
+    return None
 
 
 class DamagedFile(Exception):

@@ -18,22 +18,35 @@ if TYPE_CHECKING:
 
     from prior3d.contracts.view import View
 
+__all__ = [
+    "plot_depth",
+    "plot_features",
+    "plot_judged_matches",
+    "plot_matches",
+    "plot_views",
+    "panels",
+    "principal_colors",
+    "render",
+    "plot_depth_map",
+    "to_picture",
+]
+
 _INCHES = 2.6
 """Side of one panel."""
 
 
-def draw_views(views: "Sequence[View]") -> Figure:
+def plot_views(views: "Sequence[View]") -> Figure:
     """Draw the views of a sample, colour above depth."""
     figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
         axes[0][column].imshow(view["image"])
         axes[0][column].set_title(f"scene {view.scene} frame {view.frame}", fontsize=8)
         if "depth" in view:
-            show_depth(axes[1][column], view["depth"])
+            plot_depth_map(axes[1][column], view["depth"])
     return figure
 
 
-def draw_matches(
+def plot_matches(
     image_a: Tensor,  # [3, H, W] 0..1
     image_b: Tensor,  # [3, H, W] 0..1
     pixels_a: Tensor,  # [M, 2] x, y; centres at +0.5
@@ -57,7 +70,7 @@ def draw_matches(
     return figure
 
 
-def draw_judged_matches(
+def plot_judged_matches(
     pairs: Sequence[Tensor],
     judged: Mapping[str, Sequence[tuple[Tensor, Tensor, Tensor]]],
     titles: Sequence[str],
@@ -89,49 +102,49 @@ def draw_judged_matches(
     return figure
 
 
-def draw_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
+def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
     """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in metres, row by row with one scale per row."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
         known = target[target > 0]
         limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-        show_depth(axes[row][1], prediction.float().cpu().numpy(), limits)
-        show_depth(axes[row][2], target.float().cpu().numpy(), limits)
+        plot_depth_map(axes[row][1], prediction.float().cpu().numpy(), limits)
+        plot_depth_map(axes[row][2], target.float().cpu().numpy(), limits)
         if row == 0:
             for axis, title in zip(axes[0], ("image", "predicted depth", "measured depth"), strict=True):
                 axis.set_title(title, fontsize=8)
     return figure
 
 
-def draw_features(images: Tensor, features: Tensor) -> Figure:
+def plot_features(images: Tensor, features: Tensor) -> Figure:
     """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
     figure, axes = panels(2, len(images))
-    colours = principal_colours(features)
-    for column, (image, colour) in enumerate(zip(images, colours, strict=True)):
+    colors = principal_colors(features)
+    for column, (image, color) in enumerate(zip(images, colors, strict=True)):
         axes[0][column].imshow(to_picture(image))
-        axes[1][column].imshow(colour)
+        axes[1][column].imshow(color)
     return figure
 
 
-def principal_colours(features: Tensor) -> np.ndarray:
+def principal_colors(features: Tensor) -> np.ndarray:
     """Map features [N, C, h, w] to colours [N, h, w, 3] by their first three principal components, over all N.
 
     One basis and one range for all images: equal colours mean equal features, also across views.
     """
     count, channels, height, width = features.shape
     rows = features.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
-    centred = rows - rows.mean(0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
-    components = centred @ axes[:, -3:].flip(1)
+    centered = rows - rows.mean(0)
+    _, axes = torch.linalg.eigh(centered.T @ centered)  # ascending
+    components = centered @ axes[:, -3:].flip(1)
     low, high = components.quantile(0.02, 0), components.quantile(0.98, 0)
-    colours = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
-    if colours.shape[1] < 3:
-        colours = torch.nn.functional.pad(colours, (0, 3 - colours.shape[1]))
-    return colours.reshape(count, height, width, 3).numpy()
+    colors = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    if colors.shape[1] < 3:
+        colors = torch.nn.functional.pad(colors, (0, 3 - colors.shape[1]))
+    return colors.reshape(count, height, width, 3).numpy()
 
 
-def show_depth(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
+def plot_depth_map(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
     """Show a depth map in metres, unknown depth (0) left white."""
     low, high = limits or (None, None)
     shown = axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)

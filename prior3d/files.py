@@ -17,6 +17,17 @@ from typing import Any
 
 from prior3d.errors import UserError
 
+__all__ = [
+    "canonical",
+    "content_key",
+    "fingerprint",
+    "replacing",
+    "synchronize",
+    "write_atomically",
+    "write_json",
+    "writing",
+]
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _SAID_OF_FULL = ("No space left", "quota exceeded", "Not enough free space", "requested and")

@@ -10,6 +10,8 @@ import random
 import numpy as np
 import torch
 
+__all__ = ["generator", "reseed", "stream_seed"]
+
 
 def stream_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part and on nothing else (stable across machines and versions)."""

@@ -90,10 +90,10 @@ def test_evaluation_from_python_gives_what_the_command_gives(run, folder):
 
 def test_features_are_those_of_the_backbone_whatever_the_images_come_as(run, folder):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
-    floats = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+    floats = (torch.from_numpy(pixels).movedim(-1, 1).float() / 255).contiguous()
     found = prior3d.features(run, floats)
     with torch.no_grad():
-        assert torch.equal(found, prior3d.load(run.folder)(floats, ("dense",)).dense)
+        assert torch.equal(found, prior3d.load(run.folder)(floats.contiguous(), ("dense",)).dense)
     assert found.shape == (2, 8, 12, 16)
     files = []
     for index, image in enumerate(pixels):

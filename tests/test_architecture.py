@@ -1,6 +1,8 @@
 """Imports go one way: up one list of packages, without circles; plugins see the public packages, never each other."""
 
 import ast
+import importlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -9,28 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
-    "errors", "messages", "files", "randomness", "contracts", "figures", "registry", "recipe", "geometry", "losses",
-    "sparse", "splat", "volume", "backbone", "jobs", "data", "probes", "reporting", "pretraining", "evaluation",
-    "study", "testing", "api", "cli",
+    "version", "errors", "messages", "files", "randomness", "contracts", "figures", "registry", "recipe", "geometry",
+    "losses", "sparse", "splat", "volume", "backbone", "jobs", "data", "probes", "reporting", "pretraining",
+    "evaluation", "study", "testing", "api", "cli",
 )  # fmt: skip
 """The packages and modules of prior3d; each imports only what stands before it."""
 
 PUBLIC = (
-    "errors", "files", "randomness", "contracts", "figures", "geometry", "losses", "sparse", "splat", "volume",
-    "backbone", "jobs", "data", "probes", "registry.engines", "testing",
+    "prior3d", "prior3d.errors", "prior3d.files", "prior3d.randomness", "prior3d.figures", "prior3d.geometry",
+    "prior3d.losses", "prior3d.sparse", "prior3d.splat", "prior3d.volume", "prior3d.backbone", "prior3d.jobs",
+    "prior3d.data", "prior3d.data.posed", "prior3d.data.images", "prior3d.data.sample", "prior3d.probes",
+    "prior3d.testing",
 )  # fmt: skip
-"""What plugins may import of prior3d, beside `prior3d` itself. To be tightened to the names in `__all__` of each."""
-
-OWED = {
-    ("prior3d.contracts.engine", "sparse"),
-    ("prior3d.contracts.probe", "backbone"),
-    ("prior3d.contracts.probe", "probes"),
-    ("prior3d.losses.ssi_depth", "volume"),
-}
-"""Imports against the order that are still there: (module, package). Entries may go, none may come."""
-
-OWED_CIRCLES = {"prior3d.reporting.notes"}
-"""A module of each circle that is still there. Entries may go, none may come."""
+"""The public packages: `__all__` of each is all that plugins import. docs/architecture.md says what each holds."""
 
 
 @cache
@@ -112,7 +105,7 @@ def test_circles_are_found():
 
 
 def test_there_is_no_circle_of_imports():
-    assert [group for group in circles(graph()) if not OWED_CIRCLES & set(group)] == []
+    assert circles(graph()) == []
 
 
 def test_every_package_has_its_place_in_the_order():
@@ -127,7 +120,7 @@ def test_imports_point_up_the_list():
         for other in others
         if module != "prior3d" and place[package(other)] > place[package(module)]
     }
-    assert wrong <= OWED, sorted(wrong - OWED)
+    assert sorted(wrong) == []
 
 
 @pytest.mark.parametrize("module", sorted(core()))
@@ -146,13 +139,48 @@ def test_plugins_see_prior3d_and_never_each_other(module):
             assert f"{name}.".startswith(f"{own}."), name
 
 
+@cache
+def public_names(package):
+    """`__all__` of a public package, as its text has it."""
+    tree = ast.parse(core()[package].read_text())
+    (value,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    return frozenset(ast.literal_eval(value))
+
+
+def not_public(text):
+    """Imports of prior3d in a text that are not in `__all__` of a public package."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("prior3d."))
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "prior3d":
+            known = public_names(node.module) if node.module in PUBLIC else ()
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name not in known)
+
+
+def test_what_is_not_public_is_found():
+    text = "import prior3d, prior3d.cli\nfrom prior3d import Prior, registry\ndef f(): from prior3d.files import _FULL"
+    assert list(not_public(text)) == ["prior3d.cli", "prior3d.registry", "prior3d.files._FULL"]
+    assert list(not_public("from prior3d.contracts.prior import Prior")) == ["prior3d.contracts.prior.Prior"]
+
+
 @pytest.mark.parametrize("module", sorted(plugins()))
-def test_plugins_import_only_public_packages(module):
-    known = core()
-    for name in imported_modules(plugins()[module]):
-        if name.split(".")[0] == "prior3d":
-            found = resolved(name, known).removeprefix("prior3d").removeprefix(".")
-            assert not found or any(f"{found}.".startswith(f"{public}.") for public in PUBLIC), name
+def test_plugins_import_only_public_names(module):
+    assert list(not_public(plugins()[module].read_text())) == []
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_there(package):
+    module = importlib.import_module(package)
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert [
+        name for name in module.__all__ if not hasattr(module, name) or name.startswith("_") != (name == "__version__")
+    ] == []
+
+
+def test_the_documentation_says_what_each_public_package_holds():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("## What plugins import")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(prior3d[a-z_.]*)` \|", table, re.MULTILINE) == list(PUBLIC)
 
 
 def test_every_folder_says_what_it_holds():

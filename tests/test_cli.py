@@ -324,7 +324,7 @@ def evaluations(monkeypatch):
     """What evaluations were asked for; they are tested in tests/evaluation."""
     calls = []
     monkeypatch.setattr(prior3d.evaluation, "run", lambda arguments: calls.append((arguments, None)) or 0)
-    monkeypatch.setattr(prior3d.evaluation, "draw", lambda *arguments: calls.append(arguments) or 0)
+    monkeypatch.setattr(prior3d.evaluation, "plot", lambda *arguments: calls.append(arguments) or 0)
     return calls
 
 

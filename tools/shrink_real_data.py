@@ -53,8 +53,8 @@ def shrink_rgbd(data: Path, out: Path) -> None:
             folder = new_folder(out / "rgbd" / scene)
             stem = pose.name.removesuffix(".pose.txt")
             shutil.copy(pose, folder)
-            colour = Image.open(pose.with_name(f"{stem}.color.jpg"))
-            colour.resize((320, 240), Image.Resampling.BOX).save(folder / f"{stem}.color.jpg", quality=92)
+            color = Image.open(pose.with_name(f"{stem}.color.jpg"))
+            color.resize((320, 240), Image.Resampling.BOX).save(folder / f"{stem}.color.jpg", quality=92)
             depth = np.array(Image.open(pose.with_name(f"{stem}.depth.png")))[::2, ::2]
             Image.fromarray(depth.copy()).save(folder / f"{stem}.depth.png", optimize=True)
             matrix = f"{focal / 2:g} 0 160\n0 {focal / 2:g} 120\n0 0 1\n"

@@ -2,8 +2,10 @@
 
 from prior3d.backbone.adaptation import Train, refuse_single_values, set_trainable
 from prior3d.backbone.backbone import Backbone, Maps
+from prior3d.backbone.batch_norm import has_statistics, reestimate_batch_norm, refuse_folded
 from prior3d.backbone.decoder import Decoder
 from prior3d.backbone.encoder import Encoder, check_name, create_model
+from prior3d.backbone.optimization import cosine_fall, decaying_groups, warm_up
 from prior3d.backbone.weights import save_weights
 
 __all__ = [
@@ -13,8 +15,14 @@ __all__ = [
     "Maps",
     "Train",
     "check_name",
+    "cosine_fall",
     "create_model",
+    "decaying_groups",
+    "has_statistics",
+    "reestimate_batch_norm",
+    "refuse_folded",
     "refuse_single_values",
     "save_weights",
     "set_trainable",
+    "warm_up",
 ]

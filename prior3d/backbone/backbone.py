@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         UserError: the model is unknown, or cannot take images of this size; its key is one of the arguments above, or
             `name`.
 
+    >>> import torch
     >>> backbone = Backbone("test_resnet", (64, 96), decoder_stride=4, channels=16)
     >>> backbone(torch.rand(2, 3, 64, 96), {"dense"}).dense.shape
     torch.Size([2, 16, 16, 24])

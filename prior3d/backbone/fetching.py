@@ -19,6 +19,10 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights in a repository of the hub, in timm's order."""
 
 
+class NotFetched(UserError):
+    """Weights that timm publishes are neither in the cache nor can they be fetched."""
+
+
 def weights_source(name: str) -> dict[str, object]:
     """Return the arguments of `timm.create_model` that load the weights timm publishes for a model.
 
@@ -26,7 +30,7 @@ def weights_source(name: str) -> dict[str, object]:
         name: timm model name, with or without a tag.
 
     Raises:
-        UserError: they are neither in the cache nor can they be fetched.
+        NotFetched: they are neither in the cache nor can they be fetched.
     """
     config = get_pretrained_cfg(name)
     problem = network_problem() if config is not None and config.hf_hub_id else None
@@ -44,10 +48,10 @@ def publishes_weights(name: str) -> bool:
     return config is not None and bool(config.has_weights)
 
 
-def cannot_fetch(name: str, error: Exception) -> UserError:
+def cannot_fetch(name: str, error: Exception) -> NotFetched:
     """Return the error about weights that cannot be fetched, with its cause in a few words."""
     why = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return UserError(
+    return NotFetched(
         f"cannot fetch timm's weights of {name} ({why}); set pretrained: false to start from random weights, or name a"
         " file that you have with weights",
         "pretrained",

@@ -80,7 +80,7 @@ def unpickling_message(path: Path) -> str:
 def _mentions(path: Path, name: str) -> bool:
     """Whether the pickle in a torch file has a text of exactly this name, such as a key."""
     with zipfile.ZipFile(path) as archive:
-        pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
+        pickles = [entry for entry in archive.namelist() if entry.endswith("/data.pkl")]
         text = b"X" + len(name).to_bytes(4, "little") + name.encode()
         return any(text in archive.read(entry) for entry in pickles)
 

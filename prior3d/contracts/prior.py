@@ -171,7 +171,7 @@ class Prior(nn.Module):
         """
         raise NotImplementedError
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> "dict[str, Figure]":
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> "dict[str, Figure]":
         """Return pictures for TensorBoard, by name; none by default."""
         return {}
 

@@ -1,6 +1,6 @@
 """The contract of a probe: what it measures of a frozen model, and against which controls.
 
-A probe's file imports from here and from `prior3d.probes`, which holds the parts that probes are made of: frozen
+A probe's file imports from `prior3d` and from `prior3d.probes`, which holds the parts that probes are made of: frozen
 features, linear heads, logistic regression, neighbours, labels, figures.
 """
 

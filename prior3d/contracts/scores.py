@@ -24,6 +24,10 @@ class Scores:
     Attributes:
         groups: names of the scenes, or of the images where scenes mean nothing; what a bootstrap draws from.
         statistics: name to [G, ...] float64, the first axis over the groups.
+
+    >>> scores = Scores(("a", "b"), {"hits": torch.tensor([1.0, 2.0])})
+    >>> scores.total()["hits"].item()
+    3.0
     """
 
     groups: tuple[str, ...]
@@ -64,6 +68,10 @@ def by_group(names: Sequence[str], group_of: Tensor, statistics: Mapping[str, Te
 
     Returns:
         The scores of the groups that have an image.
+
+    >>> scores = by_group(["a", "b"], torch.tensor([0, 0, 1]), {"hits": torch.tensor([1.0, 0.0, 1.0])})
+    >>> scores.groups, scores.statistics["hits"].tolist()
+    (('a', 'b'), [1.0, 1.0])
     """
     present = torch.unique(group_of)
     row = torch.full((len(names),), -1, dtype=torch.int64)

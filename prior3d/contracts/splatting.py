@@ -18,15 +18,19 @@ class Gaussians:
         quaternions: w, x, y, z, rotating the own axes into the world; any length but zero  # [N, 4]
         scales: standard deviations along the own axes, metres  # [N, 3]
         opacities: in [0, 1]  # [N]
-        colours: in [0, 1], if images were given  # [N, 3]
+        colors: in [0, 1], if images were given  # [N, 3]
         features: if lifted  # [N, C]
+
+    >>> one = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 3), torch.ones(1))
+    >>> len(one), one.features is None
+    (1, True)
     """
 
     means: Tensor
     quaternions: Tensor
     scales: Tensor
     opacities: Tensor
-    colours: Tensor | None = None
+    colors: Tensor | None = None
     features: Tensor | None = None
 
     def __post_init__(self) -> None:

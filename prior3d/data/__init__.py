@@ -1,1 +1,29 @@
-"""From files to batches: posed recordings, single images, and the samples made of either."""
+"""From files to batches: posed recordings, single images, and the samples made of either.
+
+Here: decoding of files. Scenes of posed views are in `prior3d.data.posed`, images that stand alone in
+`prior3d.data.images`, and what becomes of decoded views in `prior3d.data.sample`.
+"""
+
+from prior3d.data.decoding import (
+    ImageHeader,
+    image_size,
+    read_16bit,
+    read_array,
+    read_calibrated_color,
+    read_color,
+    read_header,
+    read_ids,
+    same_field_of_view,
+)
+
+__all__ = [
+    "ImageHeader",
+    "image_size",
+    "read_16bit",
+    "read_array",
+    "read_calibrated_color",
+    "read_color",
+    "read_header",
+    "read_ids",
+    "same_field_of_view",
+]

@@ -1,6 +1,6 @@
 """`prior3d-eval`: from names of models and data to a report on what their features are good for."""
 
-from prior3d.evaluation.pictures import draw
+from prior3d.evaluation.pictures import plot
 from prior3d.evaluation.run import Arguments, Report, measure_and_report, run
 
-__all__ = ["Arguments", "Report", "draw", "measure_and_report", "run"]
+__all__ = ["Arguments", "Report", "measure_and_report", "plot", "run"]

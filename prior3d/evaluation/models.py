@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from prior3d.backbone import Backbone, check_name
+from prior3d.backbone.fetching import NotFetched
 from prior3d.backbone.weights import load_encoder, read_description, read_weights
-from prior3d.errors import UserError, section
+from prior3d.errors import UserError, refusal_of, section
 from prior3d.pretraining.building import make_backbone
 from prior3d.pretraining.folder import RunFolder, load_decoder
 from prior3d.randomness import stream_seed
@@ -115,10 +116,8 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
 
 def _of_timm(name: str, overrides: Sequence[str]) -> Subject:
     model = name.removeprefix(RANDOM_WEIGHTS)
-    try:
-        check_name(model)
-    except UserError as error:
-        raise UserError(f"{name} is no run folder and no weight file, and {error.message}") from error
+    if unknown := refusal_of(partial(check_name, model)):
+        raise UserError(f"{name} is no run folder and no weight file, and {unknown.message}") from unknown
     pretrained = model == name and not any(text.startswith("backbone.weights=") for text in overrides)
     content: dict[str, object] = {"backbone": {"name": model, "pretrained": pretrained}}
     source = _override(content, overrides)
@@ -237,9 +236,7 @@ def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) ->
         options = read_section(BackboneSection, subject.content["backbone"], "backbone")
         try:
             return load_trained(subject, options, size, seed)
-        except UserError as error:
-            if error.key != "backbone.pretrained":
-                raise
+        except NotFetched as error:
             why = str(error.__cause__).partition("\n")[0]
             raise UserError(
                 f"cannot fetch timm's weights of {options.name} ({why}); name {RANDOM_WEIGHTS}{options.name} for random"

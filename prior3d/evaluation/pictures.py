@@ -58,7 +58,7 @@ _FITTED = 48
 """Images that axes and clusters are fitted to, evenly chosen; all pages are drawn with these."""
 
 
-def draw(arguments: Arguments, images: Sequence[str]) -> int:
+def plot(arguments: Arguments, images: Sequence[str]) -> int:
     """Draw features of the models on images, side by side.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.evaluation.models import Subject
 from prior3d.messages import unknown_key
 from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
@@ -97,7 +97,8 @@ def build_request(
     if not tasks:
         reasons = "; ".join(f"{label} {why}" for label, why in left_out.items())
         others = "" if ALL_PROBES in labels else f" (--probes {ALL_PROBES} takes whatever fits)"
-        raise UserError(f"no probe fits this data: {reasons}{others}", "data.name")
+        with section("data"):
+            raise UserError(f"no probe fits this data: {reasons}{others}", "name")
     fitting = {label: one for label, one in probes.items() if label not in left_out}
     return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], prepare, registry)
 

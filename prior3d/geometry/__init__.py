@@ -9,7 +9,7 @@ from prior3d.geometry.cameras import (
     baseline,
     invert_rigid,
     known_depth,
-    pixel_centres,
+    pixel_centers,
     project,
     unproject,
     unproject_pixels,
@@ -17,6 +17,7 @@ from prior3d.geometry.cameras import (
     warp_pixels,
 )
 from prior3d.geometry.matching import ViewMatches, default_search_radius, match_views, match_views_batched
+from prior3d.geometry.normals import normals_from_depth
 from prior3d.geometry.overlap import pairwise_overlap
 from prior3d.geometry.precision import exact, full_precision, in_full_precision, working_dtype
 
@@ -31,8 +32,9 @@ __all__ = [
     "known_depth",
     "match_views",
     "match_views_batched",
+    "normals_from_depth",
     "pairwise_overlap",
-    "pixel_centres",
+    "pixel_centers",
     "project",
     "unproject",
     "unproject_pixels",

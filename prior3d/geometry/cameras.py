@@ -17,15 +17,22 @@ def known_depth(depth: Tensor) -> Tensor:
 
     Returns:
         [...] bool.
+
+    >>> known_depth(torch.tensor([1.5, 0.0, float("nan")]))
+    tensor([ True, False, False])
     """
     return torch.isfinite(depth) & (depth > 0)
 
 
-def pixel_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
+def pixel_centers(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """List the pixel centres of an image in row order.
 
     Returns:
         [height * width, 2] float32 pixels (x, y); the first is (0.5, 0.5).
+
+    >>> pixel_centers(1, 2)
+    tensor([[0.5000, 0.5000],
+            [1.5000, 0.5000]])
     """
     rows = torch.arange(height, device=device, dtype=torch.float32) + 0.5
     columns = torch.arange(width, device=device, dtype=torch.float32) + 0.5
@@ -42,11 +49,16 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
 
     Returns:
         [..., H, W, 3] points in metres, in world axes if a pose is given.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> points = unproject(torch.full((2, 4), 3.0), intrinsics)
+    >>> points.shape, points[0, 0]
+    (torch.Size([2, 4, 3]), tensor([-0.0900, -0.0300,  3.0000]))
     """
     if depth.dim() < 2:
         raise ValueError(f"expected depth of shape [..., H, W], got {list(depth.shape)}")
     height, width = depth.shape[-2:]
-    pixels = pixel_centres(height, width, depth.device)
+    pixels = pixel_centers(height, width, depth.device)
     points = unproject_pixels(pixels, depth.flatten(-2), intrinsics, world_from_camera)
     return points.unflatten(-2, (height, width))
 
@@ -64,6 +76,10 @@ def unproject_pixels(
 
     Returns:
         [..., N, 3] points in metres, in world axes if a pose is given.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> unproject_pixels(torch.tensor([[2.0, 1.0]]), torch.tensor([3.0]), intrinsics)
+    tensor([[0., 0., 3.]])
     """
     _check_cameras(intrinsics, world_from_camera)
     pixels, depth, intrinsics, world_from_camera = exact(pixels, depth, intrinsics, world_from_camera)
@@ -88,6 +104,11 @@ def project(points: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None
     Returns:
         pixels [..., N, 2] (x, y) and depth [..., N] in metres along the optical axis. Points with depth <= 0 are behind
         the camera: their pixels are finite, mostly far outside the image, and mean nothing.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> pixels, depth = project(torch.tensor([[0.0, 0.0, 3.0]]), intrinsics)
+    >>> pixels.tolist(), depth.tolist()
+    ([[2.0, 1.0]], [3.0])
     """
     _check_cameras(intrinsics, world_from_camera)
     points, intrinsics, world_from_camera = exact(points, intrinsics, world_from_camera)
@@ -110,6 +131,11 @@ def invert_rigid(world_from_camera: Tensor) -> Tensor:
 
     Returns:
         camera_from_world [..., 4, 4].
+
+    >>> pose = torch.eye(4)
+    >>> pose[0, 3] = 2.0
+    >>> invert_rigid(pose)[0, 3].item()
+    -2.0
     """
     (pose,) = exact(world_from_camera)
     rotation = pose[..., :3, :3].mT
@@ -126,6 +152,9 @@ def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
     Returns:
         [...] degrees, 0 to 180.
+
+    >>> view_angle(torch.eye(4), torch.diag(torch.tensor([-1.0, 1, -1, 1]))).item()
+    180.0
     """
     world_from_a, world_from_b = exact(world_from_a, world_from_b)
     axis_a, axis_b = torch.broadcast_tensors(world_from_a[..., :3, 2], world_from_b[..., :3, 2])
@@ -143,6 +172,11 @@ def baseline(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
     Returns:
         [...] metres.
+
+    >>> pose = torch.eye(4)
+    >>> pose[0, 3] = 2.0
+    >>> baseline(torch.eye(4), pose).item()
+    2.0
     """
     world_from_a, world_from_b = exact(world_from_a, world_from_b)
     return (world_from_a[..., :3, 3] - world_from_b[..., :3, 3]).norm(dim=-1)
@@ -157,6 +191,9 @@ def warp_pixels(homography: Tensor, pixels: Tensor) -> Tensor:
 
     Returns:
         [..., N, 2] in the target. Points on the horizon of a projective map are not finite.
+
+    >>> warp_pixels(torch.diag(torch.tensor([2.0, 2, 1])), torch.tensor([[0.5, 1.5]])).tolist()
+    [[1.0, 3.0]]
     """
     homography, pixels = exact(homography, pixels)
     h = homography[..., None, :, :]

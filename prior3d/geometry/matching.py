@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.geometry.cameras import known_depth, pixel_centres, project, unproject
+from prior3d.geometry.cameras import known_depth, pixel_centers, project, unproject
 from prior3d.geometry.precision import exact
 
 ROUNDING = 16 * torch.finfo(torch.float32).eps
@@ -51,6 +51,12 @@ def match_views(
     Reference:
         The view prior of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the projection down and compares
         depths one way, so several pixels may share one match; here matches are mutual and compared in 3D.
+
+    >>> depth, pose = torch.full((6, 8), 2.0), torch.eye(4)
+    >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]])
+    >>> in_a, in_b = match_views(depth, depth, intrinsics, intrinsics, pose, pose)
+    >>> len(in_a), torch.equal(in_a, in_b)
+    (48, True)
     """
     matches = match_views_batched(
         *(tensor.unsqueeze(0) for tensor in (depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b)),
@@ -93,6 +99,12 @@ def match_views_batched(
 
     Returns:
         Matches with N = H_a * W_a slots, one per pixel of a.
+
+    >>> depth, pose = torch.full((6, 8), 2.0), torch.eye(4)
+    >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]])
+    >>> both = [tensor[None] for tensor in (depth, depth, intrinsics, intrinsics, pose, pose)]
+    >>> match_views_batched(*both).valid.sum().item()
+    48
     """
     _check_pair((depth_a, intrinsics_a, world_from_a), (depth_b, intrinsics_b, world_from_b))
     if not (max_distance > 0 and relative_distance >= 0):
@@ -106,8 +118,8 @@ def match_views_batched(
     )
     # World axes, but the origin at camera b: far from the origin float32 has no digits left for centimetres.
     origin = world_from_b[:, None, :3, 3].double()
-    view_a = _View(depth_a, intrinsics_a, _recentre(world_from_a, origin))
-    view_b = _View(depth_b, intrinsics_b, _recentre(world_from_b, origin))
+    view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
+    view_b = _View(depth_b, intrinsics_b, _recenter(world_from_b, origin))
     squared_distance, in_b, seen_in_b = _nearest(view_a, view_b, search_radius)
     _, in_a, seen_in_a = _nearest(view_b, view_a, search_radius)
 
@@ -119,7 +131,7 @@ def match_views_batched(
 
     batch, slot_count = in_b.shape
     width_b = depth_b.shape[-1]
-    pixels_a = pixel_centres(*depth_a.shape[-2:], depth_a.device).expand(batch, slot_count, 2)
+    pixels_a = pixel_centers(*depth_a.shape[-2:], depth_a.device).expand(batch, slot_count, 2)
     pixels_b = torch.stack([in_b % width_b, in_b.div(width_b, rounding_mode="floor")], dim=-1) + 0.5
     return ViewMatches(pixels_a, pixels_b, valid)
 
@@ -129,6 +141,9 @@ def default_search_radius(height: int, width: int) -> int:
 
     2 pixels at 128x96, 5 at 320x240, 10 at 640x480. Office and kitchen frames, 1 to 40 degrees between views, limit
     2 cm: at least 99.9 % of the mutual neighbours that both views see, 99.5 % in crops of 1.7 times the focal length.
+
+    >>> default_search_radius(96, 128)
+    2
     """
     return -(-max(height, width) // 64)
 
@@ -143,9 +158,9 @@ class _View:
         self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] metres
 
 
-def _recentre(world_from_camera: Tensor, origin: Tensor) -> Tensor:
-    centre = (world_from_camera[:, None, :3, 3].double() - origin).mT.to(world_from_camera.dtype)
-    top = torch.cat([world_from_camera[:, :3, :3], centre], dim=-1)
+def _recenter(world_from_camera: Tensor, origin: Tensor) -> Tensor:
+    center = (world_from_camera[:, None, :3, 3].double() - origin).mT.to(world_from_camera.dtype)
+    top = torch.cat([world_from_camera[:, :3, :3], center], dim=-1)
     return torch.cat([top, world_from_camera[:, 3:]], dim=1)
 
 

@@ -22,6 +22,10 @@ def normals_from_depth(depth: Tensor, intrinsics: Tensor, edge: float = 0.05) ->
     Returns:
         [..., 3, H, W] unit length, camera axes, towards the camera; 0 where depth is unknown and where, along either
         axis, there is no neighbour on the same surface.
+
+    >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]])
+    >>> normals_from_depth(torch.full((6, 8), 2.0), intrinsics)[:, 3, 4].tolist()
+    [0.0, 0.0, -1.0]
     """
     if not edge > 0:
         raise ValueError(f"expected an edge above 0, got {edge}")

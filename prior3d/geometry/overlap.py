@@ -52,6 +52,11 @@ def pairwise_overlap(
     Reference:
         Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code compares clouds thinned to 5 cm within 7.5 cm and takes the
         larger of the two directions; this is the measure its paper defines.
+
+    >>> depth, poses = torch.full((2, 6, 8), 2.0), torch.eye(4).repeat(2, 1, 1)
+    >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]]).repeat(2, 1, 1)
+    >>> pairwise_overlap(depth, intrinsics, poses, torch.tensor([0]), torch.tensor([1]))
+    tensor([1.])
     """
     if depth.dim() != 3:
         raise ValueError(f"expected depth of shape [F, H, W], got {list(depth.shape)}")
@@ -82,11 +87,11 @@ class _Frames:
         relative_distance: float,
     ) -> None:
         # The origin moves to a camera: far from the origin float32 has no digits left for centimetres.
-        centres = world_from_camera[:, :3, 3].double()
+        centers = world_from_camera[:, :3, 3].double()
         finite = torch.isfinite(world_from_camera).all(-1).all(-1)
-        origin = centres[finite][:1] if finite.any() else centres[:1]
+        origin = centers[finite][:1] if finite.any() else centers[:1]
         poses = world_from_camera.double().clone()
-        poses[:, :3, 3] = centres - origin
+        poses[:, :3, 3] = centers - origin
         # Many full-size frames: cameras in float64 shall not widen them.
         (self.depth,) = exact(depth)
         self.intrinsics, self.poses = (cameras.to(self.depth.dtype) for cameras in (intrinsics, poses))
@@ -133,8 +138,8 @@ class _Frames:
             column, row = cell.unbind(-1)
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             surface_depth = self.depth[frame[k], row.clamp(0, height - 1), column.clamp(0, width - 1)]
-            centre = (cell + 0.5)[:, None]
-            surface = unproject_pixels(centre, surface_depth[:, None], self.intrinsics[frame[k]]).squeeze(1)
+            center = (cell + 0.5)[:, None]
+            surface = unproject_pixels(center, surface_depth[:, None], self.intrinsics[frame[k]]).squeeze(1)
             near = (surface - points[k]).square().sum(-1) <= limit[k].square()
             hit = inside & known_depth(surface_depth) & near
             met[k[hit]] = True

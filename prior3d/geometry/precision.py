@@ -36,6 +36,9 @@ def exact(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
     Args:
         tensors: any shapes and types.
+
+    >>> [tensor.dtype for tensor in exact(torch.zeros(1, dtype=torch.bfloat16))]
+    [torch.float32]
     """
     dtype = working_dtype(*tensors)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
@@ -51,6 +54,13 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     Returns:
         The same function, guarded.
+
+    >>> @in_full_precision
+    ... def product(a, b):
+    ...     return a @ b
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     product(torch.eye(2), torch.eye(2)).dtype
+    torch.float32
     """
 
     @functools.wraps(function)
@@ -78,6 +88,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Args:
         device: where the tensors of the block live.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+    ...     (torch.eye(2) @ torch.eye(2)).dtype
+    torch.float32
     """
     with torch.autocast(device.type, enabled=False):
         put_back = _keep_all_bits()

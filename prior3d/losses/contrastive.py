@@ -32,6 +32,10 @@ def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric:
     Reference:
         Hou et al., Pri3D, 2021, arXiv 2104.11225, after Xie et al., PointContrast, 2020, arXiv 2007.10985. Symmetric
         by default as in the code of Pri3D; unlike there, zero vectors do not become NaN.
+
+    >>> features = torch.eye(4)
+    >>> round(point_info_nce(features, features, temperature=0.1).item(), 4)
+    0.0001
     """
     if queries.dim() != 2 or queries.shape != keys.shape:
         raise ValueError(
@@ -70,6 +74,10 @@ def masked_point_info_nce(
 
     Raises:
         ValueError: shapes that do not fit, unknown `negatives`, temperature not above 0.
+
+    >>> features, valid = torch.eye(4).expand(2, 4, 4), torch.tensor([[True, True, True, False], [False] * 4])
+    >>> round(masked_point_info_nce(features, features, valid, temperature=0.1).item(), 4)
+    0.0001
     """
     _check_groups(queries, keys, valid, temperature)
     if negatives not in ("pair", "batch"):
@@ -104,6 +112,9 @@ def gather_negatives(keys: Tensor) -> Tensor:
     Returns:
         [ranks * N, ...] in rank order. The gradient sums what all ranks' losses ask of this rank's rows, so that with
         the averaging of DDP the result is the gradient of the mean loss.
+
+    >>> gather_negatives(torch.eye(2)).shape
+    torch.Size([2, 2])
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return keys
@@ -144,6 +155,12 @@ def sample_one_per_cell(
     Reference:
         Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code samples pixels first and maps them to cells after, so that
         samples of one cell become false negatives; here no cell occurs twice.
+
+    >>> cells_a, cells_b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])  # the first two share a cell of a
+    >>> valid = torch.ones(1, 3, dtype=torch.bool)
+    >>> _, picked = sample_one_per_cell(cells_a, cells_b, valid, 3, num_cells_a=2, num_cells_b=3)
+    >>> picked
+    tensor([[ True,  True, False]])
     """
     if cells_a.dim() != 2 or not cells_a.shape == cells_b.shape == valid.shape:
         shapes = [list(tensor.shape) for tensor in (cells_a, cells_b, valid)]

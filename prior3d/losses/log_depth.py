@@ -16,6 +16,10 @@ def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
 
     Reference:
         Eigen et al., 2014, arXiv 1406.2283, in the form of Bhat et al., 2020, arXiv 2011.14141, without its factor 10.
+
+    >>> log_ratio = torch.tensor([[[0.0, 2.0]]])
+    >>> scale_invariant_loss(log_ratio, torch.tensor([[[True, False]]])).item() < 1e-6
+    True
     """
     count = known.sum().clamp_min(1)
     mean = torch.where(known, log_ratio, 0).sum() / count
@@ -40,6 +44,9 @@ def gradient_loss(log_ratio: Tensor, known: Tensor, scales: int = 4) -> Tensor:
     Reference:
         Li and Snavely, 2018, arXiv 1804.00607 (MegaDepth), as DINOv2 and FiT3D mean to use it. The code of FiT3D takes
         differences along the axes of images and channels instead of rows and columns, which makes it 0.
+
+    >>> gradient_loss(torch.full((1, 8, 8), 0.7), torch.ones(1, 8, 8, dtype=torch.bool)).item()
+    0.0
     """
     error = torch.where(known, log_ratio, 0)
     total = error.flatten()[:0].sum()

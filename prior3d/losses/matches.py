@@ -46,6 +46,11 @@ def sample_cell_matches(
         grid: rows and columns of the feature maps.
         stride: image pixels per cell.
         count: N.
+
+    >>> pixels = torch.tensor([[[1.5, 0.5], [2.5, 0.5], [9.5, 6.5]]])  # the first two fall into one cell
+    >>> matches = sample_cell_matches(pixels, pixels, torch.ones(1, 3, dtype=torch.bool), (2, 3), stride=4, count=3)
+    >>> matches.valid, sorted(matches.cells_a[matches.valid].tolist())
+    (tensor([[ True,  True, False]]), [0, 5])
     """
     rows, columns = grid
 
@@ -66,16 +71,28 @@ def sample_cell_matches(
 
 
 def gather_cells(features: Tensor, cells: Tensor) -> Tensor:
-    """Return the features [G, N, C] of maps [G, C, h, w] at row-major cells [G, N]."""
+    """Return the features [G, N, C] of maps [G, C, h, w] at row-major cells [G, N].
+
+    >>> gather_cells(torch.arange(6.0).view(1, 1, 2, 3), torch.tensor([[5, 0]])).tolist()
+    [[[5.0], [0.0]]]
+    """
     flat = features.flatten(2).transpose(1, 2)
     return flat.gather(1, cells[..., None].expand(-1, -1, flat.shape[2]))
 
 
 def kept_fraction(valid: Tensor) -> Tensor:
-    """Return the share of slots that hold a match: a scalar to log."""
+    """Return the share of slots that hold a match: a scalar to log.
+
+    >>> kept_fraction(torch.tensor([[True, False]])).item()
+    0.5
+    """
     return valid.float().mean()
 
 
 def compact(pixels: Tensor, valid: Tensor) -> Tensor:
-    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronises, for pictures only."""
+    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronises, for pictures only.
+
+    >>> compact(torch.tensor([[0.5, 0.5], [1.5, 0.5]]), torch.tensor([False, True])).tolist()
+    [[1.5, 0.5]]
+    """
     return torch.masked_select(pixels, valid[:, None]).view(-1, 2)

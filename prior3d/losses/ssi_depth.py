@@ -21,6 +21,9 @@ def in_file_space(depth: Tensor, inverse_depth: Tensor, pseudo_kind: Tensor) -> 
 
     Returns:
         E[t] or E[1/t], [N, ...].
+
+    >>> in_file_space(torch.tensor([[2.0], [2.0]]), torch.tensor([[0.5], [0.5]]), torch.tensor([0, 1])).tolist()
+    [[2.0], [0.5]]
     """
     disparity = (pseudo_kind == 1).view(-1, *[1] * (depth.ndim - 1))
     return torch.where(disparity, inverse_depth, depth)
@@ -44,18 +47,23 @@ def fit_scale_and_shift(
 
     Returns:
         Scale and shift, [N] each; pixels outside the mask may hold anything, NaN included.
+
+    >>> prediction, mask = torch.arange(4.0)[None], torch.ones(1, 4, dtype=torch.bool)
+    >>> scale, shift = fit_scale_and_shift(prediction, 2 * prediction + 1, mask)
+    >>> round(scale.item(), 3), round(shift.item(), 3)
+    (2.0, 1.0)
     """
     counted = mask.to(prediction.dtype)
     count = counted.sum(dim=1).clamp_min(1)
     prediction, target = torch.where(mask, prediction, 0), torch.where(mask, target, 0)
     mean_p, mean_t = prediction.sum(dim=1) / count, target.sum(dim=1) / count
-    centred_p = (prediction - mean_p.unsqueeze(1)) * counted
-    centred_t = (target - mean_t.unsqueeze(1)) * counted
+    centered_p = (prediction - mean_p.unsqueeze(1)) * counted
+    centered_t = (target - mean_t.unsqueeze(1)) * counted
     # a spread of the prediction below 1e-4 of its size is treated as rounding: the scale stays bounded
     noise = (1e-4 * prediction.abs().sum(dim=1) / count).square() + 1e-12
-    variance_p = centred_p.square().sum(dim=1) / count + noise
-    variance_t = centred_t.square().sum(dim=1) / count
-    scale = (centred_p * centred_t).sum(dim=1) / count / variance_p
+    variance_p = centered_p.square().sum(dim=1) / count + noise
+    variance_t = centered_t.square().sum(dim=1) / count
+    scale = (centered_p * centered_t).sum(dim=1) / count / variance_p
     # two roots, not the root of the quotient: its gradient is inf * 0 where the target does not vary
     scale = scale.maximum(minimum_correlation * variance_t.sqrt() / variance_p.sqrt())
     return scale, mean_t - scale * mean_p
@@ -95,6 +103,11 @@ def scale_and_shift_invariant_loss(
         Ranftl et al. 2020, arXiv 1907.01341 (MiDaS), equations 5, 8 and 11. Differs from it in the positive scale, in
         residuals in units of the target's deviation, in trimming before a second fit (the paper trims after a fit by
         median and deviation), and in means over what is kept instead of half the mean over all.
+
+    >>> depth = torch.arange(32.0)[None]
+    >>> mask = torch.ones(1, 32, dtype=torch.bool)
+    >>> scale_and_shift_invariant_loss(depth, 3 * depth + 5, mask).item() < 1e-5
+    True
     """
     _check(prediction, target, mask, trim, gradient_weight)
     shape = prediction.shape

@@ -83,7 +83,9 @@ def build(recipe: "Recipe", registry: "Registry", folder: RunFolder | None = Non
         with section("data"):
             refuse_single_values(backbone, reads)
     _check_statistics(backbone, model)
-    wanted = {key.split(".")[1] for key in recipe.source.overridden if key.startswith("probes.")}
+    overridden = recipe.source.overridden
+    wanted = {key.split(".")[1] for key in overridden if key.startswith("probes.")}
+    wanted |= set(recipe.probes) if "probes" in overridden else set()
     probes, left_out = build_fitting_tasks(recipe.probes, data, registry, recipe.seed, dataset, wanted)
     return Parts(dataset, backbone, objective, probes, left_out)
 

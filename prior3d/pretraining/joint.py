@@ -42,7 +42,8 @@ class Joint(nn.Module):
         UserError: a prior or an option of one does not exist, or does not fit the backbone.
 
     >>> joint = Joint("test_resnet", ["depth_regression"], size=(64, 64), decoder_stride=4)
-    >>> batch = {"image": torch.rand(2, 1, 3, 64, 64), "depth": 1 + torch.rand(2, 1, 64, 64)}
+    >>> camera = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).repeat(2, 1, 1, 1)
+    >>> batch = {"image": torch.rand(2, 1, 3, 64, 64), "depth": 1 + torch.rand(2, 1, 64, 64), "intrinsics": camera}
     >>> optimizer = torch.optim.AdamW(joint.parameters(), lr=1e-3)
     >>> loss, scalars = joint(batch)
     >>> loss.backward()
@@ -95,13 +96,12 @@ class Joint(nn.Module):
         batch = self.objective.prepare_batch(dict(batch), lambda use: self._seed(step, use))
         self._check(batch)
         self._seed(step, "backbone")
-        device = next(self.backbone.parameters()).device
-        teachers = {
-            name: model[0].to(device)
-            for name, model in {"reference": self._reference, "ema": self._average}.items()
-            if model and name in self.objective.reads
-        }
-        result = encode(self.backbone, batch, self.objective.encodes, self.objective.reads, **teachers)
+        reference, average = (held[0] if held else None for held in (self._reference, self._average))
+        for model in (reference, average):
+            if model is not None:
+                model.to(next(self.backbone.parameters()).device)
+        teachers = self.objective.teachers(reference=reference, ema=average)
+        result = encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
         losses = self.objective(batch, result.features, step, lambda use: self._seed(step, use))
         own = {f"loss/{label}": loss.detach() for label, loss in losses.by_label.items()}
         return losses.total, own | losses.scalars

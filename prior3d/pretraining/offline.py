@@ -19,7 +19,7 @@ from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.preparing import judge_damage, refusing_damage
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import to_float
-from prior3d.errors import DamagedFile, UserError, section
+from prior3d.errors import DamagedFile, UserError, dotted, section
 from prior3d.jobs import Store, damage_in, run_jobs
 from prior3d.pretraining.building import Parts, first_available
 from prior3d.pretraining.objective import JointObjective, encode
@@ -33,7 +33,7 @@ def prepare_priors(
     parts: Parts, recipe: "Recipe", progress: Progress, console: Console, runner: Runner | None = None
 ) -> None:
     """Run the offline stage of every prior that has one, and hand it what was prepared."""
-    store = Store(Path(recipe.data.cache), key="data.cache")
+    store = Store(Path(recipe.data.cache), key=dotted("data", "cache"))
     for label, prior in stages(parts.objective).items():
         if prior.refresh_steps:
             console.print(f"{label}: {_plan(prior.refresh_steps, recipe.trainer.max_steps)}")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d.contracts.fields import FIELDS, FieldTable
-from prior3d.figures import draw_features, render
+from prior3d.figures import plot_features, render
 from prior3d.pretraining.tracking import log_image
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ class Pictures(lightning.Callback):
         at_boundary = (batch_idx + 1) % self.accumulate == 0
         due = self.every and (trainer.global_step == 1 or trainer.global_step % self.every == 0)
         if at_boundary and due and trainer.is_global_zero:
-            for name, figure in draw(pl_module, batch).items():
+            for name, figure in plot(pl_module, batch).items():
                 log_image(trainer.loggers, name, render(figure), trainer.global_step)
 
 
 @torch.no_grad()
-def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]:
+def plot(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]:
     """Return the figures of a run at its present weights, by name."""
     seed = task.seeder(0)
     table = task.samples.table
@@ -65,14 +65,14 @@ def draw(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
             figures: dict[str, Any] = {}
             for label, prior in task.objective.priors.items():
                 seed(f"{label}/draw")
-                figures |= {f"{label}/{name}": figure for name, figure in prior.draw(batch, features).items()}
+                figures |= {f"{label}/{name}": figure for name, figure in prior.plot(batch, features).items()}
     finally:
         for module in trained:
             module.train()
     for field, feature in features.items():
         if feature.dense is not None and field in table and table[field].is_picture:
             images, dense = batch[field][:2].flatten(0, 1), feature.dense[:2].flatten(0, 1)
-            figures[f"features/{field}"] = draw_features(images, dense)
+            figures[f"features/{field}"] = plot_features(images, dense)
     return figures
 
 

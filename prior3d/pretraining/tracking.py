@@ -220,7 +220,12 @@ def _memory(task: "PretrainingTask") -> dict[str, float]:
 
 
 def _plain(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return all values as numbers, waiting for the device once."""
-    tensors = {name: value.detach().float() for name, value in measured.items() if isinstance(value, Tensor)}
-    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
-    return {**measured, **dict(zip(tensors, numbers, strict=True))}
+    """Return all values as numbers, waiting for each device once: a prior may report a constant from the CPU."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in measured.items():
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, {})[name] = value.detach().float()
+    numbers = dict(measured)
+    for tensors in by_device.values():
+        numbers |= dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return numbers

@@ -10,7 +10,7 @@ from prior3d.probes.probe_data import chosen_frames
 from prior3d.probes.results import Keys
 from prior3d.probes.tasks import ProbeTask
 from prior3d.recipe.sections import DataSection, ProbeSection
-from prior3d.registry import Registry
+from prior3d.registry import Plugin, Registry
 
 
 def keys_of(
@@ -50,15 +50,20 @@ def _key(task: ProbeTask, section: ProbeSection, data: DataSection, registry: Re
     probe, dataset = registry.find("probes", section.probe), registry.find("datasets", source.name)
     return content_key(
         {
-            "probe": [probe.name, probe.target, probe.version, dict(section.options)],
+            "probe": [*_identity(probe), dict(section.options)],
             "seeds": task.seeds if task.probe.seeded else 1,
             "most": task.most,
-            "data": [dataset.name, dataset.target, dataset.version, dict(source.options)],
+            "data": [*_identity(dataset), dict(source.options)],
             "parts": {part: _contents(dataset, task) for part, dataset in task.parts.items()},
             "files": fingerprint(task.probe.files()),
             "torch": torch.__version__,
         }
     )
+
+
+def _identity(plugin: Plugin) -> list[str]:
+    """Return what a plugin is, wherever its file lies: a run keeps a copy, and a run folder may move."""
+    return [plugin.name, plugin.target.rpartition(":")[2], plugin.version]
 
 
 def _contents(dataset: Dataset, task: ProbeTask) -> list[object]:

@@ -24,7 +24,7 @@ from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
 
 Plot = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
-"""Plots models on the data of a task; see `prior3d.contracts.probe.Probe.plot`."""
+"""Plots models on the data of a task; see `Probe.plot`."""
 
 _IMAGES = 256
 """Training images whose statistics BatchNorm layers get, without augmentation, as probes see images."""

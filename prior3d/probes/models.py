@@ -70,6 +70,9 @@ def concatenate(parts: Sequence[Tensor], unit_length: bool = False) -> Tensor:
         parts: as `FrozenModel.read` gives them.
         unit_length: give every part unit length first (and so the whole): for comparisons by cosine, where the part
             with the larger numbers would decide alone.
+
+    >>> concatenate([torch.ones(1, 2, 3, 3), torch.ones(1, 4, 3, 3)]).shape
+    torch.Size([1, 6, 3, 3])
     """
     if not unit_length:
         return torch.cat(list(parts), 1)

@@ -73,18 +73,18 @@ def plot_classes(
         ignore: class id that is left uncoloured.
     """
     grey = images.mean(1).clamp(0, 1).numpy()
-    colours = class_colours(256)
+    colors = class_colors(256)
 
     def show(axis: "Axes", classes: np.ndarray, row: int) -> None:
         weight = np.where(classes == ignore, 0, _OPACITY)[..., None]
-        axis.imshow((1 - weight) * grey[row][..., None] + weight * colours[classes])
+        axis.imshow((1 - weight) * grey[row][..., None] + weight * colors[classes])
 
     maps = {"truth": truth, **predicted}
     figure = plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
     counts = torch.stack([torch.bincount(values.flatten().int(), minlength=256) for values in maps.values()]).sum(0)
     counts[ignore] = 0
     most = [index for index in counts.argsort(descending=True)[:_MOST_NAMES].tolist() if counts[index]]
-    entries = [Patch(color=colours[index], label=names[index] if names else str(index)) for index in sorted(most)]
+    entries = [Patch(color=colors[index], label=names[index] if names else str(index)) for index in sorted(most)]
     figure.legend(handles=entries, loc="outside lower center", ncols=2 * (1 + len(maps)), fontsize=7, frameon=False)
     return figure
 
@@ -128,14 +128,14 @@ def plot_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor])
     """
 
     def show(axis: "Axes", normals: np.ndarray, row: int) -> None:
-        colours = 0.5 + 0.5 * normals.transpose(1, 2, 0) * (1, -1, -1)
-        axis.imshow(np.where((normals == 0).all(0)[..., None], 1.0, colours.clip(0, 1)))
+        colors = 0.5 + 0.5 * normals.transpose(1, 2, 0) * (1, -1, -1)
+        axis.imshow(np.where((normals == 0).all(0)[..., None], 1.0, colors.clip(0, 1)))
 
     maps = {"truth": truth.float(), **{title: values.float() for title, values in predicted.items()}}
     return plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
 
 
-def class_colours(count: int) -> np.ndarray:
+def class_colors(count: int) -> np.ndarray:
     """Return colours [count, 3] in 0..1 that differ most between neighbouring ids."""
     golden = 0.618034
     rows = [

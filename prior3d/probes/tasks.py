@@ -154,7 +154,8 @@ class _Datasets:
 
     def _make(self, probe: ProbeSection, split: Split, views: int) -> Dataset:
         source = self._data if probe.data is None else probe.data
-        cls = self._registry.get("datasets", source.name, "data.name")
+        with section("data"):
+            cls = self._registry.get("datasets", source.name, "name")
         size = source.size or self._data.size
         spec = DataSpec(size=size, views=views, split=split, cache=Path(self._data.cache), seed=self._seed)
         return construct(cls, spec, key="data", options=source.options, registry=self._registry)

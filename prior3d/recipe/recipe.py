@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, dotted
 from prior3d.messages import unknown_key
 from prior3d.recipe.reading import (
     or_empty,
@@ -79,15 +79,15 @@ class Recipe:
 
     def uses(self) -> Iterator[tuple[Kind, str, str]]:
         """Yield kind, name and key of every plugin the recipe uses."""
-        yield "datasets", self.data.name, "data.name"
+        yield "datasets", self.data.name, dotted("data", "name")
         if self.prepare != PrepareSection():
-            yield "runners", self.prepare.runner, "prepare.runner"
+            yield "runners", self.prepare.runner, dotted("prepare", "runner")
         for label, section in self.priors.items():
-            yield "priors", section.prior, f"priors.{label}"
+            yield "priors", section.prior, dotted("priors", label)
         for label, section in self.probes.items():
-            yield "probes", section.probe, f"probes.{label}"
+            yield "probes", section.probe, dotted("probes", label)
             if section.data is not None:
-                yield "datasets", section.data.name, f"probes.{label}.data.name"
+                yield "datasets", section.data.name, dotted("probes", label, "data", "name")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, in the form of a recipe file."""
@@ -121,6 +121,9 @@ def load_recipe(
 
     Raises:
         UserError: with file, line and key of what is wrong.
+
+    >>> load_recipe("view_invariance", ["trainer.max_steps=7"]).trainer.max_steps
+    7
     """
     content, source = read_recipe(name, overrides)
     with source.locating():

@@ -2,10 +2,10 @@
 
 import difflib
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, refusal_of
 from prior3d.registry.registry import Registry, current
 
 if TYPE_CHECKING:
@@ -108,11 +108,12 @@ def names(job: str, registry: Registry | None = None) -> tuple[str, ...]:
 def _best(job: str, device: "torch.device", dtype: "torch.dtype", registry: Registry) -> "Engine":
     candidates, obstacles = [], {}
     for name in names(job, registry):
-        try:
+        broken = refusal_of(partial(_named, job, name, registry))
+        if broken is None:
             candidates.append((name, _named(job, name, registry)))
-        except UserError as error:
-            obstacles[name] = error.message
-            _warn_once(job, name, error.message)
+        else:
+            obstacles[name] = broken.message
+            _warn_once(job, name, broken.message)
     for name, engine in sorted(candidates, key=lambda candidate: (-candidate[1].rank, candidate[0])):
         obstacle = engine.obstacle(device, dtype)
         if obstacle is None:

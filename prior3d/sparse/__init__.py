@@ -14,6 +14,7 @@ from prior3d.sparse.kernel_map import kernel_offsets
 from prior3d.sparse.modules import BatchNorm, InstanceNorm, ReLU, concatenate, prune
 from prior3d.sparse.pooling import AvgPool, AvgUnpool, GlobalPool, MaxPool, SumPool
 from prior3d.sparse.quantize import Quantized, batch_coordinates, merge_duplicates, sparse_quantize
+from prior3d.sparse.reference import convolve
 from prior3d.sparse.tensor import CoordinateManager, SparseTensor
 from prior3d.sparse.unet import MinkUNet, mink_unet34c, mink_unet_small
 
@@ -36,6 +37,7 @@ __all__ = [
     "TransposedConvolution",
     "batch_coordinates",
     "concatenate",
+    "convolve",
     "interpolate",
     "kernel_offsets",
     "merge_duplicates",

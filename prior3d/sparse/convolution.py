@@ -92,6 +92,14 @@ class Convolution(_ConvolutionBase):
     Raises:
         ValueError: for a size below 1.
         UserError: for an engine that cannot be had.
+
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.rand(3, 8), coordinates)
+    >>> Convolution(8, 4, 3)(x).features.shape
+    torch.Size([3, 4])
+    >>> coarse = Convolution(8, 4, 2, stride=2)(x)
+    >>> coarse.coordinates.tolist()
+    [[0, 0, 0, 0], [0, 4, 0, 0]]
     """
 
     def __init__(
@@ -137,6 +145,12 @@ class TransposedConvolution(_ConvolutionBase):
     Raises:
         ValueError: for a size below 1.
         UserError: for an engine that cannot be had.
+
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.rand(3, 8), coordinates)
+    >>> coarse = Convolution(8, 4, 2, stride=2)(x)
+    >>> TransposedConvolution(4, 8, 2, stride=2)(coarse).features.shape
+    torch.Size([3, 8])
     """
 
     def __init__(

@@ -24,6 +24,12 @@ def interpolate(x: SparseTensor, queries: Tensor) -> Tensor:
 
     Raises:
         ValueError: for another shape, or integer positions.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> interpolate(x, torch.tensor([[0, 0.5, 0, 0]])).tolist()
+    [[1.5]]
     """
     if queries.ndim != 2 or queries.shape[1] != 4 or not queries.is_floating_point():
         raise ValueError(f"expected floating-point queries [Q, 4], got {queries.dtype} {list(queries.shape)}")

@@ -16,7 +16,11 @@ def offset_range(kernel_size: int) -> range:
 
 
 def kernel_offsets(kernel_size: int) -> Tensor:
-    """Offsets [K^3, 3] (x, y, z) in the order of kernel weights: first spatial axis fastest."""
+    """Offsets [K^3, 3] (x, y, z) in the order of kernel weights: first spatial axis fastest.
+
+    >>> kernel_offsets(3).shape, kernel_offsets(2)[1].tolist()
+    (torch.Size([27, 3]), [1, 0, 0])
+    """
     axis = torch.tensor(list(offset_range(kernel_size)))
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     return torch.stack([x, y, z], dim=-1).reshape(-1, 3)

@@ -16,6 +16,12 @@ class BatchNorm(nn.Module):
 
     A single voxel (a small chunk at a coarse stride) has no variance to estimate: torch would raise in training, here
     it is normalised by the running statistics. Synchronised normalisation keeps torch's behaviour.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> BatchNorm(1)(x).features.mean().abs().item() < 1e-6
+    True
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -33,7 +39,14 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation: over the voxels of each batch item, biased variance, in at least float32."""
+    """Instance normalisation: over the voxels of each batch item, biased variance, in at least float32.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> InstanceNorm(1)(x).features.mean().abs().item() < 1e-6
+    True
+    """
 
     def __init__(self, channels: int, *, eps: float = 1e-8) -> None:
         """Set channels and the variance's epsilon."""
@@ -46,14 +59,21 @@ class InstanceNorm(nn.Module):
         """Normalise each channel of each item."""
         features = x.features.to(working_dtype(x.features))
         items = x.batch_index
-        centred = features - mean_per_item(features, items, x.batch_size)[items]
-        variance = mean_per_item(centred.square(), items, x.batch_size)
-        out = centred * (variance + self.eps).rsqrt()[items] * self.weight + self.bias
+        centered = features - mean_per_item(features, items, x.batch_size)[items]
+        variance = mean_per_item(centered.square(), items, x.batch_size)
+        out = centered * (variance + self.eps).rsqrt()[items] * self.weight + self.bias
         return x.with_features(out.to(x.features.dtype))
 
 
 class ReLU(nn.Module):
-    """Rectifier on the features."""
+    """Rectifier on the features.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> ReLU()(x.with_features(-x.features)).features.tolist()
+    [[0.0], [0.0], [0.0]]
+    """
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Set negative features to zero."""
@@ -72,6 +92,12 @@ def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
     Raises:
         ValueError: if they do not, or if there are none.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> concatenate([x, x]).features.shape
+    torch.Size([3, 2])
     """
     if not tensors:
         raise ValueError("expected at least one sparse tensor, got none")
@@ -84,6 +110,12 @@ def prune(x: SparseTensor, keep: Tensor) -> SparseTensor:
 
     Raises:
         ValueError: if `keep` is not one boolean per voxel.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> prune(x, torch.tensor([True, False, True])).features.tolist()
+    [[1.0], [3.0]]
     """
     if keep.dtype != torch.bool or keep.shape != (len(x),):
         raise ValueError(f"expected a boolean mask [{len(x)}], got {keep.dtype} {list(keep.shape)}")

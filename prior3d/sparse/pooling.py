@@ -37,14 +37,28 @@ class _Pool(nn.Module):
 
 
 class SumPool(_Pool):
-    """Sum of the existing voxels under the kernel."""
+    """Sum of the existing voxels under the kernel.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> SumPool(2, stride=2)(x).features.tolist()
+    [[3.0], [3.0]]
+    """
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
         return _sum(features, kernel_map).to(features.dtype)
 
 
 class AvgPool(_Pool):
-    """Mean of the existing voxels under the kernel; absent ones do not count. Zero where none exists."""
+    """Mean of the existing voxels under the kernel; absent ones do not count. Zero where none exists.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> AvgPool(2, stride=2)(x).features.tolist()
+    [[1.5], [3.0]]
+    """
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
         return _mean(features, kernel_map)
@@ -54,6 +68,12 @@ class MaxPool(_Pool):
     """Maximum of the existing voxels under the kernel. Zero where none exists.
 
     Differs from MinkowskiEngine: tied voxels share the gradient equally; there an arbitrary one of them gets it all.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> MaxPool(2, stride=2)(x).features.tolist()
+    [[2.0], [3.0]]
     """
 
     def _reduce(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -64,6 +84,12 @@ class AvgUnpool(_Pool):
     """Back onto the finer level that the manager has (else every cell reached): mean of the coarse voxels reaching it.
 
     For a window as large as the stride every voxel gets a copy of its cell.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> AvgUnpool(2, stride=2)(AvgPool(2, stride=2)(x)).features.tolist()
+    [[1.5], [1.5], [3.0]]
     """
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -76,6 +102,12 @@ class GlobalPool(nn.Module):
     """Pool each batch item to one row: a plain [B, C] tensor, row b for item b, zero for an item without voxels.
 
     Differs from MinkowskiEngine, which returns a sparse tensor of stride 0 and fails on items without voxels.
+
+    >>> from prior3d.sparse import SparseTensor
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.tensor([[1.0], [2.0], [3.0]]), coordinates)
+    >>> GlobalPool("mean")(x).tolist()
+    [[2.0]]
     """
 
     def __init__(self, mode: Literal["mean", "max", "sum"] = "mean") -> None:

@@ -47,6 +47,10 @@ def sparse_quantize(
     Raises:
         ValueError: for wrong shapes, a voxel size that is not positive, or points that are not finite or so far away
             that int32 cannot hold their voxel.
+
+    >>> found = sparse_quantize(torch.tensor([[0.1, 0, 0], [0.9, 0, 0], [1.2, 0, 0]]), voxel_size=1.0)
+    >>> found.coordinates.tolist(), found.inverse_map.tolist()
+    ([[0, 0, 0], [1, 0, 0]], [0, 0, 1])
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"expected points [N, 3], got {list(points.shape)}")
@@ -82,6 +86,11 @@ def merge_duplicates(
 
     Raises:
         ValueError: for another `how`.
+
+    >>> coordinates = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    >>> features, unique = merge_duplicates(torch.tensor([[1.0], [3.0]]), coordinates, "mean")
+    >>> features.tolist(), unique.tolist()
+    ([[2.0]], [[0, 1, 0, 0]])
     """
     if how not in ("first", "mean", "sum"):
         raise ValueError(f"expected how to be first, mean or sum, got '{how}'")
@@ -101,6 +110,9 @@ def batch_coordinates(clouds: Sequence[Tensor]) -> Tensor:
 
     Raises:
         ValueError: if there are no clouds, or one is not [N, 3] of integers.
+
+    >>> batch_coordinates([torch.zeros(1, 3, dtype=torch.int32), torch.ones(1, 3, dtype=torch.int32)]).tolist()
+    [[0, 0, 0, 0], [1, 1, 1, 1]]
     """
     if not clouds:
         raise ValueError("expected at least one cloud, got none")

@@ -72,6 +72,12 @@ class SparseTensor:
 
     Raises:
         ValueError: if not exactly one of `coordinates` and `manager` is given, or sizes or devices differ.
+
+    >>> import torch
+    >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
+    >>> x = SparseTensor(torch.rand(3, 8), coordinates)
+    >>> x.features.shape, x.stride, x.batch_size
+    (torch.Size([3, 8]), 1, 1)
     """
 
     def __init__(

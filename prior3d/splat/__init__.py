@@ -10,7 +10,9 @@ from prior3d.registry.engines import EngineChoice
 from prior3d.splat.gaussians import gaussians_from_depth
 from prior3d.splat.lifting import Lifted, lift_average, lift_cg
 from prior3d.splat.operator import view_operator
+from prior3d.splat.projection import LOW_PASS, NEAR
 from prior3d.splat.rasterize import Rendering, rasterize
+from prior3d.splat.reference import rasterize_views
 from prior3d.splat.targets import FeatureTargets, render_feature_targets
 from prior3d.splat.weights import CompositingWeights, compositing_weights
 
@@ -19,7 +21,12 @@ __all__ = [
     "gaussians_from_depth",
     "Rendering",
     "rasterize",
+    # what engines are made of and held to
     "EngineChoice",
+    "LOW_PASS",
+    "NEAR",
+    "rasterize_views",
+    # views as linear maps, and what is lifted through them
     "SplatOperator",
     "view_operator",
     "CompositingWeights",

@@ -26,9 +26,9 @@ def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileB
     """
     side = lists.tile_size
     corners = torch.stack([batch.tiles % lists.columns, batch.tiles // lists.columns], -1) * side
-    centres = torch.arange(side, device=pixels.device, dtype=pixels.dtype) + 0.5
-    dx = corners[:, :1, None] + centres[:, None] - pixels[:, None, :, 0]  # [T, side, K]
-    dy = corners[:, 1:, None] + centres[:, None] - pixels[:, None, :, 1]
+    centers = torch.arange(side, device=pixels.device, dtype=pixels.dtype) + 0.5
+    dx = corners[:, :1, None] + centers[:, None] - pixels[:, None, :, 0]  # [T, side, K]
+    dy = corners[:, 1:, None] + centers[:, None] - pixels[:, None, :, 1]
     xx, xy, yy = (component[:, None] for component in conics.unbind(-1))
     exponent = (-0.5 * xx * dx * dx)[:, None] + (-0.5 * yy * dy * dy)[:, :, None] - (xy * dy)[:, :, None] * dx[:, None]
     falloff = exponent.clamp(min=MIN_EXPONENT).exp()

@@ -49,6 +49,13 @@ def gaussians_from_depth(
 
     Raises:
         ValueError: if arguments do not fit, or there is no valid depth.
+
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None], spacing=0.1)
+    >>> gaussians.means[:, 2].unique().tolist(), gaussians.colors is None
+    ([2.0], True)
     """
     _check(depth, intrinsics, world_from_camera, images, spacing, shape)
     depth = depth.to(working_dtype(depth))
@@ -69,10 +76,10 @@ def gaussians_from_depth(
         scales[:, 2] *= FLATNESS
         normals = _normals(points, world_from_camera)
         quaternions = _quaternion_from_z_to(_mean_per_voxel(normals[valid], voxel, count))
-    colours = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
+    colors = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
     kept = ~_looked_through(means, depth, intrinsics, world_from_camera, depth_tolerance)
     opacities = means.new_full((count,), opacity)
-    return Gaussians(means, quaternions, scales, opacities, colours)[kept]
+    return Gaussians(means, quaternions, scales, opacities, colors)[kept]
 
 
 def _check(

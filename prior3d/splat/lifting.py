@@ -49,6 +49,16 @@ def lift_average(views: Views) -> Lifted:
 
     Raises:
         ValueError: if there is no view, or sizes or channel counts differ.
+
+    >>> from prior3d.splat import gaussians_from_depth, view_operator
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> operator = view_operator(gaussians, intrinsics, pose, (12, 16), grid=(3, 4))
+    >>> lifted = lift_average([(operator, torch.ones(5, 3, 4))])
+    >>> lifted.features.shape == (len(gaussians), 5), round(lifted.features.max().item(), 3)
+    (True, 1.0)
     """
     total = mass = seen_by = None
     for operator, maps in _checked(views):
@@ -94,6 +104,15 @@ def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out:
 
     Reference:
         Hestenes and Stiefel 1952, on the normal equations (CGLS), all channels side by side.
+
+    >>> from prior3d.splat import gaussians_from_depth, view_operator
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> operator = view_operator(gaussians, intrinsics, pose, (12, 16), grid=(3, 4))
+    >>> lift_cg([(operator, torch.ones(5, 3, 4))], held_out=0, iterations=2).iterations
+    2
     """
     if ridge < 0 or iterations < 0 or not 0 <= held_out < 1:
         found = f"ridge {ridge}, iterations {iterations}, held_out {held_out}"

@@ -35,6 +35,15 @@ def view_operator(
     Raises:
         ValueError: if shapes do not fit, or the grid is finer than the image.
         UserError: if the engine cannot be had.
+
+    >>> from prior3d.splat import gaussians_from_depth
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> operator = view_operator(gaussians, intrinsics, pose, (12, 16), grid=(3, 4))
+    >>> operator.render(torch.ones(len(gaussians), 5)).shape
+    torch.Size([1, 5, 3, 4])
     """
     check_shapes(len(gaussians), None, intrinsics, world_from_camera)
     gaussians = gaussians.to(working_dtype(gaussians.means))

@@ -60,6 +60,16 @@ def rasterize(
 
     Reference:
         Kerbl et al. 2023, arXiv 2308.04079; conventions of Ye et al. 2024 (gsplat), arXiv 2409.06765.
+
+    >>> import torch
+    >>> from prior3d.splat import gaussians_from_depth
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> seen = rasterize(gaussians, torch.ones(len(gaussians), 3), intrinsics, pose, (12, 16))
+    >>> seen.values.shape, round(seen.depth[6, 8].item(), 3)
+    (torch.Size([3, 12, 16]), 2.0)
     """
     check_shapes(len(gaussians), values, intrinsics, world_from_camera, background)
     dtype = working_dtype(gaussians.means)

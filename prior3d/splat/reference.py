@@ -28,6 +28,6 @@ def rasterize_views(
         with_depth = torch.cat([values, projection.depths[:, None]], -1)
         sums, alphas = Composite.apply(projection.pixels, projection.conics, gaussians.opacities, with_depth, lists)
         image, alpha = tiles_to_image(sums, lists, size), tiles_to_image(alphas[..., None], lists, size)[0]
-        colours = image[:-1] + (1 - alpha) * background[:, None, None]
-        views.append((colours, image[-1] / alpha.clamp(min=MIN_ALPHA), alpha))
+        colors = image[:-1] + (1 - alpha) * background[:, None, None]
+        views.append((colors, image[-1] / alpha.clamp(min=MIN_ALPHA), alpha))
     return tuple(torch.stack(parts) for parts in zip(*views, strict=True))

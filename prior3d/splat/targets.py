@@ -58,6 +58,18 @@ def render_feature_targets(
     Raises:
         ValueError: if shapes do not fit, or the grid is finer than the rendering.
         UserError: if the engine cannot be had.
+
+    >>> from prior3d.splat import lift_average
+    >>> from prior3d.splat import gaussians_from_depth, view_operator
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> operator = view_operator(gaussians, intrinsics, pose, (12, 16), grid=(3, 4))
+    >>> lifted = lift_average([(operator, torch.ones(5, 3, 4))])
+    >>> targets = render_feature_targets(gaussians, lifted, intrinsics, pose, (12, 16), (3, 4), min_views=1)
+    >>> targets.values.shape
+    torch.Size([5, 3, 4])
     """
     if len(lifted.features) != len(gaussians):
         raise ValueError(f"expected features of {len(gaussians)} Gaussians, got {len(lifted.features)}")

@@ -183,6 +183,15 @@ def compositing_weights(
 
     Raises:
         ValueError: if shapes do not fit.
+
+    >>> from prior3d.splat import gaussians_from_depth
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> pose = torch.eye(4)
+    >>> depth = torch.full((1, 12, 16), 2.0)
+    >>> gaussians = gaussians_from_depth(depth, intrinsics, pose[None])
+    >>> weights = compositing_weights(gaussians, intrinsics, pose, (12, 16))
+    >>> weights.render(torch.ones(len(gaussians), 2)).shape
+    torch.Size([1, 2, 12, 16])
     """
     if world_from_camera.ndim != 2:
         raise ValueError(f"expected one view, world_from_camera [4, 4], got {list(world_from_camera.shape)}")

@@ -18,7 +18,7 @@ _MOST_COLUMNS = 4
 _BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
 
 
-def draw(findings: "Findings") -> Figure:
+def plot(findings: "Findings") -> Figure:
     """Draw a column per endpoint: above means with the single seeds, below paired differences from the baseline."""
     matrix = findings.matrix
     names, rows = list(matrix.endpoints), list(matrix.rows)
@@ -43,9 +43,9 @@ def _values(axis: "Axes", findings: "Findings", name: str) -> None:
     for height, row in enumerate(findings.matrix.rows):
         found = findings.estimate(row, name)
         if found is not None:
-            _dot(axis, height, found, _colour(findings, row))
+            _dot(axis, height, found, _color(findings, row))
             singles = list(findings.values(row, name).values())
-            style = {"color": _colour(findings, row), "ms": 1.8, "alpha": 0.6, "mew": 0}
+            style = {"color": _color(findings, row), "ms": 1.8, "alpha": 0.6, "mew": 0}
             axis.plot(singles, [height + 0.25] * len(singles), "o", **style)
     better = "less" if findings.lower_is_better(name) else "more"
     axis.set_title(f"{name}: {findings.matrix.endpoints[name].metric}\n{better} is better", fontsize=8)
@@ -58,7 +58,7 @@ def _differences(axis: "Axes", findings: "Findings", name: str) -> None:
     for height, row in enumerate(matrix.rows):
         change = findings.change(row, baseline, name)
         if change is not None:
-            _dot(axis, height, change.estimate, _colour(findings, row))
+            _dot(axis, height, change.estimate, _color(findings, row))
     margin = _margin(findings, name)
     if margin is not None:
         worse = margin if findings.lower_is_better(name) else -margin
@@ -75,12 +75,12 @@ def _margin(findings: "Findings", name: str) -> float | None:
     return None if baseline is None else endpoint.relative_margin * baseline.value
 
 
-def _dot(axis: "Axes", height: int, found: "Estimate", colour: str) -> None:
-    axis.plot([found.low, found.high], [height, height], color=colour, lw=1.6, solid_capstyle="butt")
-    axis.plot(found.value, height, "o", color=colour, ms=4.5)
+def _dot(axis: "Axes", height: int, found: "Estimate", color: str) -> None:
+    axis.plot([found.low, found.high], [height, height], color=color, lw=1.6, solid_capstyle="butt")
+    axis.plot(found.value, height, "o", color=color, ms=4.5)
 
 
-def _colour(findings: "Findings", row: str) -> str:
+def _color(findings: "Findings", row: str) -> str:
     top = findings.matrix.top
     return {top.initial: _GREY, top.baseline: _ORANGE}.get(row, _BLUE)
 

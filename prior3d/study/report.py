@@ -8,7 +8,7 @@ from prior3d.recipe.yaml12 import dump
 from prior3d.study.choosing import gain, trial_values
 from prior3d.study.comparing import Change, Findings
 from prior3d.study.matrix import TEST, TUNE
-from prior3d.study.picture import draw
+from prior3d.study.picture import plot
 from prior3d.study.records import FAILED, Records
 
 
@@ -17,7 +17,7 @@ def write_report(records: Records, path: Path) -> None:
     findings = Findings(records)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = path.with_suffix(".png")
-    draw(findings).savefig(figure)
+    plot(findings).savefig(figure)
     parts = [
         f"## {records.matrix.top.title}",
         records.matrix.top.setting.strip(),

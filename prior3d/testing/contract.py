@@ -100,7 +100,7 @@ def _check_offline_stage(prior: Prior) -> None:
     inputs = [*_leaves(prior, features), *(value for value in prior.parameters() if value.requires_grad)]
     unconnected = [gradient is None for gradient in torch.autograd.grad(loss, inputs, allow_unused=True)]
     assert not any(unconnected), "the zero loss before anything is prepared is unconnected (hangs DDP): use `zero`"
-    assert isinstance(prior.draw(batch, features), dict), "draw fails before anything is prepared"
+    assert isinstance(prior.plot(batch, features), dict), "plot fails before anything is prepared"
     kept = tempfile.TemporaryDirectory()
     weakref.finalize(prior, kept.cleanup)  # scenes may be read when they are needed
     scenes = example_scenes(prior.prepares)
@@ -176,5 +176,5 @@ def _check_autocast(prior: Prior) -> None:
 def _check_pictures(prior: Prior) -> None:
     batch, features = _prepared(prior)
     with torch.no_grad():
-        pictures = prior.draw(batch, features)
-    assert all(isinstance(figure, Figure) for figure in pictures.values()), "draw returns something else than figures"
+        pictures = prior.plot(batch, features)
+    assert all(isinstance(figure, Figure) for figure in pictures.values()), "plot returns something else than figures"

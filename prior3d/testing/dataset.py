@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from prior3d.contracts.view import View
 from prior3d.data.posed.surface import SURFACE_NEEDS
 from prior3d.data.preparing import prepare
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors
-from prior3d.errors import UserError
+from prior3d.errors import UserError, refusal_of
 from prior3d.randomness import generator
 from prior3d.registry.schema import validate_options
 from prior3d.testing.view import check_view
@@ -90,15 +91,12 @@ class _Maker:
     def __init__(self, cls: type[Dataset], keywords: Mapping[str, object], size: tuple[int, int], folder: Path) -> None:
         self.cls, self.keywords, self.size, self.folder = cls, dict(keywords), size, folder
         self.split: Split = "train"
-        try:
-            self()
-        except UserError as error:
-            for split in ("test", "validation"):
-                with contextlib.suppress(UserError):
-                    self(split)
-                    self.split = split
-                    return
-            raise AssertionError(f"cannot be made of these options: {error}") from error
+        refusal = refusal_of(self)
+        if refusal is not None:
+            splits: tuple[Split, ...] = ("test", "validation")
+            fitting = next((split for split in splits if refusal_of(partial(self, split)) is None), None)
+            assert fitting, f"cannot be made of these options: {refusal}"
+            self.split = fitting
 
     def __call__(self, split: Split | None = None, views: int = 1, **changed: object) -> Dataset:
         spec = DataSpec(self.size, views, split or self.split, self.folder / "cache")
@@ -106,12 +104,11 @@ class _Maker:
 
     def views_at_most(self) -> int:
         """Return 1 where more views per sample are refused, as single images do."""
-        try:
-            self(views=2)
-        except UserError as error:
-            assert error.key == "views", f"refuses 2 views with the key {error.key!r}, should be 'views'"
-            return 1
-        return 2
+        refusal = refusal_of(partial(self, views=2))
+        if refusal is None:
+            return 2
+        assert refusal.key == "views", f"refuses 2 views with the key {refusal.key!r}, should be 'views'"
+        return 1
 
 
 def _copied(keywords: Mapping[str, object], folder: Path) -> dict[str, object]:
@@ -142,10 +139,9 @@ def _check_declarations(dataset: Dataset) -> None:
     assert dataset.provides, "provides no field"
     made = sorted(name for name in dataset.provides if name.endswith("_view") or name in ALWAYS)
     assert not made, f"provides {', '.join(made)}, which are made for every dataset"
-    try:
-        table = table_of(dataset)
-    except UserError as error:
-        raise AssertionError(error.message) from error
+    refusal = refusal_of(partial(table_of, dataset))
+    assert refusal is None, refusal.message
+    table = table_of(dataset)
     derived = sorted(name for name in dataset.provides if table[name].made_from is not None)
     assert not derived, f"provides {derived[0]}, which is made from {table[derived[0]].made_from}: provide only that"
     assert dataset.spec.split in dataset.splits, (
@@ -357,13 +353,11 @@ def _check_errors(make: _Maker) -> None:
         nowhere = make.folder / "nowhere"
         wrong = type(value)([nowhere] * len(paths)) if several else nowhere
         try:
-            make(**{name: wrong}).verify()
-        except UserError as error:
-            _check_key(error, name)
+            refusal = refusal_of(lambda changed={name: wrong}: make(**changed).verify())
         except Exception as error:
             raise AssertionError(f"a {name} that does not exist raises {type(error).__name__}: {error}") from error
-        else:
-            raise AssertionError(f"a {name} that does not exist is refused neither when it is made nor by verify")
+        assert refusal, f"a {name} that does not exist is refused neither when it is made nor by verify"
+        _check_key(refusal, name)
 
 
 def _check_key(error: UserError, name: str) -> None:

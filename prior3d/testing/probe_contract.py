@@ -20,7 +20,7 @@ from prior3d.contracts.dataset import DataSpec, Split, View
 from prior3d.contracts.fields import IGNORE_CLASS, is_known
 from prior3d.contracts.probe import Probe, Scores, measured
 from prior3d.data.posed.dataset import PosedDataset
-from prior3d.errors import UserError
+from prior3d.errors import UserError, refusal_of
 from prior3d.probes import FrozenModel, ProbeData
 from prior3d.randomness import generator
 from prior3d.registry.schema import options_of, validate_options
@@ -189,13 +189,13 @@ def _check_small(probe: Probe, model: FrozenModel, what: str) -> None:
 
 def _measured_or_refused(probe: Probe, model: FrozenModel, what: str) -> Scores | None:
     with _opened(probe, what) as data:
-        try:
-            scores = measured(probe.measure(model, data)).scores
-        except UserError as refused:  # in words, which is as good
-            _check_key(probe, refused)
-            return None
-    _check_scores(scores)
-    return scores
+        found: list[Scores] = []
+        refused = refusal_of(lambda: found.append(measured(probe.measure(model, data)).scores))
+    if refused is not None:  # in words, which is as good
+        _check_key(probe, refused)
+        return None
+    _check_scores(found[0])
+    return found[0]
 
 
 def _check_key(probe: Probe, refused: UserError) -> None:

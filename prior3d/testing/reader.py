@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.reader import Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import pose_problem
-from prior3d.errors import DamagedFile, UserError
+from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
 
 _MOST_FILES = 60
@@ -99,12 +99,9 @@ def _check_recognition(cls: type[Reader], root: Path, options: dict[str, object]
         (empty / "notes" / "notes.txt").write_text("not a recording\n", encoding="utf-8")
         assert cls.recognises(empty) == 0, "recognises a folder with a text file"
         for missing in (empty / "missing", empty / "notes"):
-            try:
-                cls(missing, **options).scenes()
-            except UserError as error:
-                assert error.key == "root", f"the error about a wrong folder has the key {error.key!r}, not 'root'"
-            else:
-                raise AssertionError(f"takes the folder {missing.name!r}, which holds no scene, without a UserError")
+            refusal = refusal_of(lambda missing=missing: cls(missing, **options).scenes())
+            assert refusal, f"takes the folder {missing.name!r}, which holds no scene, without a UserError"
+            assert refusal.key == "root", f"the error about a wrong folder has the key {refusal.key!r}, not 'root'"
 
 
 def _check_recording(reader: Reader, recording: Recording) -> None:
@@ -205,19 +202,21 @@ def _read_all(reader: Reader, recording: Recording) -> list[object]:
 
 
 def _check_damage(cls: type[Reader], root: Path, scene: str, options: dict[str, object]) -> None:
+    def read() -> Iterator[tuple[list[object], str]]:
+        reader = cls(root, **options)
+        if scene in reader.scenes():
+            recording = reader.open(scene)
+            yield _read_all(reader, recording), recording.fingerprint()
+
     def look(what: str) -> tuple[list[object], str] | None:
         """Return what is read and its fingerprint; None for a UserError."""
+        found: list[tuple[list[object], str]] = []
         try:
-            reader = cls(root, **options)
-            if scene not in reader.scenes():
-                return None
-            recording = reader.open(scene)
-            return _read_all(reader, recording), recording.fingerprint()
-        except UserError:
-            return None
+            refusal_of(lambda: found.extend(read()))
         except Exception as error:
             kind = type(error).__name__
             raise AssertionError(f"{what}: raises {kind} ({error}), not DamagedFile or UserError") from error
+        return found[0] if found else None
 
     whole, before = look("untouched")
     files = sorted(path for path in root.rglob("*") if path.is_file())

@@ -25,8 +25,8 @@ def grid_encoding(height: int, width: int, channels: int, device: torch.device |
     frequencies = math.pi / 2 * torch.logspace(0, 4, channels // 4, base=2, device=device)
     axes = []
     for size in (width, height):
-        centres = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
-        phase = centres.unsqueeze(1) * frequencies
+        centers = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
+        phase = centers.unsqueeze(1) * frequencies
         axes.append(torch.cat([phase.sin(), phase.cos()], dim=1))
     columns, rows = axes
     return torch.cat([columns.repeat(height, 1), rows.repeat_interleave(width, dim=0)], dim=1)
@@ -89,6 +89,9 @@ class TriplaneDecoder(nn.Module):
         in the order XY, XZ, YZ, and in queries that start from the position and the tokens of what they stand for, so
         that any token grid serves and the image is seen from the first step: attention alone takes hundreds of steps to
         find it, in which all images are rendered as their mean.
+
+    >>> TriplaneDecoder(16, width=8, blocks=1, heads=2, plane_size=4, plane_channels=3)(torch.rand(2, 16, 3, 4)).shape
+    torch.Size([2, 3, 3, 4, 4])
     """
 
     def __init__(

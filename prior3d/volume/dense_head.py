@@ -34,6 +34,10 @@ class DenseHead(nn.Module):
 
     Reference:
         In the spirit of the fusion head of Ranftl et al. 2021, arXiv 2103.13413, with one token map instead of four.
+
+    >>> rgb, depth = DenseHead(16, width=8)(torch.rand(2, 16, 3, 4), 12, 16)
+    >>> rgb.shape, depth.shape
+    (torch.Size([2, 3, 12, 16]), torch.Size([2, 12, 16]))
     """
 
     def __init__(self, token_channels: int, width: int = 128, near: float = 1.0, far: float = 3.0) -> None:

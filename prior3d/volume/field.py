@@ -36,6 +36,10 @@ class RadianceMLP(nn.Module):
     Reference:
         Chan et al. 2022, arXiv 2112.07945: softplus layers, bias -1, sigmoid widened by 0.001 (Barron et al. 2021,
         arXiv 2103.13415) so that pure black and white can be reached.
+
+    >>> density, color = RadianceMLP(9, hidden=8)(torch.rand(2, 5, 9))
+    >>> density.shape, color.shape
+    (torch.Size([2, 5]), torch.Size([2, 5, 3]))
     """
 
     def __init__(
@@ -89,6 +93,11 @@ def render_planes(planes: Tensor, field: RadianceMLP, samples: RaySamples, *, re
 
     Returns:
         The rendered rays with RGB as values.
+
+    >>> from prior3d.volume import FrustumSpace
+    >>> samples = FrustumSpace().samples(torch.zeros(1, 2, 2), count=4)
+    >>> render_planes(torch.rand(1, 3, 3, 4, 4), RadianceMLP(9, hidden=8), samples).values.shape
+    torch.Size([1, 2, 3])
     """
     features = sample_planes(planes, samples.points.flatten(1, 2), reduce=reduce)
     density, rgb = field(features.unflatten(1, samples.points.shape[1:3]))
@@ -125,6 +134,12 @@ def render_view(
 
     Returns:
         RGB [N, 3, H, W], expected depth [N, H, W] in the space's unit along the camera's axis, opacity [N, H, W].
+
+    >>> from prior3d.volume import FrustumSpace
+    >>> planes, field = torch.rand(1, 3, 3, 4, 4), RadianceMLP(9, hidden=8)
+    >>> rgb, depth, opacity = render_view(planes, field, FrustumSpace(), height=4, width=6, samples=4)
+    >>> rgb.shape, depth.shape
+    (torch.Size([1, 3, 4, 6]), torch.Size([1, 4, 6]))
     """
     indices = torch.arange(height * width, device=planes.device).expand(len(planes), -1)
     parts = []

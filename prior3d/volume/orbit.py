@@ -16,6 +16,9 @@ def orbit_pose(azimuth_degrees: float, elevation_degrees: float, pivot_depth: fl
 
     Returns:
         `canonical_from_camera`, [4, 4] float32; the identity for zero angles.
+
+    >>> torch.equal(orbit_pose(0.0, 0.0, 2.0), torch.eye(4))
+    True
     """
     azimuth, elevation = math.radians(azimuth_degrees), math.radians(elevation_degrees)
     cos_a, sin_a, cos_e, sin_e = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
@@ -39,6 +42,9 @@ def small_orbit(count: int, degrees: float, pivot_depth: float) -> Tensor:
 
     Returns:
         `canonical_from_camera` of each pose, [count, 4, 4] float32.
+
+    >>> small_orbit(8, 5.0, 2.0).shape
+    torch.Size([8, 4, 4])
     """
     phases = [2 * math.pi * index / count for index in range(count)]
     poses = [orbit_pose(degrees * math.cos(phase), degrees * math.sin(phase), pivot_depth) for phase in phases]

@@ -25,6 +25,9 @@ def random_pixels(
 
     Returns:
         Row-major pixel indices, [N, R] int64.
+
+    >>> random_pixels(2, 5, 48, 64).shape
+    torch.Size([2, 5])
     """
     return torch.randint(height * width, (images, rays), device=device, generator=generator)
 
@@ -39,6 +42,9 @@ def pixel_positions(indices: Tensor, height: int, width: int) -> Tensor:
 
     Returns:
         Positions, [N, R, 2] float32.
+
+    >>> pixel_positions(torch.tensor([[0, 3]]), 2, 2).tolist()
+    [[[-0.5, -0.5], [0.5, 0.5]]]
     """
     row, column = torch.div(indices, width, rounding_mode="floor"), indices % width
     return torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)
@@ -53,6 +59,9 @@ def read_pixels(maps: Tensor, indices: Tensor) -> Tensor:
 
     Returns:
         [N, R, C] (or [N, R]).
+
+    >>> read_pixels(torch.arange(4.0).view(1, 2, 2), torch.tensor([[3, 0]])).tolist()
+    [[3.0, 0.0]]
     """
     if maps.ndim == 3:
         return maps.flatten(1).gather(1, indices)

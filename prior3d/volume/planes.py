@@ -34,6 +34,9 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
     Reference:
         Chan et al. 2022, arXiv 2112.07945, introduced the representation; its released code reads (x, y), (x, z) and
         (z, x), so that YZ is missing. Here all three projections are distinct.
+
+    >>> sample_planes(torch.rand(1, 3, 5, 8, 8), torch.zeros(1, 4, 3)).shape
+    torch.Size([1, 4, 15])
     """
     if planes.ndim != 5 or planes.shape[1] != 3:
         raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
@@ -57,7 +60,7 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
 
 
 @in_full_precision
-def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
+def plane_energy(planes: Tensor, *, centered: bool = False) -> Tensor:
     """Give the mean squared value of each plane over the batch.
 
     With one fixed camera the XY plane alone can hold an RGB-D image; energies of XZ and YZ that stay near zero show
@@ -65,7 +68,7 @@ def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
 
     Args:
         planes: features on the planes, [N, 3, P, S, S].
-        centred: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
+        centered: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
             apart no better than an empty one.
 
     Returns:
@@ -73,9 +76,12 @@ def plane_energy(planes: Tensor, *, centred: bool = False) -> Tensor:
 
     Raises:
         ValueError: when `planes` has another shape.
+
+    >>> plane_energy(torch.ones(1, 3, 5, 8, 8)).tolist()
+    [1.0, 1.0, 1.0]
     """
     if planes.ndim != 5 or planes.shape[1] != 3:
         raise ValueError(f"expected planes [N, 3, P, S, S], got {list(planes.shape)}")
-    if centred:
+    if centered:
         planes = planes - planes.mean(dim=(-2, -1), keepdim=True)
     return planes.square().mean(dim=(0, 2, 3, 4))

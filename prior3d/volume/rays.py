@@ -153,6 +153,9 @@ class FrustumSpace(Space):
         far: depth of the far plane.
         fov_degrees: ASSUMED field of view of the longer image side, in degrees. Only other cameras (the orbit) use it:
             the volume says nothing about it, so a wrong value shears the picture of the orbit, never the training.
+
+    >>> FrustumSpace().samples(torch.zeros(1, 2, 2), count=4).points.shape
+    torch.Size([1, 2, 4, 3])
     """
 
     near: float = 1.0
@@ -194,6 +197,9 @@ class CubeSpace(Space):
 
     Reference:
         The camera of G3DR, Reddy et al. 2024, arXiv 2403.00939: 18 degrees, distance 5, cube of half side 1.
+
+    >>> CubeSpace().samples(torch.zeros(1, 2, 2), count=4).points.shape
+    torch.Size([1, 2, 4, 3])
     """
 
     fov_degrees: float = 18.0

@@ -39,6 +39,10 @@ def ray_weights(density: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Weights [..., S] and the leftover share [...]; together they sum to one.
+
+    >>> weights, left = ray_weights(torch.tensor([0.0, 1e9]), torch.tensor([1.0, 1.0]))
+    >>> weights.tolist(), left.item()
+    ([0.0, 1.0], 0.0)
     """
     optical_depth = density * deltas
     # An exclusive sum is built by a shift: subtracting the own term from the inclusive sum would lose it to rounding
@@ -82,6 +86,12 @@ def render_rays(
         Mildenhall et al. 2020, arXiv 2003.08934, equation 3. Differs from it in where the leftover goes (the far depth
         of the ray), and from EG3D's code (Chan et al. 2022, arXiv 2112.07945), which divides by the sum of weights and
         clamps to the extremes of all depths in the batch.
+
+    >>> depth = torch.tensor([[[1.0, 2.0]]])
+    >>> density = torch.tensor([[[0.0, 1e9]]])
+    >>> rendered = render_rays(density, torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2), depth, torch.full((1, 1), 4.0))
+    >>> rendered.depth.item(), rendered.opacity.item()
+    (2.0, 1.0)
     """
     if density.ndim != 3 or values.ndim != 4 or values.shape[:3] != density.shape:
         expected = f"expected density [N, R, S] and values [N, R, S, C], got {list(density.shape)}"

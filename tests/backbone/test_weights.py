@@ -16,6 +16,9 @@ from prior3d.backbone.weights import (
     save_weights,
 )
 from prior3d.errors import UserError
+from prior3d.pretraining.building import make_backbone
+from prior3d.pretraining.folder import RunFolder
+from prior3d.recipe.sections import BackboneSection
 
 
 @pytest.fixture
@@ -221,3 +224,23 @@ def test_real_imagenet_weights_load_into_the_model_they_are_for(shared_data):
     files = sorted(path for path in (shared_data / "weights").iterdir() if "mobilenetv2_100" in path.name)
     model = timm.create_model("mobilenetv2_100", num_classes=0, pad_type="same")
     load_encoder(model, read_weights(files[0]), files[0].name)
+
+
+def test_a_run_folder_as_weights_starts_from_its_encoder_and_decoder(tmp_path):
+    options = {"name": "test_resnet", "decoder_stride": 4, "channels": 8}
+    trained = make_backbone(BackboneSection(**options), (64, 64), seed=1)
+    RunFolder(tmp_path).export(trained, {})
+    backbone = make_backbone(BackboneSection(**options, weights=tmp_path), (64, 64), seed=2)
+    assert backbone.digest() == trained.digest()
+    assert backbone.notes == [f"{tmp_path}: encoder and decoder start from the trained weights of this run"]
+    encoder = tmp_path / "backbone.safetensors"
+    alone = make_backbone(BackboneSection(**options, weights=encoder), (64, 64), seed=2)  # the file: the encoder alone
+    assert torch.equal(alone.encoder.model.bn1.weight, trained.encoder.model.bn1.weight) and not alone.notes
+    assert alone.digest() != trained.digest()
+
+
+@pytest.mark.parametrize(("size", "key"), [((7, 7), "data.size"), ((64, 64), "backbone.weights")])
+def test_what_is_wrong_is_said_of_the_section_it_is_in(tmp_path, size, key):
+    with pytest.raises(UserError) as caught:
+        make_backbone(BackboneSection("test_resnet", weights=tmp_path / "none.pth"), size, seed=0)
+    assert caught.value.key == key

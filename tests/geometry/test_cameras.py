@@ -12,7 +12,7 @@ from prior3d.geometry import (
     baseline,
     invert_rigid,
     known_depth,
-    pixel_centres,
+    pixel_centers,
     project,
     unproject,
     unproject_pixels,
@@ -23,8 +23,8 @@ from prior3d.geometry import (
 INTRINSICS = torch.tensor([[100.0, 0, 4], [0, 50, 3], [0, 0, 1]])
 
 
-def test_pixel_centres_run_along_rows_from_half() -> None:
-    assert pixel_centres(2, 3).tolist() == [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5]]
+def test_pixel_centers_run_along_rows_from_half() -> None:
+    assert pixel_centers(2, 3).tolist() == [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5]]
 
 
 def test_unproject_closed_form() -> None:
@@ -62,7 +62,7 @@ def test_round_trip(odd_intrinsics: Tensor, random_poses: Tensor, dtype: torch.d
     points = unproject(depth, intrinsics, poses)
     pixels, depth_again = project(points.flatten(1, 2), intrinsics, poses)
     assert points.dtype == pixels.dtype == depth_again.dtype == dtype
-    torch.testing.assert_close(pixels, pixel_centres(48, 64).to(dtype).expand(5, -1, 2), rtol=0, atol=tolerance)
+    torch.testing.assert_close(pixels, pixel_centers(48, 64).to(dtype).expand(5, -1, 2), rtol=0, atol=tolerance)
     torch.testing.assert_close(depth_again, depth.flatten(1), rtol=0, atol=tolerance)
 
 
@@ -113,7 +113,7 @@ def test_rolling_changes_no_view_angle() -> None:
     assert view_angle(torch.eye(4), rolled).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_baseline_is_the_distance_of_the_centres(random_poses: Tensor) -> None:
+def test_baseline_is_the_distance_of_the_centers(random_poses: Tensor) -> None:
     expected = np.linalg.norm(random_poses[0, :3, 3] - random_poses[:, :3, 3], axis=-1)
     np.testing.assert_allclose(baseline(random_poses[0], random_poses), expected, atol=1e-12)
 

@@ -51,9 +51,9 @@ def distances(view_a: tuple, view_b: tuple, pixels_a: Tensor, pixels_b: Tensor) 
     """World distance in metres of each match, in float64."""
     found = []
     for view, pixels in ((view_a, pixels_a), (view_b, pixels_b)):
-        points, centres = cloud(*view)
+        points, centers = cloud(*view)
         row_of = np.full(view[0].shape, len(points))
-        row_of[tuple(centres.astype(int).T[::-1])] = np.arange(len(points))
+        row_of[tuple(centers.astype(int).T[::-1])] = np.arange(len(points))
         found.append(points[row_of[tuple(pixels.numpy().astype(int).T[::-1])]])
     return np.linalg.norm(found[0] - found[1], axis=1)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prior3d.geometry import pixel_centres
+from prior3d.geometry import pixel_centers
 from prior3d.geometry.normals import normals_from_depth
 
 CAMERA = torch.tensor([[60.0, 0.0, 32.0], [0.0, 55.0, 24.0], [0.0, 0.0, 1.0]])
@@ -11,7 +11,7 @@ SIZE = (48, 64)
 
 
 def rays(camera=CAMERA):
-    pixels = torch.cat([pixel_centres(*SIZE), torch.ones(SIZE[0] * SIZE[1], 1)], 1).double()
+    pixels = torch.cat([pixel_centers(*SIZE), torch.ones(SIZE[0] * SIZE[1], 1)], 1).double()
     return (pixels @ camera.double().inverse().T).unflatten(0, SIZE)  # depth 1
 
 
@@ -51,12 +51,12 @@ def test_mirrored_image_axes_do_not_turn_it():
 
 
 def test_a_sphere():
-    centre, radius = torch.tensor([0.1, -0.1, 3.0]).double(), 1.0
+    center, radius = torch.tensor([0.1, -0.1, 3.0]).double(), 1.0
     directions = rays()
-    along, length = directions @ centre, (directions**2).sum(-1)
-    root = along**2 - length * (centre @ centre - radius**2)
+    along, length = directions @ center, (directions**2).sum(-1)
+    root = along**2 - length * (center @ center - radius**2)
     depth = torch.where(root > 0, (along - root.clamp_min(0).sqrt()) / length, 0)
-    expected = (directions * depth[..., None] - centre).movedim(-1, 0)
+    expected = (directions * depth[..., None] - center).movedim(-1, 0)
     found = normals_from_depth(depth, CAMERA.double())
     inner = root > 0.5  # a chord is no tangent: it errs by up to half a pixel, most near the rim
     assert inner.sum() > 500

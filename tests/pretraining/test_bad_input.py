@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_name_the_mismatches(attempt, tmp_path):
 
 
 def test_a_probe_without_held_out_scenes_is_refused(attempt, frames):
-    expect(attempt(*as_data(frames(8)), "probes={correspondence: {}}"), "probes.correspondence: ", "data.test_scenes")
+    expect(attempt(*as_data(frames(8)), "probes={correspondence: {}}"), "probes.correspondence: ", "test_scenes")
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_missing_intrinsics(attempt, frames):
     expect(attempt(*as_data(frames(4, intrinsics=False))), "data.intrinsics: ")
 
 
-def test_counts_of_depth_and_colour_that_differ(attempt, frames):
+def test_counts_of_depth_and_color_that_differ(attempt, frames):
     scene = frames(4)
     (scene / "frame-000002.depth.png").unlink()
     expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame 2")

@@ -3,7 +3,7 @@
 import json
 
 
-def test_a_prior_of_coloured_voxels_trains_on_rooms_and_is_drawn(train, tmp_path):
+def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_drawn(train, tmp_path):
     pixel_voxel = "{prior: pixel_voxel, voxels: color, voxel_size: 0.1, points: 32, width: 0.25}"
     priors = ["priors.view_invariance.points=32", f"priors.colored={pixel_voxel}"]
     surface = "data.surface={voxel_size: 0.05, min_frames: 1}"

@@ -108,7 +108,7 @@ def test_the_data_itself_may_have_no_training_part(tmp_path, squares):
 
         def __init__(self, spec):
             if spec.split != "test":
-                raise UserError(f"this data has no split {spec.split}", "data.root")
+                raise UserError(f"this data has no split {spec.split}", "root")
             super().__init__(spec)
 
     data, one = sections(tmp_path, probe="brightness")

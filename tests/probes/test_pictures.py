@@ -97,15 +97,15 @@ def test_pictures_of_all_models_average_to_the_axes_of_all_channels_side_by_side
     }
     axes = fit_shared_axes(samples)
     mean = sum((samples[name] - axes.means[name]) @ axes.axes[name] for name in samples) / 2
-    centred = [(sample - sample.mean(0)).double().numpy() for sample in samples.values()]
-    joint = np.concatenate([x / np.linalg.svd(x, compute_uv=False)[0] for x in centred], 1)
+    centered = [(sample - sample.mean(0)).double().numpy() for sample in samples.values()]
+    joint = np.concatenate([x / np.linalg.svd(x, compute_uv=False)[0] for x in centered], 1)
     left, singular, right = np.linalg.svd(joint, full_matrices=False)
     for axis in range(3):
         assert abs(np.corrcoef(mean[:, axis], left[:, axis])[0, 1]) > 0.999
     explained = [(singular[:3] ** 2 * (part**2).sum(1)).sum() for part in (right[:3, :30], right[:3, 30:])]
     wanted = [
         value / (x**2).sum() * np.linalg.svd(x, compute_uv=False)[0] ** 2
-        for value, x in zip(explained, centred, strict=True)
+        for value, x in zip(explained, centered, strict=True)
     ]
     assert list(axes.shares.values()) == pytest.approx(wanted, rel=1e-3)
 
@@ -115,7 +115,7 @@ def test_a_model_without_a_factor_is_grey_where_the_other_shows_it():
     a = torch.stack([common, 0.8 * only_a], 1)
     b = torch.stack([common, torch.zeros(400)], 1)
     axes = fit_shared_axes({"a": a, "b": b})
-    first, second = (axes.colours(name, sample.T[:, None])[0] for name, sample in (("a", a), ("b", b)))
+    first, second = (axes.colors(name, sample.T[:, None])[0] for name, sample in (("a", a), ("b", b)))
     assert np.allclose(first[:, 0], second[:, 0], atol=1e-3)
     assert first[:, 1].std() > 0.2
     assert np.allclose(second[:, 1], 0.5, atol=1e-3)
@@ -135,7 +135,7 @@ def test_a_constant_model_is_grey_and_harms_no_other():
     constant = torch.full((200, 9), 1 / 3) + 1e-8 * torch.randn(200, 9)
     axes = fit_shared_axes({"a": rows, "constant": constant})
     assert axes.shares["constant"] == 0
-    assert (axes.colours("constant", constant.T[:, None]) == 0.5).all()
+    assert (axes.colors("constant", constant.T[:, None]) == 0.5).all()
     assert axes.shares["a"] == pytest.approx(fit_shared_axes({"a": rows}).shares["a"], rel=1e-4)
 
 
@@ -257,8 +257,8 @@ def test_planted_clusters_are_found_and_numbered_alike():
     truth = torch.multinomial(torch.tensor([0.4, 0.3, 0.2, 0.1]), 600, replacement=True, generator=draw)
     sample = {}
     for name, channels in [("a", 6), ("b", 17)]:
-        centres = 10 * torch.randn(4, channels, generator=draw) + 100
-        sample[name] = centres[truth] + torch.randn(600, channels, generator=draw)
+        centers = 10 * torch.randn(4, channels, generator=draw) + 100
+        sample[name] = centers[truth] + torch.randn(600, channels, generator=draw)
     clusters = fit_matched_clusters(sample, 4)
     for name, rows in sample.items():
         assert (clusters.labels(name, rows.T[:, None])[0] == truth.numpy()).all()  # numbered by size
@@ -270,8 +270,8 @@ def test_unrelated_clusters_agree_hardly_and_seeds_repeat():
     sample = {name: torch.randn(3000, 4, generator=draw) for name in "ab"}
     first, again, other = (fit_matched_clusters(sample, 5, seed) for seed in (0, 0, 1))
     assert first.agreement["b"] < 0.3
-    assert all((first.centres[name] == again.centres[name]).all() for name in "ab")
-    assert any((first.centres[name] != other.centres[name]).any() for name in "ab")
+    assert all((first.centers[name] == again.centers[name]).all() for name in "ab")
+    assert any((first.centers[name] != other.centers[name]).any() for name in "ab")
 
 
 def test_fewer_distinct_features_than_clusters():

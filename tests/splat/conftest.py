@@ -15,7 +15,7 @@ def brute_force(gaussians: Gaussians, values: Tensor, intrinsics: Tensor, world_
     camera_from_world = torch.linalg.inv(world_from_camera)
     rotation = camera_from_world[:3, :3]
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in size), indexing="ij")
-    centres = torch.stack([x, y], -1)
+    centers = torch.stack([x, y], -1)
     half = torch.tensor([size[1], size[0]]) / 2 / intrinsics.diagonal()[:2]  # tan of the half field of view
     middle = (torch.tensor([size[1], size[0]]) / 2 - intrinsics[:2, 2]) / intrinsics.diagonal()[:2]
     in_camera = [rotation @ mean + camera_from_world[:3, 3] for mean in gaussians.means]
@@ -35,7 +35,7 @@ def brute_force(gaussians: Gaussians, values: Tensor, intrinsics: Tensor, world_
         jacobian = torch.cat([torch.eye(2, dtype=torch.float64), -slope[:, None]], 1) / point[2]
         jacobian = torch.diag(intrinsics.diagonal()[:2]) @ jacobian
         precision = torch.linalg.inv(jacobian @ covariance @ jacobian.T + 0.3 * torch.eye(2, dtype=torch.float64))
-        offset = centres - (intrinsics @ point)[:2] / point[2]
+        offset = centers - (intrinsics @ point)[:2] / point[2]
         power = torch.einsum("hwi,ij,hwj->hw", offset, precision, offset)
         alpha = (gaussians.opacities[index] * torch.exp(-power / 2)).clamp(max=0.999)
         alpha = torch.where(alpha >= 1 / 255, alpha, 0.0)

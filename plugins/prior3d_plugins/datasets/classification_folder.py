@@ -7,20 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from prior3d.contracts.dataset import DataSpec, Split, View
-from prior3d.data.decoding import image_size, read_color
-from prior3d.data.images.listing import list_files
-from prior3d.data.images.single_images import (
+from prior3d import DataSpec, Split, UserError, View
+from prior3d.data import image_size, read_color
+from prior3d.data.images import (
     IMAGE_ENDINGS,
     SingleImages,
     SplitFolders,
     endings_of,
     existing_folder,
     found_folders,
+    list_files,
     split_of,
     splits_of,
 )
-from prior3d.errors import UserError
 
 Label = Literal["folder", "prefix"]
 

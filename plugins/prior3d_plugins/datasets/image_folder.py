@@ -7,18 +7,17 @@ from typing import Literal
 
 import numpy as np
 
-from prior3d.contracts.dataset import DataSpec, View
-from prior3d.data.decoding import image_size, read_16bit, read_array, read_color, same_field_of_view
-from prior3d.data.images.listing import list_files
-from prior3d.data.images.single_images import (
+from prior3d import DamagedFile, DataSpec, UserError, View
+from prior3d.data import image_size, read_16bit, read_array, read_color, same_field_of_view
+from prior3d.data.images import (
     IMAGE_ENDINGS,
     SingleImages,
     SplitFolders,
     endings_of,
     existing_folder,
+    list_files,
     split_of,
 )
-from prior3d.errors import DamagedFile, UserError
 
 PSEUDO_KINDS = ("depth", "disparity")
 """What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""

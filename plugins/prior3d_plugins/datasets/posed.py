@@ -4,14 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prior3d.contracts.dataset import DataSpec
-from prior3d.data.posed.cameras import Calibration, FocalAndCenter, PixelCenters
-from prior3d.data.posed.checking import Checking
-from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE
-from prior3d.data.posed.formats import existing_root, make_reader, recognising
-from prior3d.data.posed.pairs import PairOptions
-from prior3d.data.posed.recorded import Choice, RecordedScenes
-from prior3d.data.posed.surface import SurfaceOptions
+from prior3d import DataSpec
+from prior3d.data.posed import (
+    DEFAULT_PAIRS,
+    DEFAULT_SURFACE,
+    Calibration,
+    Checking,
+    Choice,
+    FocalAndCenter,
+    PairOptions,
+    PixelCenters,
+    RecordedScenes,
+    SurfaceOptions,
+    existing_root,
+    make_reader,
+    recognising,
+)
 
 _LAYOUTS = {"frames": "sevenscenes", "scannet": "scannet"}
 

@@ -9,21 +9,20 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from prior3d.contracts.dataset import DataSpec, View
-from prior3d.contracts.fields import IGNORE_CLASS
-from prior3d.data.decoding import image_size, read_color, read_ids
-from prior3d.data.images.listing import PathTable, list_files
-from prior3d.data.images.single_images import (
+from prior3d import IGNORE_CLASS, DamagedFile, DataSpec, UserError, View
+from prior3d.data import image_size, read_color, read_ids
+from prior3d.data.images import (
     IMAGE_ENDINGS,
+    PathTable,
     SingleImages,
     SplitFolders,
     endings_of,
     existing_folder,
     found_folders,
+    list_files,
     split_of,
     splits_of,
 )
-from prior3d.errors import DamagedFile, UserError
 
 MaskId = Annotated[int, Ge(0), Le(65535)]
 """What a pixel of a mask file can hold."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prior3d.contracts.engine import NeighbourEngine
+from prior3d import NeighbourEngine
 
 _MOST_ON_GPU = 2048
 """Neighbours per query that FAISS's kernels can select."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prior3d.contracts.engine import NeighbourEngine
+from prior3d import NeighbourEngine
 from prior3d.geometry import full_precision
 
 _CHUNK = 2**26

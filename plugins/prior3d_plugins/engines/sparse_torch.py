@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from prior3d.contracts.engine import KernelMap, SparseEngine
-from prior3d.sparse.reference import convolve
+from prior3d import SparseEngine
+from prior3d.sparse import KernelMap, convolve
 
 
 class SparseTorch(SparseEngine):

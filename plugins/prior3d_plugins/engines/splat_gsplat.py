@@ -6,9 +6,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from prior3d.contracts.engine import Gaussians, SplatEngine
+from prior3d import SplatEngine
 from prior3d.geometry import full_precision
-from prior3d.splat.projection import LOW_PASS, NEAR
+from prior3d.splat import LOW_PASS, NEAR, Gaussians
 
 CHANNEL_CHUNK = 32
 """gsplat's kernels are compiled for a few widths; beyond 32 registers spill."""

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from prior3d.contracts.engine import Gaussians, SplatEngine, SplatOperator
-from prior3d.splat import compositing_weights
-from prior3d.splat.reference import rasterize_views
+from prior3d import SplatEngine
+from prior3d.splat import Gaussians, SplatOperator, compositing_weights, rasterize_views
 
 
 class SplatTorch(SplatEngine):

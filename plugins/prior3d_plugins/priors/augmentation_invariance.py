@@ -8,11 +8,10 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.figures import draw_matches
-from prior3d.geometry import pixel_centres, warp_pixels
-from prior3d.losses.contrastive import masked_point_info_nce
-from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+from prior3d import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import plot_matches
+from prior3d.geometry import pixel_centers, warp_pixels
+from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
 
 
 class AugmentationInvariance(Prior):
@@ -57,17 +56,17 @@ class AugmentationInvariance(Prior):
         loss = masked_point_info_nce(queries, keys, match.valid, self.temperature, negatives=self.negatives)
         return loss, {"matches": kept_fraction(match.valid)}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the matches between the two crops of the first image."""
         match = self._sample(batch)
         crops, valid = batch["image_crops"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
-        return {"matches": draw_matches(crops[0], crops[1], *pixels)}
+        return {"matches": plot_matches(crops[0], crops[1], *pixels)}
 
     def _sample(self, batch: Batch) -> CellMatches:
         height, width = self.backbone.size
         crop_from_image = batch["crop_from_image"].float()
-        pixels_a = pixel_centres(height, width, crop_from_image.device).reshape(1, -1, 2)
+        pixels_a = pixel_centers(height, width, crop_from_image.device).reshape(1, -1, 2)
         pixels_a = pixels_a.expand(len(crop_from_image), -1, -1)
         b_from_a = crop_from_image[:, 1] @ torch.linalg.inv(crop_from_image[:, 0])
         pixels_b = warp_pixels(b_from_a, pixels_a)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.figures import draw_depth
+from prior3d import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import plot_depth
 
 
 class DepthRegression(Prior):
@@ -57,11 +57,11 @@ class DepthRegression(Prior):
         }
         return sum(terms.values()) / 3, terms
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw predicted beside measured depth for the first views."""
         predicted, target = self._predict(batch, features["image"].dense), self._target(batch)
         images = batch["image"].flatten(0, 1)
-        return {"depth": draw_depth(images[:3], predicted[:3, 0], target[:3, 0])}
+        return {"depth": plot_depth(images[:3], predicted[:3, 0], target[:3, 0])}
 
     def _predict(self, batch: Batch, dense: Tensor) -> Tensor:
         """Depth [N, 1, h, w] in metres, N = B V."""

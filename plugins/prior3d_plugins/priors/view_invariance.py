@@ -8,11 +8,18 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.figures import draw_matches
+from prior3d import BackboneSpec, Batch, Features, Prior
+from prior3d.figures import plot_matches
 from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
-from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce
-from prior3d.losses.matches import CellMatches, compact, gather_cells, kept_fraction, sample_cell_matches
+from prior3d.losses import (
+    CellMatches,
+    compact,
+    gather_cells,
+    gather_negatives,
+    kept_fraction,
+    masked_point_info_nce,
+    sample_cell_matches,
+)
 
 
 class ViewInvariance(Prior):
@@ -87,12 +94,12 @@ class ViewInvariance(Prior):
         loss = masked_point_info_nce(queries, keys, valid, self.temperature, negatives=over, exclude=exclude)
         return loss, {"matches": found}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the matches of the first sample across its first two views."""
         match = self._sample(batch, 1)
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
-        return {"matches": draw_matches(images[0], images[1], *pixels)}
+        return {"matches": plot_matches(images[0], images[1], *pixels)}
 
     def _sample(self, batch: Batch, other: int) -> CellMatches:
         found = self._match(batch, other)

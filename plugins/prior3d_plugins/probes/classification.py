@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Metrics, Probe, Scores, Totals
+from prior3d import Metrics, Probe, Scores, Totals
 from prior3d.probes import (
     FrozenModel,
     FrozenVectors,

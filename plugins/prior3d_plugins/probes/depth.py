@@ -9,9 +9,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
-from prior3d.errors import UserError
-from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss
+from prior3d import Measured, Metrics, Part, Probe, Scores, Totals, UserError, by_group
+from prior3d.losses import gradient_loss, scale_invariant_loss
 from prior3d.probes import (
     Fitting,
     FrozenMaps,
@@ -94,7 +93,7 @@ class Depth(Probe):
         self.features = features
         self.range = (min_depth, max_depth)
         self.bins = bins
-        self._centres = torch.linspace(min_depth, max_depth, bins)
+        self._centers = torch.linspace(min_depth, max_depth, bins)
         self.gradient_weight = gradient_weight
         self.schedule = Schedule(steps, batch, lr)
 
@@ -142,7 +141,7 @@ class Depth(Probe):
         return {"depth": plot_depths(images_shown(data), truth, {name: shown[name] for name in models})}
 
     def _expect(self, numbers: Tensor) -> Tensor:
-        return numbers.softmax(-1) @ self._centres.to(numbers.device)[:, None]
+        return numbers.softmax(-1) @ self._centers.to(numbers.device)[:, None]
 
     def _loss(self, predicted: Tensor, truth: Tensor) -> Tensor:
         known = self._known(truth)
@@ -168,7 +167,7 @@ class Depth(Probe):
     def _pixels_by_bin(self, data: ProbeData, part: Part) -> Tensor:
         """Count the pixels of a part nearest to each bin, [bins]; raise UserError where there are none."""
         depth = data.field(part, "depth")
-        edges = (self._centres[1:] + self._centres[:-1]) / 2
+        edges = (self._centers[1:] + self._centers[:-1]) / 2
         counts = torch.zeros(self.bins, dtype=torch.int64)
         low, high = math.inf, 0.0
         for rows in torch.arange(len(depth)).split(64):

@@ -11,11 +11,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.backbone import Backbone, Decoder
-from prior3d.backbone.batch_norm import refuse_folded
-from prior3d.backbone.optimization import cosine_fall, decaying_groups, warm_up
-from prior3d.contracts.probe import Metrics, Probe, Scores, Totals, by_group
-from prior3d.errors import UserError
+from prior3d import Metrics, Probe, Scores, Totals, UserError, by_group
+from prior3d.backbone import Backbone, Decoder, cosine_fall, decaying_groups, refuse_folded, warm_up
 from prior3d.probes import (
     FrozenModel,
     ProbeData,

@@ -9,9 +9,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Measured, Metrics, Part, Probe, Scores, Totals, by_group
-from prior3d.errors import UserError
-from prior3d.geometry.normals import normals_from_depth
+from prior3d import Measured, Metrics, Part, Probe, Scores, Totals, UserError, by_group
+from prior3d.geometry import normals_from_depth
 from prior3d.probes import (
     Fitting,
     FrozenMaps,

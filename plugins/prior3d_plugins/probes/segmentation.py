@@ -8,9 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.fields import IGNORE_CLASS
-from prior3d.contracts.probe import Measured, Metrics, Probe, Scores, Totals, by_group
-from prior3d.errors import UserError
+from prior3d import IGNORE_CLASS, Measured, Metrics, Probe, Scores, Totals, UserError, by_group
 from prior3d.probes import (
     Fitting,
     FrozenMaps,

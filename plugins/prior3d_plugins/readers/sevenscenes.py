@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prior3d.contracts.reader import BY_NAMES, Camera, Reader, Recording
-from prior3d.data.posed.cameras import FocalAndCenter, GivenIntrinsics, PixelCenters, scaled
-from prior3d.data.posed.files import (
+from prior3d import BY_NAMES, Camera, Reader, Recording, UserError
+from prior3d.data.posed import (
     COLOR_EXTENSIONS,
     DepthCodes,
     FileNames,
+    FocalAndCenter,
+    GivenIntrinsics,
+    PixelCenters,
     RGBDFolder,
     color_size,
     depth_size,
@@ -16,8 +18,8 @@ from prior3d.data.posed.files import (
     has_scene,
     match_frames,
     nearest_file,
+    scaled,
 )
-from prior3d.errors import UserError
 
 _COLOR = FileNames("color", "", r"frame-(\d+)\.color", COLOR_EXTENSIONS)
 _DEPTH = FileNames("depth", "", r"frame-(\d+)\.depth", ("png",))

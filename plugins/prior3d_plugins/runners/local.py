@@ -4,7 +4,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from prior3d.contracts.runner import Runner, SceneJob, Work
+from prior3d import Runner, SceneJob, Work
 
 
 class Local(Runner):

@@ -17,8 +17,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from prior3d.contracts.runner import Runner, SceneJob, Work
-from prior3d.errors import UserError
+from prior3d import Runner, SceneJob, UserError, Work
 
 _ATTEMPTS = 2
 """How many processes may die at one job before it counts as the job's fault."""

@@ -1,1 +1,83 @@
-"""Scenes of posed views with depth: cameras, pairs, surfaces, registration."""
+"""Scenes of posed views with depth: cameras, files, pairs, surfaces, registration."""
+
+from prior3d.data.posed.cameras import (
+    Calibration,
+    FocalAndCenter,
+    GivenIntrinsics,
+    PixelCenters,
+    pinhole,
+    pose_problem,
+    read_numbers,
+    read_pinhole,
+    read_pose,
+    scaled,
+)
+from prior3d.data.posed.checking import Checking
+from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.files import (
+    COLOR_EXTENSIONS,
+    DepthCodes,
+    FileNames,
+    FileRecording,
+    FrameFiles,
+    RGBDFolder,
+    SceneFiles,
+    color_size,
+    depth_size,
+    find_scenes,
+    has_scene,
+    match_frames,
+    nearest_file,
+)
+from prior3d.data.posed.formats import existing_root, make_reader, recognising
+from prior3d.data.posed.fusion import PosedFrame, fuse
+from prior3d.data.posed.pairs import PairOptions, PairTable, mine_pairs
+from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.surface import Surface, SurfaceOptions
+
+__all__ = [
+    # datasets
+    "PosedDataset",
+    "RecordedScenes",
+    "Checking",
+    "Choice",
+    "PairOptions",
+    "DEFAULT_PAIRS",
+    "SurfaceOptions",
+    "DEFAULT_SURFACE",
+    # what is computed once per scene
+    "PairTable",
+    "mine_pairs",
+    "PosedFrame",
+    "Surface",
+    "fuse",
+    # cameras and poses
+    "Calibration",
+    "FocalAndCenter",
+    "GivenIntrinsics",
+    "PixelCenters",
+    "pinhole",
+    "pose_problem",
+    "read_numbers",
+    "read_pinhole",
+    "read_pose",
+    "scaled",
+    # folders of files
+    "COLOR_EXTENSIONS",
+    "DepthCodes",
+    "FileNames",
+    "FileRecording",
+    "FrameFiles",
+    "RGBDFolder",
+    "SceneFiles",
+    "color_size",
+    "depth_size",
+    "find_scenes",
+    "has_scene",
+    "match_frames",
+    "nearest_file",
+    # readers by format
+    "existing_root",
+    "make_reader",
+    "recognising",
+]

@@ -216,6 +216,13 @@ def camera_problem(camera: Camera) -> str | None:
     for what, matrix in (("", camera.intrinsics), ("depth ", camera.depth_intrinsics)):
         if matrix is not None and not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
             return f"expected finite {what}intrinsics with positive focal lengths, got {matrix.tolist()}"
+    is_registered = camera.depth_size is not None and camera.depth_intrinsics is None
+    if is_registered and not same_field_of_view(camera.size, camera.depth_size):
+        color, depth = (f"{width} x {height}" for height, width in (camera.size, camera.depth_size))
+        return (
+            f"color of {color} pixels and depth of {depth} cannot be one field of view: one of them was cropped or"
+            " turned, or depth_to_color has to say which other camera took the color images"
+        )
     for what, matrix, size in (
         ("", camera.intrinsics, camera.size),
         ("depth ", camera.depth_intrinsics, camera.depth_size),
@@ -225,12 +232,4 @@ def camera_problem(camera: Camera) -> str | None:
                 f"the principal point ({matrix[0, 2]:.0f}, {matrix[1, 2]:.0f}) lies outside of the {what}images of"
                 f" {size[1]} x {size[0]} pixels: these intrinsics are of another resolution"
             )
-    if camera.depth_size is None or camera.depth_intrinsics is not None:
-        return None
-    if not same_field_of_view(camera.size, camera.depth_size):
-        color, depth = (f"{width} x {height}" for height, width in (camera.size, camera.depth_size))
-        return (
-            f"color of {color} pixels and depth of {depth} cannot be one field of view: one of them was cropped or"
-            " turned, or depth_to_color has to say which other camera took the color images"
-        )
     return None

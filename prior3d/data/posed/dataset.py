@@ -140,7 +140,7 @@ class PosedDataset(Dataset):
 
     def chosen_frames(self, index: int, generator: torch.Generator) -> tuple[int, list[int]]:
         """Return the scene and the frames of a sample, see `sample`; nothing is decoded."""
-        return self._single_frame(index) if self.spec.views == 1 else self._sampler.draw(generator)
+        return self._single_frame(index) if self.spec.views == 1 else self._sampler.sample(generator)
 
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
@@ -164,14 +164,14 @@ class PosedDataset(Dataset):
     def _sampler(self) -> PairSampler:
         return PairSampler([self.pairs(scene) for scene in range(len(self.scenes))], self.spec.views)
 
-    def _single_frame(self, draw: int) -> tuple[int, list[int]]:
-        epoch, number = divmod(draw, len(self))
+    def _single_frame(self, index: int) -> tuple[int, list[int]]:
+        epoch, number = divmod(index, len(self))
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = torch.randperm(len(self), generator=generator("frames", self.spec.seed, epoch))
-        index = int(self._order[number])
-        scene = int(np.searchsorted(self._frame_ends, index, side="right"))
-        return scene, [index - int(self._frame_ends[scene]) + self.frame_count(scene)]
+        place = int(self._order[number])
+        scene = int(np.searchsorted(self._frame_ends, place, side="right"))
+        return scene, [place - int(self._frame_ends[scene]) + self.frame_count(scene)]
 
     def _why_no_pairs(self) -> str:
         options = self.pair_options

@@ -198,10 +198,10 @@ class PairSampler:
         self._bins = [scenes for scenes in self._bins if scenes]
 
     def __bool__(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether there is anything to sample."""
         return bool(self._bins)
 
-    def draw(self, generator: torch.Generator) -> tuple[int, list[int]]:
+    def sample(self, generator: torch.Generator) -> tuple[int, list[int]]:
         """Return a scene and its frames, as many as there are views, all different."""
         if not self._bins:
             raise ValueError(f"expected at least one pair of views with {self.views - 1} partners, got none")

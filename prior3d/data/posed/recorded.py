@@ -151,6 +151,7 @@ class RecordedScenes(PosedDataset):
             raise UserError("this format has no depth, from which pairs of views are found; set views: 1", "views")
         self._table = table_of(self)
         self._open: dict[int, OpenScene] = {}
+        self._checked: list[Checked] = []
 
     def frame_count(self, scene: int) -> int:
         """Return the number of usable frames of a scene."""
@@ -208,7 +209,8 @@ class RecordedScenes(PosedDataset):
         """
         if self._is_checked:
             yield [self._check_job(scene) for scene in range(len(self.scenes))]
-            judge_scenes(self._checked(), self.choice.check_poses)
+            self._checked = [self._check(scene) for scene in range(len(self.scenes))]
+            judge_scenes(self._checked, self.choice.check_poses)
         yield from super().jobs(fields)
 
     def verify(self) -> None:
@@ -223,8 +225,7 @@ class RecordedScenes(PosedDataset):
     def describe(self) -> list[str]:
         """Return lines for the log: scenes, frames, pairs, and what was left out or goes unused."""
         lines = super().describe()
-        if self._is_checked:
-            lines += describe_checked(self._checked())
+        lines += describe_checked(self._checked)
         notes: dict[str, list[str]] = {}
         for scene, name in enumerate(self.scenes):
             opened = self.scene(scene)
@@ -247,13 +248,10 @@ class RecordedScenes(PosedDataset):
         build = partial(check_scene, self, scene)
         return SceneJob("checks", self.scenes[scene], facts_of(self.scene_fingerprint(scene)), build)
 
-    def _checked(self) -> list[Checked]:
-        found = []
-        for scene, name in enumerate(self.scenes):
-            folder = do_job(self._check_job(scene), self.store)
-            self.note_damage(damage_in(folder))
-            found.append(Checked.load(name, folder))
-        return found
+    def _check(self, scene: int) -> Checked:
+        folder = do_job(self._check_job(scene), self.store)
+        self.note_damage(damage_in(folder))
+        return Checked.load(self.scenes[scene], folder)
 
     def _opened(self, scene: int) -> OpenScene:
         name, choice = self.scenes[scene], self.choice

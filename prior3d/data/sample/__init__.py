@@ -1,1 +1,6 @@
-"""From decoded views to a batch: one affine map per view, colour changes, collation, loading."""
+"""From decoded views to a batch: one affine map per view, color changes, collation, loading."""
+
+from prior3d.data.sample.augmentation import assemble
+from prior3d.data.sample.loading import DrawnSamples, DrawStream, batched, make_loader, raise_errors, to_float
+
+__all__ = ["DrawStream", "DrawnSamples", "assemble", "batched", "make_loader", "raise_errors", "to_float"]

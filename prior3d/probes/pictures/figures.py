@@ -85,7 +85,7 @@ def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, 
         + ("" if name == first else f"\ncolours as in {first}: r = {axes.agreement[name]:.2f}")
         for name in maps
     }
-    pictures = {name: [axes.colours(name, features) for features in own] for name, own in maps.items()}
+    pictures = {name: [axes.colors(name, features) for features in own] for name, own in maps.items()}
     title = "three principal axes" + (" shared by all columns" if len(maps) > 1 else "")
     return _grid(title, images, pictures, beneath, names)
 
@@ -95,7 +95,7 @@ def cluster_figure(
 ) -> Figure:
     """Plot the clusters of features; `names` of images stand beside them."""
     first = next(iter(maps))
-    palette = _palette(len(clusters.centres[first]))
+    palette = _palette(len(clusters.centers[first]))
     beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} coloured as in {first}" for name in maps}
     pictures = {name: [palette[clusters.labels(name, features)] for features in own] for name, own in maps.items()}
     title = f"{len(palette)} clusters" + (" of each model, colours matched by overlap" if len(maps) > 1 else "")

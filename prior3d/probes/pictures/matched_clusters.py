@@ -18,18 +18,18 @@ class MatchedClusters:
 
     Attributes:
         means: by model, the mean feature [C]: distances are computed from it, where float32 is exact enough.
-        centres: by model, [k, C] less the mean; row i has the number i of the first model's most similar cluster.
+        centers: by model, [k, C] less the mean; row i has the number i of the first model's most similar cluster.
         agreement: by model, the share of pixels that have the first model's number, 0..1.
     """
 
     means: Mapping[str, Tensor]
-    centres: Mapping[str, Tensor]
+    centers: Mapping[str, Tensor]
     agreement: Mapping[str, float]
 
     def labels(self, name: str, features: Tensor) -> np.ndarray:
         """Return the cluster numbers [h, w] of the features [C, h, w] of a model."""
         rows = features.flatten(1).T - self.means[name]
-        return _nearest(rows, self.centres[name]).unflatten(0, features.shape[1:]).numpy()
+        return _nearest(rows, self.centers[name]).unflatten(0, features.shape[1:]).numpy()
 
 
 def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -> MatchedClusters:
@@ -46,7 +46,7 @@ def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -
     rows = next(iter(samples.values())).shape[0]
     if not 2 <= k <= rows:
         raise ValueError(f"expected 2 to {rows} clusters (as many as pixels), got {k}")
-    means, centres, agreement, reference = {}, {}, {}, None
+    means, centers, agreement, reference = {}, {}, {}, None
     for name, sample in samples.items():
         means[name] = sample.mean(0)
         found = _cluster(sample - means[name], k, seed)
@@ -55,11 +55,11 @@ def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -
             order = labels.bincount(minlength=k).argsort(descending=True, stable=True).tolist()
         else:
             order = assign(_overlaps(reference, labels, k).tolist())
-        centres[name] = found[order]
+        centers[name] = found[order]
         numbers = torch.empty(k, dtype=torch.long).index_copy_(0, torch.tensor(order), torch.arange(k))[labels]
         reference = numbers if reference is None else reference
         agreement[name] = float((numbers == reference).float().mean())
-    return MatchedClusters(means, centres, agreement)
+    return MatchedClusters(means, centers, agreement)
 
 
 def assign(gains: Sequence[Sequence[float]]) -> list[int]:
@@ -116,5 +116,5 @@ def _cluster(rows: Tensor, k: int, seed: int) -> Tensor:
     return torch.from_numpy(means.centroids.reshape(k, -1).copy())
 
 
-def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    return (centres.square().sum(1) - 2 * rows @ centres.T).argmin(1)
+def _nearest(rows: Tensor, centers: Tensor) -> Tensor:
+    return (centers.square().sum(1) - 2 * rows @ centers.T).argmin(1)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_COLOURS = 3
+_COLORS = 3
 _SHOWN = 0.98
 """Share of the values that is within the range of colours."""
 
@@ -46,7 +46,7 @@ class SharedAxes:
     shares: Mapping[str, float]
     agreement: Mapping[str, float]
 
-    def colours(self, name: str, features: Tensor) -> np.ndarray:
+    def colors(self, name: str, features: Tensor) -> np.ndarray:
         """Return the colours [h, w, 3], 0..1, of the features [C, h, w] of a model."""
         values = (features.movedim(0, -1) - self.means[name]) @ self.axes[name]
         return (0.5 + 0.5 * values.clamp(-1, 1)).numpy()
@@ -81,14 +81,14 @@ def _principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     Signs are such that the scores are skewed to positive values: they depend on the pixels alone, not on channels.
     """
     values, directions = torch.linalg.eigh(_smaller_gram(rows))  # ascending
-    values, directions = values[-_COLOURS:].flip(0).clamp_min(0), directions[:, -_COLOURS:].flip(1)
+    values, directions = values[-_COLORS:].flip(0).clamp_min(0), directions[:, -_COLORS:].flip(1)
     if len(rows) < rows.shape[1]:  # eigenvectors of rows @ rows.T are the scores
         directions = rows.T @ directions / values.sqrt().clamp_min(1e-12)
     known = values > 1e-5 * values[:1]
     values, directions = values * known, directions * known
     skewness = (rows @ directions).pow(3).sum(0)
     directions = directions * torch.where(skewness < 0, -1.0, 1.0)
-    missing = _COLOURS - len(values)
+    missing = _COLORS - len(values)
     return torch.nn.functional.pad(values, (0, missing)), torch.nn.functional.pad(directions, (0, missing))
 
 

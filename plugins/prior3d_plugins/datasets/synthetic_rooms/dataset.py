@@ -7,12 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from prior3d.contracts.dataset import DataSpec, View
-from prior3d.contracts.runner import Progress, SceneJob
-from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
-from prior3d.data.posed.pairs import PairOptions
-from prior3d.data.posed.surface import SurfaceOptions
-from prior3d.errors import UserError
+from prior3d import DataSpec, Progress, SceneJob, UserError, View
+from prior3d.data.posed import DEFAULT_PAIRS, DEFAULT_SURFACE, PairOptions, PosedDataset, SurfaceOptions
 from prior3d.files import content_key
 from prior3d.jobs import do_job
 from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES

@@ -36,15 +36,15 @@ class Design:
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and the highest x, y, z of its primitives, metres."""
-        centres = np.array([primitive.centre for primitive in self.primitives])
+        centers = np.array([primitive.center for primitive in self.primitives])
         halves = np.array([primitive.half for primitive in self.primitives])
-        return (centres - halves).min(0), (centres + halves).max(0)
+        return (centers - halves).min(0), (centers + halves).max(0)
 
 
 def box(low: Triple, high: Triple, material: int = 0) -> Primitive:
     """Return the box between two corners, metres."""
-    centre = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
-    return Primitive("box", centre, tuple((b - a) / 2 for a, b in zip(low, high, strict=True)), material)
+    center = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
+    return Primitive("box", center, tuple((b - a) / 2 for a, b in zip(low, high, strict=True)), material)
 
 
 def post(x: float, y: float, low: float, high: float, radius: float, material: int = 0) -> Primitive:
@@ -52,9 +52,9 @@ def post(x: float, y: float, low: float, high: float, radius: float, material: i
     return Primitive("cylinder", (x, y, (low + high) / 2), (radius, radius, (high - low) / 2), material)
 
 
-def ball(centre: Triple, half: Triple, material: int = 0) -> Primitive:
+def ball(center: Triple, half: Triple, material: int = 0) -> Primitive:
     """Return the ellipsoid with the given half sizes, metres."""
-    return Primitive("sphere", centre, half, material)
+    return Primitive("sphere", center, half, material)
 
 
 def legs(width: float, depth: float, height: float, thickness: float, material: int = 0) -> list[Primitive]:

@@ -22,13 +22,13 @@ class Primitive:
 
     Attributes:
         shape: what is scaled by `half`: a cube, an upright cylinder or a ball.
-        centre: x, y, z in metres.
+        center: x, y, z in metres.
         half: half sizes along x, y, z in metres.
         material: number of the piece's material it is made of, from 0.
     """
 
     shape: Literal["box", "cylinder", "sphere"]
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     half: tuple[float, float, float]
     material: int = 0
 
@@ -46,7 +46,7 @@ def intersect(primitive: Primitive, origins: Tensor, directions: Tensor) -> tupl
         direction [3, N], which `unit_normals` takes.
     """
     half = origins.new_tensor(primitive.half)[:, None]
-    origins = (origins - origins.new_tensor(primitive.centre)[:, None]) / half
+    origins = (origins - origins.new_tensor(primitive.center)[:, None]) / half
     directions = directions / half
     enter, leave = _INTERVALS[primitive.shape](origins, directions)
     return torch.where((enter < leave) & (enter > NEAR), enter, torch.inf), origins, directions

@@ -90,13 +90,13 @@ def _render_views(room: Room, rays: _Rays, focal: float, sensor: Sensor, first: 
         _hit_piece(piece, len(textures), rays, hits)
         textures += piece.textures
     points = rays.origins + rays.directions * hits.depth
-    colours = _colours(textures, hits, points, footprint=hits.depth / focal)
-    colours *= _shading(room, points, hits.normals)
+    colors = _colors(textures, hits, points, footprint=hits.depth / focal)
+    colors *= _shading(room, points, hits.normals)
     if highlights:
-        colours += highlights * _mirrored_lamp(room, textures, hits, points, rays.directions)
+        colors += highlights * _mirrored_lamp(room, textures, hits, points, rays.directions)
     shape = (len(rays.world_from_camera), len(rays.rows), len(rays.columns))
     return Rendering(
-        image=sensor.take(colours.view(3, *shape), first),
+        image=sensor.take(colors.view(3, *shape), first),
         depth=hits.depth.view(shape).numpy(),
         semantic=hits.semantic.view(shape).numpy(),
         normals=(hits.normals.view(3, *shape) * 127).round().to(torch.int8).permute(1, 2, 3, 0).contiguous().numpy(),
@@ -169,15 +169,15 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(ends[0], axis=1), np.concatenate(ends[1], axis=1)
 
 
-def _colours(textures: list[Texture], hits: _Hits, points: Tensor, footprint: Tensor) -> Tensor:
+def _colors(textures: list[Texture], hits: _Hits, points: Tensor, footprint: Tensor) -> Tensor:
     """Return the colours [3, N] of the surfaces without light."""
     order = hits.texture.argsort()
     counts = torch.bincount(hits.texture.long(), minlength=len(textures)).tolist()
-    colours = torch.empty_like(points)
+    colors = torch.empty_like(points)
     for texture, rays in zip(textures, order.split(counts), strict=True):
         if len(rays):
-            colours[:, rays] = texture.colour(points[:, rays], footprint[rays])
-    return colours
+            colors[:, rays] = texture.color(points[:, rays], footprint[rays])
+    return colors
 
 
 def _shading(room: Room, points: Tensor, normals: Tensor) -> Tensor:

@@ -25,21 +25,21 @@ class Sensor:
     noise: float = 0.0
     seed: Seed = (0,)
 
-    def take(self, colours: Tensor, first: int) -> np.ndarray:
+    def take(self, colors: Tensor, first: int) -> np.ndarray:
         """Return the images [n, H, W, 3] uint8 of n views.
 
         Args:
-            colours: [3, n, H, W] light, 1 is white.
+            colors: [3, n, H, W] light, 1 is white.
             first: number of the first of these views.
         """
-        views = range(first, first + colours.shape[1])
-        colours = colours * torch.from_numpy(self.gains[views.start : views.stop]).float().T[:, :, None, None]
+        views = range(first, first + colors.shape[1])
+        colors = colors * torch.from_numpy(self.gains[views.start : views.stop]).float().T[:, :, None, None]
         if self.noise:
             for number, view in enumerate(views):
                 stream = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_NOISE, view)))
-                drawn = stream.standard_normal((3, *colours.shape[2:]), dtype=np.float32)
-                colours[:, number] += self.noise * torch.from_numpy(drawn)
-        return (colours.clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+                drawn = stream.standard_normal((3, *colors.shape[2:]), dtype=np.float32)
+                colors[:, number] += self.noise * torch.from_numpy(drawn)
+        return (colors.clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def draw_sensor(rng: np.random.Generator, frames: int, exposure: float, noise: float, seed: Seed) -> Sensor:

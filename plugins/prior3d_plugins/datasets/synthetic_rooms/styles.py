@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from prior3d.contracts.dataset import Split
+from prior3d import Split
 from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
 from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
 from prior3d_plugins.datasets.synthetic_rooms.textures import Texture, draw_texture
@@ -84,4 +84,4 @@ def deal(names: Sequence[str], split: Split) -> tuple[str, ...]:
 
 
 def _palette(class_name: str) -> np.ndarray:
-    return np.array([list(bytes.fromhex(colour)) for colour in PALETTES[class_name]]) / 255
+    return np.array([list(bytes.fromhex(color)) for color in PALETTES[class_name]]) / 255

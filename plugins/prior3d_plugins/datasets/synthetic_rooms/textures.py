@@ -27,7 +27,7 @@ class Texture:
     Attributes:
         family: name of the pattern, a key of `FAMILIES`.
         pattern_from_world: [3, 4] affine map; one unit in pattern space is one period.
-        colours: [2, 3] RGB, 0..1.
+        colors: [2, 3] RGB, 0..1.
         waves: [_WAVES, 4] directions and phases of the smooth waves that patterns are made of or warped by.
         gloss: 0..1, how much of the lamp is mirrored.
         shininess: exponent of the highlight; the higher, the smaller it is.
@@ -35,12 +35,12 @@ class Texture:
 
     family: str
     pattern_from_world: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     waves: np.ndarray
     gloss: float
     shininess: float
 
-    def colour(self, points: Tensor, footprint: Tensor) -> Tensor:
+    def color(self, points: Tensor, footprint: Tensor) -> Tensor:
         """Return the colours [3, N] at points of the world.
 
         Args:
@@ -51,7 +51,7 @@ class Texture:
         period = float(np.linalg.norm(self.pattern_from_world[:, :3], axis=1).max())
         local = affine[:, :3] @ points + affine[:, 3:]
         share = FAMILIES[self.family](local, footprint * period, points.new_tensor(self.waves))
-        low, high = points.new_tensor(self.colours)[:, :, None]
+        low, high = points.new_tensor(self.colors)[:, :, None]
         return low + (high - low) * share
 
 
@@ -77,13 +77,13 @@ def draw_texture(
     pattern_from_piece[:2, :2] = [[cosine, -sine], [sine, cosine]]
     pattern_from_piece[:3] /= np.exp(rng.uniform(*np.log(PERIODS)))  # period in metres
     pattern_from_piece[:3, 3] = rng.uniform(0, 1, 3)
-    colours = rng.uniform(0, 1, (2, 3))
+    colors = rng.uniform(0, 1, (2, 3))
     if palette is not None:
-        colours = (palette + PALETTE_SPREAD * (2 * colours - 1)).clip(0, 1)
+        colors = (palette + PALETTE_SPREAD * (2 * colors - 1)).clip(0, 1)
     return Texture(
         family=names[rng.integers(len(names))],
         pattern_from_world=(pattern_from_piece @ np.linalg.inv(world_from_piece))[:3],
-        colours=colours,
+        colors=colors,
         waves=np.concatenate([rng.normal(0, 1, (_WAVES, 3)), rng.uniform(0, 1, (_WAVES, 1))], axis=1),
         gloss=rng.uniform(0, 1),
         shininess=math.exp(rng.uniform(*np.log(SHININESS))),

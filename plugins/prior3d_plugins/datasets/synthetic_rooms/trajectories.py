@@ -38,9 +38,9 @@ class Trajectory:
         aim = 0.9 + 0.3 * np.sin(2 * turn + self.phases[3])
         roll = math.radians(ROLL) * np.sin(5 * turn + self.phases[2])
         middle, extent = self.room_size[:2, None] / 2, self.room_size[:2, None]
-        centres = np.stack([*(middle + extent * radius * _circle(turn)), height], axis=1)
+        centers = np.stack([*(middle + extent * radius * _circle(turn)), height], axis=1)
         targets = np.stack([*(middle + extent * 0.45 * _circle(ahead)), aim], axis=1)
-        return look_at(centres, targets, roll)
+        return look_at(centers, targets, roll)
 
 
 def draw_trajectory(rng: np.random.Generator, room_size: np.ndarray) -> Trajectory:
@@ -54,26 +54,26 @@ def draw_trajectory(rng: np.random.Generator, room_size: np.ndarray) -> Trajecto
     )
 
 
-def look_at(centres: np.ndarray, targets: np.ndarray, roll: np.ndarray) -> np.ndarray:
+def look_at(centers: np.ndarray, targets: np.ndarray, roll: np.ndarray) -> np.ndarray:
     """Point cameras at targets.
 
     Args:
-        centres: [F, 3] metres.
+        centers: [F, 3] metres.
         targets: [F, 3] metres, not straight above or below.
         roll: [F] radians each camera is turned about its optical axis; without, x is level.
 
     Returns:
         world_from_camera [F, 4, 4].
     """
-    forward = _normalised(targets - centres)
+    forward = _normalised(targets - centers)
     level = _normalised(np.cross(forward, [0.0, 0.0, 1.0]))
     down = np.cross(forward, level)
     cosine, sine = np.cos(roll)[:, None], np.sin(roll)[:, None]
-    poses = np.tile(np.eye(4), (len(centres), 1, 1))
+    poses = np.tile(np.eye(4), (len(centers), 1, 1))
     poses[:, :3, 0] = cosine * level + sine * down
     poses[:, :3, 1] = cosine * down - sine * level
     poses[:, :3, 2] = forward
-    poses[:, :3, 3] = centres
+    poses[:, :3, 3] = centers
     return poses
 
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Scene
-from prior3d.errors import UserError
+from prior3d import BackboneSpec, Batch, Scene, UserError
 from prior3d.splat import EngineChoice, Gaussians, Lifted, SplatOperator, gaussians_from_depth, view_operator
 from prior3d.splat import lift_average as average
 from prior3d.splat import lift_cg as conjugate_gradients

@@ -4,10 +4,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.figures import panels, principal_colours, to_picture
+from prior3d.figures import panels, principal_colors, to_picture
 
 
-def draw_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
+def plot_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
     """Draw a row per view; cells without a target are white.
 
     Args:
@@ -18,12 +18,12 @@ def draw_distillation(images: Tensor, targets: Tensor, known: Tensor, students: 
     """
     students = students.float()
     shown = torch.where(known[:, None], targets, students)  # cells without a target say nothing about the basis
-    colours = principal_colours(torch.cat([shown, students]))
+    colors = principal_colors(torch.cat([shown, students]))
     figure, axes = panels(len(images), 4)
     for axis, title in zip(axes[0], ("image", "target", "features", "masked"), strict=True):
         axis.set_title(title, fontsize=8)
     for row, (image, target, student, mask) in zip(
-        axes, zip(images, colours[: len(images)], colours[len(images) :], known.cpu().numpy(), strict=True), strict=True
+        axes, zip(images, colors[: len(images)], colors[len(images) :], known.cpu().numpy(), strict=True), strict=True
     ):
         target[~mask] = 1.0
         row[0].imshow(to_picture(image))

@@ -9,11 +9,10 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior, Scene, Teacher
-from prior3d.errors import UserError
+from prior3d import BackboneSpec, Batch, Features, Prior, Scene, Teacher, UserError
 from prior3d.splat import EngineChoice
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScenes, Lifting, lift_scene
-from prior3d_plugins.priors.gaussian_distillation.pictures import draw_distillation
+from prior3d_plugins.priors.gaussian_distillation.pictures import plot_distillation
 from prior3d_plugins.priors.gaussian_distillation.targets import Distance, Targets, compare, render_targets
 
 Count = Annotated[int, Ge(1), Le(10**6)]
@@ -139,7 +138,7 @@ class GaussianDistillation(Prior):
         scalars = {"active": torch.ones(()), "covered": targets.known.float().mean(), "cosine": cosine}
         return loss + zero, {**terms, **scalars}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the first views of the batch, their targets, their features and the mask, once there are targets."""
         if self._scenes is None:
             return {}
@@ -147,7 +146,7 @@ class GaussianDistillation(Prior):
         chosen = torch.arange(min(_DRAWN, maps.shape[0]), device=maps.device) * maps.shape[1]
         targets = self._render(batch, chosen)
         images, students = batch["image"].flatten(0, 1)[chosen], self.head(maps.flatten(0, 1)[chosen].float())
-        return {"targets": draw_distillation(images, *targets, students)}
+        return {"targets": plot_distillation(images, *targets, students)}
 
     def _map(self, feature: Features) -> Tensor:
         return feature.encoder[self.stride] if self.stride else feature.dense

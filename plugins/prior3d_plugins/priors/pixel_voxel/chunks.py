@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prior3d.geometry import pixel_centres, unproject_pixels
+from prior3d.geometry import pixel_centers, unproject_pixels
 from prior3d.sparse import sparse_quantize
 
 
@@ -34,7 +34,7 @@ class Grids(NamedTuple):
         turned = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-1)
         return turned / self.voxel_size + self.shift[chunk]
 
-    def centres(self, voxels: Tensor) -> Tensor:
+    def centers(self, voxels: Tensor) -> Tensor:
         """Return the centres [M, 3] of voxels [M, 4] (chunk, x, y, z): metres, world axes."""
         chunk = voxels[:, 0].long()
         x, y, z = ((voxels[:, 1:] + 0.5 - self.shift[chunk]) * self.voxel_size).unbind(-1)
@@ -107,7 +107,7 @@ def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
 
 def _nearest(voxels: Tensor, grids: Grids, most: int) -> Tensor:
     """Return the rows [K] of the at most `most` voxels of each chunk that are nearest to its camera."""
-    distance = (grids.centres(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
+    distance = (grids.centers(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
     order = distance.argsort()
     order = order[voxels[order, 0].argsort(stable=True)]
     counts = torch.bincount(voxels[:, 0].long(), minlength=len(grids.origin))
@@ -136,7 +136,7 @@ def within_reach(
         size: height and width of the views, pixels.
         far: metres along the optical axis.
     """
-    corners = pixel_centres(2, 2, points.device) - 0.5  # 0 or 1 in x and y
+    corners = pixel_centers(2, 2, points.device) - 0.5  # 0 or 1 in x and y
     corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)
     depth = torch.tensor([0.0] * 4 + [far] * 4, device=points.device)
     box = unproject_pixels(corners, depth.expand(len(intrinsics), -1), intrinsics, world_from_camera)

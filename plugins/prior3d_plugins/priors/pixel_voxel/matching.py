@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import known_depth, unproject_pixels
-from prior3d.losses.contrastive import sample_one_per_cell
+from prior3d.losses import sample_one_per_cell
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids
 
 

@@ -11,11 +11,11 @@ from prior3d.geometry import project
 _SHOWN_VOXELS = 8000
 
 
-def draw_matches(
+def plot_matches(
     image: Tensor,  # [3, H, W] 0..1
     pixels: Tensor,  # [K, 2] x, y; centres at +0.5
-    matched: Tensor,  # [K] int64, rows of `centres`
-    centres: Tensor,  # [M, 3] metres, world axes
+    matched: Tensor,  # [K] int64, rows of `centers`
+    centers: Tensor,  # [M, 3] metres, world axes
     intrinsics: Tensor,  # [3, 3]
     world_from_camera: Tensor,  # [4, 4]
     axes: tuple[int, int, int],  # world axes: two level ones, the vertical one
@@ -26,28 +26,28 @@ def draw_matches(
     places have equal colours. From above, voxels are grey unless they are matched.
     """
     figure, ((left, middle, right),) = panels(1, 3)
-    centres_m = centres.float().cpu().numpy()
-    height = centres_m[:, axes[2]]
-    colours = colormaps["turbo"]((height - height.min()) / max(float(np.ptp(height)), 1e-6))
+    centers_m = centers.float().cpu().numpy()
+    height = centers_m[:, axes[2]]
+    colors = colormaps["turbo"]((height - height.min()) / max(float(np.ptp(height)), 1e-6))
     rows = matched.cpu().numpy()
     dots = pixels.float().cpu().numpy() - 0.5  # imshow puts the centre of the first pixel at 0
     left.imshow(to_picture(image))
-    left.scatter(*dots.T, c=colours[rows], s=5)
+    left.scatter(*dots.T, c=colors[rows], s=5)
     left.set_title(f"{len(dots)} matched pixels, by their voxels' height", fontsize=7)
 
-    projected, depth = project(centres.float(), intrinsics, world_from_camera)
+    projected, depth = project(centers.float(), intrinsics, world_from_camera)
     order = depth.argsort(descending=True).cpu().numpy()  # near voxels cover far ones
     order = order[(depth > 0).cpu().numpy()[order]]
     x, y = projected.cpu().numpy()[order].T - 0.5
     middle.imshow(to_picture(image), alpha=0.35)
-    middle.scatter(x, y, c=colours[order], s=3, marker="s", linewidths=0)
+    middle.scatter(x, y, c=colors[order], s=3, marker="s", linewidths=0)
     middle.set_xlim(left.get_xlim())
     middle.set_ylim(left.get_ylim())
-    middle.set_title(f"its chunk: {len(centres_m)} voxels", fontsize=7)
+    middle.set_title(f"its chunk: {len(centers_m)} voxels", fontsize=7)
 
-    thinned = centres_m[:: max(1, len(centres_m) // _SHOWN_VOXELS)]
+    thinned = centers_m[:: max(1, len(centers_m) // _SHOWN_VOXELS)]
     right.scatter(thinned[:, axes[0]], thinned[:, axes[1]], c="0.85", s=1)
-    right.scatter(centres_m[rows, axes[0]], centres_m[rows, axes[1]], c=colours[rows], s=3)
+    right.scatter(centers_m[rows, axes[0]], centers_m[rows, axes[1]], c=colors[rows], s=3)
     camera = world_from_camera[:3, 3].float().cpu().numpy()
     right.plot(camera[axes[0]], camera[axes[1]], "k^", ms=5)
     right.set_aspect("equal")

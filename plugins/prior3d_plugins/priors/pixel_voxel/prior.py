@@ -8,13 +8,12 @@ from annotated_types import Ge, Gt, Le
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.losses.contrastive import masked_point_info_nce
-from prior3d.losses.matches import gather_cells, kept_fraction
+from prior3d import BackboneSpec, Batch, Features, Prior
+from prior3d.losses import gather_cells, kept_fraction, masked_point_info_nce
 from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
-from prior3d_plugins.priors.pixel_voxel.pictures import draw_matches
+from prior3d_plugins.priors.pixel_voxel.pictures import plot_matches
 
 
 class PixelVoxel(Prior):
@@ -77,7 +76,7 @@ class PixelVoxel(Prior):
         max_turn: Annotated[float, Ge(0), Le(180)] = 180.0,
         up: Literal["x", "y", "z"] = "z",
         unet: Literal["small", "34c"] = "small",
-        width: Annotated[float, Gt(0)] = 1.0,
+        width: Annotated[float, Gt(0), Le(4)] = 1.0,
         unet_channels: Annotated[int, Ge(1), Le(512)] = 32,
         channels: Annotated[int, Ge(1), Le(4096)] = 64,
         negatives: Literal["pair", "batch"] = "pair",
@@ -122,7 +121,7 @@ class PixelVoxel(Prior):
         per_chunk = torch.tensor(len(sample.voxels) / len(dense), device=dense.device)
         return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the matches of the first view beside its chunk."""
         sample = self._sample(batch)
         if sample is None:
@@ -131,11 +130,11 @@ class PixelVoxel(Prior):
         valid, row_in_chunk = match.valid[0], own.cumsum(0) - 1
         if not valid.any():
             return {}
-        figure = draw_matches(
+        figure = plot_matches(
             batch["image"][0, 0],
             match.pixels[0][valid],
             row_in_chunk[match.voxels[0][valid]],
-            sample.grids.centres(sample.voxels[own]),
+            sample.grids.centers(sample.voxels[own]),
             batch["intrinsics"][0, 0],
             batch["world_from_camera"][0, 0],
             sample.grids.axes,

@@ -68,7 +68,7 @@ class VolumeDecoder(nn.Module):
         )
         out = render_planes(planes, self.field, rays)
         # centred: what the fixed camera leaves to XZ and YZ shows only in how they vary
-        energy = plane_energy(planes.detach(), centred=True)
+        energy = plane_energy(planes.detach(), centered=True)
         scalars = {f"energy_{name}": value for name, value in zip(("xy", "xz", "yz"), energy.unbind(), strict=True)}
         return Seen(out.values, out.depth, out.inverse_depth, out.opacity, scalars)
 

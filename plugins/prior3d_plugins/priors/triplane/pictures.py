@@ -4,7 +4,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prior3d.figures import panels, show_depth, to_picture
+from prior3d.figures import panels, plot_depth_map, to_picture
 from prior3d.volume import small_orbit
 from prior3d_plugins.priors.triplane.decoders import DenseDecoder, VolumeDecoder
 
@@ -15,7 +15,7 @@ _ORBIT_VIEWS, _ORBIT_DEGREES = 4, 10.0
 
 
 @torch.no_grad()
-def draw_reconstruction(
+def plot_reconstruction(
     decoder: VolumeDecoder | DenseDecoder, tokens: Tensor, images: Tensor, given: Tensor | None, disparity: list[bool]
 ) -> dict[str, Figure]:
     """Draw what a decoder makes of images, row by row, and, of a volume, what it looks like from beside the camera.
@@ -55,5 +55,5 @@ def _grid(columns: dict[str, Tensor]) -> Figure:
             if picture.ndim == 3:
                 axes[row][column].imshow(to_picture(picture))
             else:
-                show_depth(axes[row][column], picture.float().cpu().numpy())
+                plot_depth_map(axes[row][column], picture.float().cpu().numpy())
     return figure

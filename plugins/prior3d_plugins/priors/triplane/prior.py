@@ -9,19 +9,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior
-from prior3d.errors import UserError
+from prior3d import BackboneSpec, Batch, Features, Prior, UserError
 from prior3d.geometry import known_depth
 from prior3d.losses import in_file_space, scale_and_shift_invariant_loss
 from prior3d.volume import CubeSpace, DenseHead, FrustumSpace, TriplaneDecoder, random_pixels, read_pixels
 from prior3d_plugins.priors.triplane.decoders import DenseDecoder, Seen, VolumeDecoder
-from prior3d_plugins.priors.triplane.pictures import draw_reconstruction
+from prior3d_plugins.priors.triplane.pictures import plot_reconstruction
 from prior3d_plugins.priors.triplane.terms import Distance, depth_correlation, distillation, peak_signal_to_noise
 
 Count = Annotated[int, Ge(1), Le(10**6)]
 Weight = Annotated[float, Ge(0)]
 
-_COLOUR_KNEE = 0.1
+_COLOR_KNEE = 0.1
 """Error from which smooth L1 is linear: colours lie in 0..1, where the usual 1 would leave half a squared error."""
 
 
@@ -114,7 +113,7 @@ class Triplane(Prior):
         indices = random_pixels(len(chosen), self.rays, *self.backbone.size, device=tokens.device)
         seen = self.decoder(tokens.index_select(0, chosen), indices)
         rgb = read_pixels(batch["image_clean"].flatten(0, 1).index_select(0, chosen), indices)
-        terms = {"rgb_loss": F.smooth_l1_loss(seen.rgb, rgb, beta=_COLOUR_KNEE)}
+        terms = {"rgb_loss": F.smooth_l1_loss(seen.rgb, rgb, beta=_COLOR_KNEE)}
         scalars = {"psnr": peak_signal_to_noise(seen.rgb, rgb), **seen.scalars}
         if self.weights["depth_loss"]:
             terms["depth_loss"], scalars["depth_correlation"] = self._compare_depth(batch, seen, chosen, indices)
@@ -126,14 +125,14 @@ class Triplane(Prior):
         total = sum(self.weights[name] * term for name, term in terms.items())
         return total + self._connection(feature), {**terms, **scalars}
 
-    def draw(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
+    def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Draw the first view of two samples, rendered; of a volume also a small orbit."""
         tokens = features["image"].encoder[self.stride][:2, 0]
         given, disparity = None, [False] * len(tokens)
         if self.weights["depth_loss"]:
             maps, kind = _depth_and_kind(batch)
             given, disparity = maps[:2, 0], (kind[:2, 0] == 1).tolist()
-        return draw_reconstruction(self.decoder, tokens, batch["image"][:2, 0], given, disparity)
+        return plot_reconstruction(self.decoder, tokens, batch["image"][:2, 0], given, disparity)
 
     def _choose(self, total: int, device: torch.device) -> Tensor:
         """Draw which of the batch's images are reconstructed, [N] int64, without waiting for the device."""

@@ -53,10 +53,10 @@ def depth_correlation(prediction: Tensor, target: Tensor, mask: Tensor) -> Tenso
     """
     count = mask.sum(dim=1, keepdim=True)
 
-    def centred(values: Tensor) -> Tensor:
+    def centered(values: Tensor) -> Tensor:
         values = torch.where(mask, values, 0)
         return torch.where(mask, values - values.sum(dim=1, keepdim=True) / count.clamp_min(1), 0)
 
-    a, b = centred(prediction), centred(target)
+    a, b = centered(prediction), centered(target)
     scale = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt().clamp_min(1e-12)
     return ((a * b).sum(dim=1) / scale).sum() / (count > 0).sum().clamp_min(1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.geometry import pixel_centres
-from prior3d_plugins.probes.correspondence.view_pairs import PosedView, SharedPoints, cell_centres
+from prior3d.geometry import pixel_centers
+from prior3d_plugins.probes.correspondence.view_pairs import PosedView, SharedPoints, cell_centers
 
 CENTIMETRES = (1, 2, 5)
 PIXELS = (5, 10, 20)
@@ -74,9 +74,9 @@ def match_cells(pair: DescribedPair, chosen: Tensor) -> Matches:
         chosen: indices [M] of points.
     """
     cells, target = pair.shared.cells[chosen], pair.shared.target[chosen]
-    centres = cell_centres(pair.b.size, tuple(pair.maps.shape[-2:]), pair.maps.device)
+    centers = cell_centers(pair.b.size, tuple(pair.maps.shape[-2:]), pair.maps.device)
     similarity = features_at(pair.maps[0], cells, pair.a.size) @ pair.maps[1].flatten(1)
-    return Matches(cells, target, centres[similarity.argmax(1)])
+    return Matches(cells, target, centers[similarity.argmax(1)])
 
 
 def match_pixels(pair: DescribedPair, surest: float) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def match_pixels(pair: DescribedPair, surest: float) -> dict[str, Tensor]:
     known = pair.b.depth.flatten() > 0
     if known.sum() < 2:
         known = torch.ones_like(known)  # a view that has lost its depth has no visible points either: all are wrong
-    candidates = pixel_centres(*pair.b.size, device=known.device)[known]
+    candidates = pixel_centers(*pair.b.size, device=known.device)[known]
     dense = F.interpolate(pair.maps[1:], pair.b.size, mode="bilinear", align_corners=False)[0].flatten(1)
     index, sureness = _nearest(
         features_at(pair.maps[0], shared.cells, pair.a.size), F.normalize(dense[:, known], dim=0)

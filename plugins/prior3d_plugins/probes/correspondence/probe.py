@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.contracts.probe import Measured, Metrics, Probe, Scores, Totals, by_group
+from prior3d import Measured, Metrics, Probe, Scores, Totals, by_group
 from prior3d.geometry import full_precision
 from prior3d.probes import FrozenMaps, FrozenModel, MapKind, ProbeData, resize
 from prior3d.randomness import generator
@@ -25,7 +25,7 @@ from prior3d_plugins.probes.correspondence.matching import (
 from prior3d_plugins.probes.correspondence.view_pairs import (
     VIEW_ANGLE_BINS_DEG,
     ViewPair,
-    cell_centres,
+    cell_centers,
     choose_pairs,
     read_views,
     share_points,
@@ -153,13 +153,13 @@ class Correspondence(Probe):
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[Judged]]
     ) -> "dict[str, Figure]":
         """Plot matches of one pair per bin of view angle, right ones green, wrong ones red."""
-        from prior3d.figures import draw_judged_matches
+        from prior3d.figures import plot_judged_matches
 
         pairs = [pair for _, pair in _first_of_each_bin(choose_pairs(data, self.pairs_per_bin))]
         images = data.field("held_out", "image")
         pictures = [images.take(torch.tensor(pair.rows)).float() / 255 for pair in pairs]
         titles = [f"{pair.angle_deg:.0f} degrees apart" for pair in pairs]
-        return {"matches": draw_judged_matches(pictures, {name: shown[name] for name in models}, titles)}
+        return {"matches": plot_judged_matches(pictures, {name: shown[name] for name in models}, titles)}
 
     def _score(self, data: ProbeData, describe: Describe, device: torch.device) -> Measured:
         pairs = choose_pairs(data, self.pairs_per_bin)
@@ -188,7 +188,7 @@ class Correspondence(Probe):
         grid = self._grid(data.size)
         maps = F.normalize(resize(describe(torch.tensor(pair.rows)), grid), dim=1)
         a, b = read_views(data, pair.rows, device)
-        return DescribedPair(a, b, share_points(a, b, cell_centres(data.size, grid, device)), maps)
+        return DescribedPair(a, b, share_points(a, b, cell_centers(data.size, grid, device)), maps)
 
     def _match(self, pair: DescribedPair, order: int) -> Matches:
         visible = pair.shared.visible.nonzero()[:, 0]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prior3d.data.posed.dataset import PosedDataset
-from prior3d.errors import UserError
-from prior3d.geometry import pixel_centres, project, unproject_pixels
+from prior3d import UserError
+from prior3d.data.posed import PosedDataset
+from prior3d.geometry import pixel_centers, project, unproject_pixels
 from prior3d.probes import ProbeData
 from prior3d.randomness import generator
 
@@ -121,10 +121,10 @@ def read_views(data: ProbeData, rows: tuple[int, ...], device: torch.device) -> 
     return [PosedView(*view) for view in zip(depth, intrinsics, poses, strict=True)]
 
 
-def cell_centres(size: tuple[int, int], cells: tuple[int, int], device: torch.device | None = None) -> Tensor:
+def cell_centers(size: tuple[int, int], cells: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return the centres [h * w, 2], in pixels, of the cells (h, w) that images of `size` (H, W) are divided into."""
     scale = torch.tensor([size[1] / cells[1], size[0] / cells[0]], device=device)
-    return pixel_centres(*cells, device=device) * scale
+    return pixel_centers(*cells, device=device) * scale
 
 
 def share_points(a: PosedView, b: PosedView, cells: Tensor) -> SharedPoints:

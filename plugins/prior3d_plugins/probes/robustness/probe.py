@@ -8,8 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d.contracts.probe import Metrics, Probe, Scores, Totals
-from prior3d.errors import UserError
+from prior3d import Metrics, Probe, Scores, Totals, UserError
 from prior3d.probes import (
     FrozenModel,
     FrozenVectors,

@@ -9,13 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from prior3d.backbone.batch_norm import reestimate_batch_norm
-from prior3d.contracts.dataset import DataSpec, View
-from prior3d.contracts.probe import Part
-from prior3d.data.decoding import image_size, read_color
-from prior3d.data.images.listing import list_files
-from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages, split_of
-from prior3d.errors import UserError
+from prior3d import DataSpec, Part, UserError, View
+from prior3d.backbone import reestimate_batch_norm
+from prior3d.data import image_size, read_color
+from prior3d.data.images import IMAGE_ENDINGS, SingleImages, list_files, split_of
 from prior3d.probes import FrozenModel, ProbeData, choose_penalty, concatenate, fit_logistic, labels_of, mixed_batches
 from prior3d_plugins.probes.shape_bias.imagenet_classes import IMAGENET_CLASSES, sixteen_of_imagenet
 

@@ -10,13 +10,10 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prior3d.backbone import Backbone
-from prior3d.backbone.batch_norm import has_statistics
-from prior3d.contracts.dataset import Dataset
-from prior3d.contracts.probe import Metrics, Part, Probe, Scores, Totals
-from prior3d.data.images.listing import list_files
-from prior3d.data.images.single_images import IMAGE_ENDINGS, SingleImages
-from prior3d.errors import DoesNotFit, UserError
+from prior3d import Dataset, DoesNotFit, Metrics, Part, Probe, Scores, Totals, UserError
+from prior3d.backbone import Backbone, has_statistics
+from prior3d.data.images import IMAGE_ENDINGS, SingleImages, list_files
+from prior3d.errors import section
 from prior3d.probes import FrozenModel, ProbeData, labels_of
 from prior3d_plugins.probes.shape_bias.imagenet_classes import SIXTEEN_CLASSES, sixteen_from_imagenet
 from prior3d_plugins.probes.shape_bias.photographs import Classify, Photographs
@@ -104,10 +101,11 @@ class ShapeBias(Probe):
         if self.clean is not None and not self.clean.is_dir():
             raise UserError(f"no folder {self.clean} of clean photographs", "clean")
         held_out = parts["held_out"]
-        _check_conflicts(held_out)
-        for scene in range(len(held_out.scenes)):
-            for frame in range(held_out.frame_count(scene)):
-                _texture(held_out.path(scene, frame))
+        with section("data"):
+            _check_conflicts(held_out)
+            for scene in range(len(held_out.scenes)):
+                for frame in range(held_out.frame_count(scene)):
+                    _texture(held_out.path(scene, frame))
 
     def files(self) -> Sequence[Path]:
         """Return the clean photographs."""
@@ -166,9 +164,11 @@ class _Conflicts:
 
     def __init__(self, data: ProbeData) -> None:
         dataset = data.parts["held_out"]
-        _check_conflicts(dataset)
-        paths = [dataset.path(scene, frame) for scene, frame in data.frames["held_out"]]
-        shape, texture = labels_of(data, "held_out"), torch.tensor([_texture(path) for path in paths])
+        with section("data"):
+            _check_conflicts(dataset)
+            paths = [dataset.path(scene, frame) for scene, frame in data.frames["held_out"]]
+            textures = [_texture(path) for path in paths]
+        shape, texture = labels_of(data, "held_out"), torch.tensor(textures)
         self.rows = (shape != texture).nonzero()[:, 0]
         self.shape, self.texture = shape[self.rows], texture[self.rows]
         self.names = [paths[row].stem for row in self.rows.tolist()]
@@ -176,12 +176,11 @@ class _Conflicts:
 
 def _check_conflicts(dataset: Dataset) -> None:
     if not isinstance(dataset, SingleImages):
-        raise DoesNotFit("the class of the texture stands in file names: use a classification_folder", "data.name")
+        raise DoesNotFit("the class of the texture stands in file names: use a classification_folder", "name")
     if dataset.class_names != CLASSES:
         differing = sorted(set(dataset.class_names) ^ set(CLASSES))
         raise DoesNotFit(
-            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two",
-            "data.root",
+            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two", "root"
         )
 
 
@@ -189,7 +188,7 @@ def _texture(path: Path) -> int:
     name = path.stem.rpartition("-")[2].rstrip("0123456789")
     if name not in SIXTEEN_CLASSES or "-" not in path.stem:
         raise DoesNotFit(
-            f"expected the class of the texture at the end of a name, as in cat7-elephant1.jpg, got {path}", "data.root"
+            f"expected the class of the texture at the end of a name, as in cat7-elephant1.jpg, got {path}", "root"
         )
     return CLASSES.index(name)
 
