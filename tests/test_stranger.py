@@ -58,7 +58,6 @@ from prior3d import cli
 
 def train(argv):
     from prior3d.registry.engines import choose
-from prior3d import testing
     status = cli.train(argv)
     print("loops has run", choose("sparse", "loops", torch.device("cpu"), torch.float32).calls, "times")
     (run,) = os.listdir("runs")
@@ -283,6 +282,7 @@ def test_dropped_files_give_what_the_installed_distribution_gives(installed, dro
     assert sorted(file.stem for file in (run / "plugins").iterdir()) == sorted(FILES)
 
 
+@pytest.mark.slow
 def test_each_of_them_keeps_to_its_contract(make_folder):
     registry, folder = Registry(FILES.values()), make_folder("contracts")
     made = {kind: registry.get(kind, name) for kind, name in NAMES.items()}

@@ -100,6 +100,13 @@ def leftovers(*folders):
     return [path for folder in folders for path in folder.rglob("*") if any(one in path.name for one in LEFTOVERS)]
 
 
+def timeless(plain):
+    """Return plain values without the seconds that something took."""
+    if isinstance(plain, dict):
+        return {name: timeless(value) for name, value in plain.items() if name != "seconds"}
+    return [timeless(value) for value in plain] if isinstance(plain, list) else plain
+
+
 def contents(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -183,8 +190,9 @@ def test_evaluating(server, undisturbed, tmp_path):
 
         met += run_with_kills(server, "evaluate", arguments, KILLS["evaluate"] - met, longest, stream)
         round_ += 1
-        assert (out / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
-        assert (out / "report.json").read_bytes() == (whole / "report.json").read_bytes()
+        for name in ("scores.json", "report.json"):
+            ours, theirs = (timeless(json.loads((folder / name).read_text())) for folder in (out, whole))
+            assert ours == theirs
         assert {file.name for file in out.rglob("*.png")} == {file.name for file in whole.rglob("*.png")}
         assert len(list(out.glob("events.*"))) == 1
         assert leftovers(tmp_path, server[1]) == []
