@@ -100,5 +100,5 @@ class Backbone(nn.Module):
         return self
 
     def digest(self) -> str:
-        """Return a SHA-256 of all weights, of the running statistics and of what images are normalised with."""
+        """Return a SHA-256 of all weights, of the running statistics and of what images are normalized with."""
         return digest({**self.state_dict(), "mean": self.encoder.mean, "std": self.encoder.std})

@@ -1,6 +1,6 @@
 """Re-estimation of BatchNorm statistics: what makes features of two models comparable.
 
-A freshly made model normalises with mean 0 and variance 1, a trained one with a moving average that lags behind its
+A freshly made model normalizes with mean 0 and variance 1, a trained one with a moving average that lags behind its
 weights. Both are replaced by the statistics of the same training images before anything is measured.
 
 Some published weights have their statistics folded into the convolutions: mean 0 and variance 1 are then what the

@@ -12,7 +12,7 @@ def decaying_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay:
     Args:
         parameters: of one learning rate.
         lr: their highest learning rate.
-        weight_decay: pull towards 0.
+        weight_decay: pull toward 0.
 
     >>> layer = nn.Linear(3, 2)
     >>> [(len(group["params"]), group["weight_decay"]) for group in decaying_groups(layer.parameters(), 0.1, 0.05)]

@@ -112,7 +112,7 @@ def read_plugged(
     plugin = registry.get(kind, name, f"{key}.{naming}" if naming in given else key)
     with section(key):
         theirs = options_of(plugin, str(registry.find(kind, name)), reserved=_keys(cls))
-    # unknown keys before all else: a misspelt key explains why another one seems to be missing
+    # unknown keys before all else: a misspelled key explains why another one seems to be missing
     rest = {other: value for other, value in given.items() if other not in fixed}
     options = theirs.validate(rest, key, beside=own.types, source=source)
     values = own.validate(fixed, key, source=source)

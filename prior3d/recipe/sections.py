@@ -216,7 +216,7 @@ class OptimSection:
     Attributes:
         name: the optimizer.
         lr: the highest learning rate, after the warm-up.
-        weight_decay: pull towards 0 of matrices and kernels, not of norms and biases.
+        weight_decay: pull toward 0 of matrices and kernels, not of norms and biases.
         momentum: of sgd.
         warmup: steps over which the learning rate rises linearly from 0.
         schedule: how the learning rate falls to 0 by the last step.

@@ -15,7 +15,7 @@ class Contract:
         base: `module:Class`.
         version: of the contract this package speaks.
         positional: what the constructor gets by position; everything else it takes is an option of the recipe.
-        bases: names of classes to derive from, by which a file is recognised, to the prefix of the plugin's name:
+        bases: names of classes to derive from, by which a file is recognized, to the prefix of the plugin's name:
             a class `Quick(SparseEngine)` is `sparse/quick`.
     """
 

@@ -85,7 +85,7 @@ def explain(error: ValidationError, section: object, schema: Callable[[], dict[s
 
 def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
     """Return place and message of the most telling problem; `level` counts the unions whose arm is already chosen."""
-    # a misspelt key is also a missing one: the former says more
+    # a misspelled key is also a missing one: the former says more
     first = min(problems, key=lambda problem: (problem.type not in _UNKNOWN, problem.type == "missing"))
     if len(first.arms) > level:
         at = first.arms[level][0]
