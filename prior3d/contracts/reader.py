@@ -102,7 +102,7 @@ class Recording(ABC):
 
     @abstractmethod
     def fingerprint(self, frames: Sequence[int] | None = None) -> str:
-        """Return a text that changes when the content of the scene does; it must be cheap: names, sizes, times of files.
+        """Return a text that changes with the content of the scene; it must be cheap: names, sizes and times of files.
 
         Args:
             frames: indices of the frames to include; None for all.

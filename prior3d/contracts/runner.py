@@ -47,7 +47,7 @@ class Work(Protocol):
     """A function that does one job under the store's locks, or finds it done; it can be pickled together with jobs."""
 
     def __call__(self, job: SceneJob, wait: bool = True) -> bool:
-        """Return True when the result exists; return False at once if another process is doing the job and `wait` is false.
+        """Return True when the result exists; False at once if another process does the job and `wait` is false.
 
         Args:
             job: the job to do.

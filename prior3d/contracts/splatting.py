@@ -139,7 +139,7 @@ class SplatOperator(ABC):
         return None
 
     def scaled(self, kept: Tensor) -> Scaled:
-        """Return this operator over the kept cells, scaled for least squares; needed only if `joined` gives an operator.
+        """Return this operator over the kept cells, scaled for least squares; needed only if `joined` is.
 
         Args:
             kept: [V, h, w] bool.
