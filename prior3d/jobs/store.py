@@ -158,9 +158,9 @@ def _open_lock(lock: Path, key: str | None) -> TextIO:
 
 
 def _lock_file(handle: int, entry: Path, wait: bool, key: str | None) -> None:
-    # lockf rather than flock: children forked by a builder do not inherit it, so it ends with the builder whatever they
-    # do. Asked for again and again rather than waited for, because the kernel sees deadlocks between threads that are
-    # none, and so that network file systems cannot block a Ctrl-C.
+    # lockf rather than flock: children forked by a builder do not inherit it, so it always ends with the builder. The
+    # loop polls instead of waiting in the kernel, because the kernel reports false deadlocks between threads, and
+    # because a network file system could otherwise block Ctrl-C.
     waiting = False
     while True:
         try:
