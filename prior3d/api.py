@@ -96,7 +96,7 @@ def prepare(
     Raises:
         UserError: something in the recipe, a plugin or the data is wrong; the error gives key, file and line.
 
-    >>> prepare("gaussian_distillation", {"data.cache": "/big/disk"})  # doctest: +SKIP
+    >>> prepare("gaussian_distillation", ["data.cache=/big/disk"])  # doctest: +SKIP
     """
     from prior3d.pretraining import prepare_only
 

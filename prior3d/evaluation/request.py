@@ -1,4 +1,4 @@
-"""From a model's sections and the command line to checked sections and probes."""
+"""From a model's sections and the command line to checked sections and probes: what is measured on what."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
-"""Default data and probes, used if neither a recipe nor the command line sets them."""
+"""What is measured on what where neither a recipe nor the command line says so."""
 
 ALL_PROBES = "all"
-"""Name for all available probes that the data fit."""
+"""In place of names: every probe there is that the data fit."""
 
 _KEYS = ("seed", "backbone", "data", "prepare", "probes", "plugins")
 _OF_TRAINING = ("priors", "optim", "trainer")
@@ -37,16 +37,17 @@ _OF_TRAINING = ("priors", "optim", "trainer")
 
 @dataclass(frozen=True)
 class Request:
-    """Probes and data of an evaluation, with every value checked and every default filled in.
+    """What is measured on what, every value checked and every default filled in.
 
     Attributes:
-        backbone: Section of the model.
-        data: Data to measure on, unless a probe has its own data.
-        probes: Dict from label to the section of a probe.
-        tasks: The probes with their data.
-        left_out: Dict from label to the reason why a probe that was not requested by name is left out.
-        seed: Seed of random weights.
-        registry: Registry of the plugins.
+        backbone: the model.
+        data: what is measured on, unless a probe has data of its own.
+        probes: label to what is measured.
+        tasks: the probes, made, with their data.
+        left_out: label to why a probe is not among them that nobody asked for by name.
+        seed: of weights that are random.
+        prepare: which runner makes what the data need first.
+        registry: the plugins.
     """
 
     backbone: BackboneSection
@@ -67,16 +68,16 @@ class Request:
 def build_request(
     subject: Subject, labels: Sequence[str] = (), seeds: int | None = None, plugins: Sequence[str | Path] = ()
 ) -> Request:
-    """Check a command line's request; no data is read and no file written.
+    """Check what a command line asks for; no data is read and no file written.
 
     Args:
-        subject: Model, with its sections.
-        labels: Probes by name, or by their label in the run's recipe; none for the recipe's or the default probes.
-        seeds: Number of measurements per probe, if its section does not set it.
-        plugins: Further plugin files, relative to the current folder.
+        subject: the model, with the sections it brings.
+        labels: probes by name, or by their label in the run's recipe; none for the recipe's or the default ones.
+        seeds: how often each probe is measured, where its section does not say.
+        plugins: further plugin files, relative to the current folder.
 
     Raises:
-        UserError: With the key of the wrong value.
+        UserError: with the key of what is wrong.
     """
     content, source = subject.content, subject.source
     for key in content:
@@ -107,10 +108,10 @@ def _choose(
 ) -> tuple[object, frozenset[str]]:
     """Return the sections of the probes to measure, and the labels that the command line names.
 
-    Named probes must fit the data. A recipe chose its probes for its own data, which may not be these data.
+    Those have to fit the data. A recipe named its probes for data of its own, which may not be these.
     """
     if not isinstance(given, Mapping):
-        return given, frozenset()  # the reader refuses it
+        return given, frozenset()  # for the reader to refuse
     named = set(labels) - {ALL_PROBES}
     taken_away = {key.removeprefix("probes.") for key in source.removed}
     if ALL_PROBES in labels:

@@ -1,4 +1,4 @@
-"""A report for TensorBoard: every metric as a point, every figure as an image."""
+"""A report for TensorBoard: every metric as a point, every figure as a picture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 def write_events(
     folder: Path, comparison: Comparison, figures: "Mapping[str, Figure]", steps: Mapping[str, int] | None = None
 ) -> None:
-    """Add an events file to a folder, completely or not at all.
+    """Add an events file to a folder, whole or not at all.
 
     Args:
-        folder: Folder that TensorBoard reads.
-        comparison: Metrics to write.
-        figures: Dict from name to figure.
-        steps: Dict from model to its training step: these models are then one curve per metric, tagged
-            `probes/<probe>/<metric>`. Without it, each model has its own tags, `<probe>/<metric>/<model>`.
+        folder: that TensorBoard reads.
+        comparison: the metrics.
+        figures: name to figure.
+        steps: model to the training step it is of: these models are then one curve per metric, tagged
+            `probes/<probe>/<metric>`. Without, each model has tags of its own, `<probe>/<metric>/<model>`.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     last = max((steps or {"": 0}).values())
-    # Use a temporary folder on the same file system as the target: a rename must not cross file systems.
-    with tempfile.TemporaryDirectory(prefix=".events-", dir=folder) as temporary:
+    # Beside the folder's own files, not in the system's: a rename must not cross file systems.
+    with writing_from_threads(folder), temporary_folder(".events-", folder) as temporary:
         with SummaryWriter(temporary) as writer:
             for section in comparison.sections:
                 for row in section.rows:
