@@ -93,7 +93,7 @@ def test_features_are_those_of_the_backbone_whatever_the_images_come_as(run, fol
     floats = (torch.from_numpy(pixels).movedim(-1, 1).float() / 255).contiguous()
     found = prior3d.features(run, floats)
     with torch.no_grad():
-        assert torch.equal(found, prior3d.load(run.folder)(floats, ("dense",)).dense)
+        assert torch.equal(found, prior3d.load(run.folder)(floats.contiguous(), ("dense",)).dense)
     assert found.shape == (2, 8, 12, 16)
     files = []
     for index, image in enumerate(pixels):

@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,23 +88,49 @@ def refused(capsys, *argv):
     return output.err.removeprefix("prior3d-train: ").rstrip("\n")
 
 
-@pytest.mark.parametrize(
-    ("command", "option"), [("train", "--help"), ("train", "--list"), ("train", "--version"), ("evaluate", "--help")]
-)
-def test_answers_at_once_and_imports_nothing_heavy(command, option):
-    program = (
-        f"import sys; from prior3d.cli import {command}\n"
-        f"try: {command}(sys.argv[1:])\nexcept SystemExit: pass\n"
-        f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded"
-    )
+ANSWER = f"""
+import sys
+from prior3d import cli
+try: getattr(cli, sys.argv[1])(sys.argv[2:])
+except SystemExit: pass
+loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded
+"""
+IMPORT = f"import sys, prior3d; assert not set({HEAVY}) & set(sys.modules)"
+
+
+def seconds_of(*command):
+    """The least processor time of three runs: on a busy machine the clock counts the neighbors, too."""
     seconds = []
     for _ in range(3):
-        before, children = time.perf_counter(), os.times()
-        subprocess.run([sys.executable, "-c", program, option], check=True, stdout=subprocess.DEVNULL)
-        busy = os.times().children_user + os.times().children_system - children.children_user - children.children_system
-        # on a busy machine the clock counts the neighbours too, what the process itself used does not
-        seconds.append(min(time.perf_counter() - before, busy))
-    assert min(seconds) < 0.3
+        before = os.times()
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(seconds)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--help"], ["train", "--list"], ["train", "--version"], ["evaluate", "--help"], ["prepare", "--help"]],
+    ids=" ".join,
+)
+def test_answers_at_once_and_imports_nothing_heavy(arguments):
+    assert seconds_of("-c", ANSWER, *arguments) < 0.3
+
+
+def test_the_package_is_imported_at_once_and_imports_nothing_heavy():
+    assert seconds_of("-c", IMPORT) < 0.3
+
+
+@pytest.mark.parametrize("command", ["prior3d-train", "prior3d-prepare", "prior3d-eval", "prior3d-study"])
+def test_installed_commands_answer_at_once(command):
+    assert seconds_of(Path(sys.executable).with_name(command), "--help") < 0.3
+
+
+def test_help_on_a_section_loads_neither_torch_nor_timm():
+    program = "import sys; from prior3d.cli import train; train(sys.argv[1:])\n"
+    program += "assert not {'torch', 'timm', 'lightning', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program, "--help", "trainer"], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_installed_command_is_this_function():

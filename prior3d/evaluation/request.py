@@ -16,10 +16,11 @@ from prior3d.recipe.reading import (
     plain_section,
     read_plugged,
     read_plugin_files,
+    read_prepare,
     read_probes,
     read_section,
 )
-from prior3d.recipe.sections import BackboneSection, DataSection, ProbeSection
+from prior3d.recipe.sections import BackboneSection, DataSection, PrepareSection, ProbeSection
 from prior3d.recipe.source import Source
 from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
@@ -30,7 +31,7 @@ DEFAULTS = Path(__file__).with_name("defaults.yaml")
 ALL_PROBES = "all"
 """Name for all available probes that the data fit."""
 
-_KEYS = ("seed", "backbone", "data", "probes", "plugins")
+_KEYS = ("seed", "backbone", "data", "prepare", "probes", "plugins")
 _OF_TRAINING = ("priors", "optim", "trainer")
 
 
@@ -45,6 +46,7 @@ class Request:
         tasks: The probes with their data.
         left_out: Dict from label to the reason why a probe that was not requested by name is left out.
         seed: Seed of random weights.
+        prepare: Section of the runner that runs the one-time jobs of the data.
         registry: Registry of the plugins.
     """
 
@@ -54,6 +56,7 @@ class Request:
     tasks: tuple[ProbeTask, ...]
     left_out: Mapping[str, str]
     seed: int
+    prepare: PrepareSection
     registry: Registry
 
     def to_plain(self) -> dict[str, object]:
@@ -87,6 +90,7 @@ def build_request(
     given = or_empty(content.get("data"))
     given = {**defaults["data"], **given} if isinstance(given, Mapping) else given
     data = read_plugged(DataSection, given, "data", "datasets", "name", registry)
+    prepare = read_prepare(or_empty(content.get("prepare")), registry)
     wanted, named = _choose(or_empty(content.get("probes")), labels, source, registry, defaults["probes"])
     probes = _with_seeds(read_probes(wanted, registry), seeds, source.overridden)
     tasks, left_out = build_fitting_tasks(probes, data, registry, top["seed"], wanted=named)
@@ -96,7 +100,7 @@ def build_request(
         with section("data"):
             raise UserError(f"no probe fits this data: {reasons}{others}", "name")
     fitting = {label: one for label, one in probes.items() if label not in left_out}
-    return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], registry)
+    return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], prepare, registry)
 
 
 def _choose(

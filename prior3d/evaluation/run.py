@@ -1,9 +1,9 @@
 """An evaluation from names of models to a report: check, prepare, measure, plot, write; a repeated run continues it."""
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,8 @@ from prior3d.errors import UserError, section
 from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
 from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
-from prior3d.files import content_key
+from prior3d.files import content_key, temporary_folder
+from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
 from prior3d.pretraining.machine import share_cores
 from prior3d.pretraining.progress import Bars
@@ -95,7 +96,11 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
         check_folder(out)
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
         columns = build_columns(subject, request, against, arguments.control)
-        return _measure_and_report(subject, request, columns, against, out, device, console)
+        try:
+            return _measure_and_report(subject, request, columns, against, out, device, console)
+        finally:
+            with suppress(OSError):  # it holds something, or was never made
+                out.rmdir()
 
 
 def choose_device(device: str) -> str:
@@ -111,7 +116,7 @@ def check_folder(out: Path) -> None:
     if not existing.is_dir():
         raise UserError(f"{existing} is no folder", "--out")
     try:
-        with tempfile.TemporaryDirectory(prefix=".prior3d-", dir=existing):
+        with temporary_folder(".prior3d-", existing):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {existing}: {error.strerror}", "--out") from error
@@ -169,7 +174,8 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
         console.print(f"{name}: {column.text}")
     for label, why in request.left_out.items():
         console.print(f"left out: {label}: {why}")
-    prepare_datasets(_datasets(request.tasks), request.data.on_damage, Bars(console), console.print)
+    runner = make_runner(request.prepare.runner, request.prepare.options, request.registry)
+    prepare_datasets(_datasets(request.tasks), request.data.on_damage, Bars(console), console.print, runner)
     models = {id(model): model for column in columns.values() for model in column.models}
     for task in request.tasks:
         with task.section(), section("data"):

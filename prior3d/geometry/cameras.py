@@ -1,4 +1,4 @@
-"""Pinhole cameras: pixels to points and back, poses, homographies."""
+"""Pinhole cameras: projection in both directions, poses and homographies."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,33 @@ from torch import Tensor
 from prior3d.geometry.precision import exact
 
 MIN_DEPTH = 1e-4
-"""Metres. Projection divides by at least this, so that points beside or behind the camera stay finite."""
+"""Minimum divisor of a projection, in meters; it keeps points at or behind the camera finite."""
 
 
 def known_depth(depth: Tensor) -> Tensor:
-    """Tell measured depth from unknown: finite and above zero.
+    """Return which depths are known: finite and above zero.
 
     Args:
-        depth: [...] metres.
+        depth: [...] meters.
 
     Returns:
         [...] bool.
+
+    >>> known_depth(torch.tensor([1.5, 0.0, float("nan")]))
+    tensor([ True, False, False])
     """
     return torch.isfinite(depth) & (depth > 0)
 
 
 def pixel_centers(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """List the pixel centres of an image in row order.
+    """Return the pixel centers of an image in row order.
 
     Returns:
         [height * width, 2] float32 pixels (x, y); the first is (0.5, 0.5).
+
+    >>> pixel_centers(1, 2)
+    tensor([[0.5000, 0.5000],
+            [1.5000, 0.5000]])
     """
     rows = torch.arange(height, device=device, dtype=torch.float32) + 0.5
     columns = torch.arange(width, device=device, dtype=torch.float32) + 0.5
@@ -36,12 +43,17 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
     """Lift every pixel of depth maps to 3D; differentiable in all arguments.
 
     Args:
-        depth: [..., H, W] metres along the optical axis. Unknown depth (0) gives the camera centre: mask it.
+        depth: [..., H, W] meters along the optical axis. Unknown depth (0) gives the camera center: mask it out.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1; skew, negative and rotated axes are allowed.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., H, W, 3] points in metres, in world axes if a pose is given.
+        [..., H, W, 3] points in meters, in world axes if a pose is given.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> points = unproject(torch.full((2, 4), 3.0), intrinsics)
+    >>> points.shape, points[0, 0]
+    (torch.Size([2, 4, 3]), tensor([-0.0900, -0.0300,  3.0000]))
     """
     if depth.dim() < 2:
         raise ValueError(f"expected depth of shape [..., H, W], got {list(depth.shape)}")
@@ -54,16 +66,20 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
 def unproject_pixels(
     pixels: Tensor, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None = None
 ) -> Tensor:
-    """Lift given pixels of known depth to 3D; differentiable in all arguments.
+    """Lift given pixels with known depth to 3D; differentiable in all arguments.
 
     Args:
-        pixels: [..., N, 2] (x, y), centres at +0.5.
-        depth: [..., N] metres along the optical axis.
+        pixels: [..., N, 2] (x, y), centers at +0.5.
+        depth: [..., N] meters along the optical axis.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., N, 3] points in metres, in world axes if a pose is given.
+        [..., N, 3] points in meters, in world axes if a pose is given.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> unproject_pixels(torch.tensor([[2.0, 1.0]]), torch.tensor([3.0]), intrinsics)
+    tensor([[0., 0., 3.]])
     """
     _check_cameras(intrinsics, world_from_camera)
     pixels, depth, intrinsics, world_from_camera = exact(pixels, depth, intrinsics, world_from_camera)
@@ -78,16 +94,21 @@ def unproject_pixels(
 
 
 def project(points: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Project points into images; differentiable in all arguments.
+    """Project points to images; differentiable in all arguments.
 
     Args:
-        points: [..., N, 3] metres, in world axes if a pose is given, else in camera axes.
+        points: [..., N, 3] meters, in world axes if a pose is given, else in camera axes.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose of the camera, metres.
+        world_from_camera: [..., 4, 4] pose of the camera, meters.
 
     Returns:
-        pixels [..., N, 2] (x, y) and depth [..., N] in metres along the optical axis. Points with depth <= 0 are behind
-        the camera: their pixels are finite, mostly far outside the image, and mean nothing.
+        [..., N, 2] pixels (x, y) and [..., N] depth in meters along the optical axis. Points with depth <= 0 are behind
+        the camera: their pixels are finite, mostly far outside the image, and have no meaning.
+
+    >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
+    >>> pixels, depth = project(torch.tensor([[0.0, 0.0, 3.0]]), intrinsics)
+    >>> pixels.tolist(), depth.tolist()
+    ([[2.0, 1.0]], [3.0])
     """
     _check_cameras(intrinsics, world_from_camera)
     points, intrinsics, world_from_camera = exact(points, intrinsics, world_from_camera)
@@ -106,10 +127,15 @@ def invert_rigid(world_from_camera: Tensor) -> Tensor:
     """Invert rotation-and-translation matrices.
 
     Args:
-        world_from_camera: [..., 4, 4], rotation orthonormal, last row 0 0 0 1.
+        world_from_camera: [..., 4, 4] poses with an orthonormal rotation and the last row 0 0 0 1.
 
     Returns:
-        camera_from_world [..., 4, 4].
+        [..., 4, 4] camera_from_world.
+
+    >>> pose = torch.eye(4)
+    >>> pose[0, 3] = 2.0
+    >>> invert_rigid(pose)[0, 3].item()
+    -2.0
     """
     (pose,) = exact(world_from_camera)
     rotation = pose[..., :3, :3].mT
@@ -118,14 +144,17 @@ def invert_rigid(world_from_camera: Tensor) -> Tensor:
 
 
 def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
-    """Measure the angle between the optical axes of two cameras.
+    """Return the angle between the optical axes of two cameras.
 
     Args:
-        world_from_a: [..., 4, 4].
-        world_from_b: [..., 4, 4].
+        world_from_a: [..., 4, 4] pose of a.
+        world_from_b: [..., 4, 4] pose of b.
 
     Returns:
         [...] degrees, 0 to 180.
+
+    >>> view_angle(torch.eye(4), torch.diag(torch.tensor([-1.0, 1, -1, 1]))).item()
+    180.0
     """
     world_from_a, world_from_b = exact(world_from_a, world_from_b)
     axis_a, axis_b = torch.broadcast_tensors(world_from_a[..., :3, 2], world_from_b[..., :3, 2])
@@ -135,28 +164,36 @@ def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
 
 def baseline(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
-    """Measure the distance between the centres of two cameras.
+    """Return the distance between the centers of two cameras.
 
     Args:
-        world_from_a: [..., 4, 4].
-        world_from_b: [..., 4, 4].
+        world_from_a: [..., 4, 4] pose of a, meters.
+        world_from_b: [..., 4, 4] pose of b, meters.
 
     Returns:
-        [...] metres.
+        [...] meters.
+
+    >>> pose = torch.eye(4)
+    >>> pose[0, 3] = 2.0
+    >>> baseline(torch.eye(4), pose).item()
+    2.0
     """
     world_from_a, world_from_b = exact(world_from_a, world_from_b)
     return (world_from_a[..., :3, 3] - world_from_b[..., :3, 3]).norm(dim=-1)
 
 
 def warp_pixels(homography: Tensor, pixels: Tensor) -> Tensor:
-    """Move pixels by a homography, such as the one of a crop.
+    """Map pixels with a homography, for example that of a crop.
 
     Args:
-        homography: [..., 3, 3], target pixels from source pixels (`crop_from_image`).
-        pixels: [..., N, 2] (x, y), centres at +0.5, in the source.
+        homography: [..., 3, 3] maps source pixels to target pixels (`crop_from_image`).
+        pixels: [..., N, 2] (x, y) in the source, centers at +0.5.
 
     Returns:
-        [..., N, 2] in the target. Points on the horizon of a projective map are not finite.
+        [..., N, 2] pixels in the target. Points on the horizon of a projective map are not finite.
+
+    >>> warp_pixels(torch.diag(torch.tensor([2.0, 2, 1])), torch.tensor([[0.5, 1.5]])).tolist()
+    [[1.0, 3.0]]
     """
     homography, pixels = exact(homography, pixels)
     h = homography[..., None, :, :]

@@ -14,7 +14,7 @@ from typing import Any
 from prior3d.backbone import Backbone
 from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
 from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.files import write_atomically, write_json
 from prior3d.version import __version__
 
@@ -112,10 +112,11 @@ class RunFolder:
                 raise UserError(f"cannot make the run folder {path}: {error.strerror}", "--out") from error
             folder = cls(path)
             try:
-                folder._fill(recipe, plugins)
-            except OSError as error:
+                with section("--out"):
+                    folder._fill(recipe, plugins)
+            except (UserError, OSError):
                 folder.remove_if_nothing_is_lost()
-                raise UserError(f"cannot write to the run folder {path}: {error.strerror}", "--out") from error
+                raise
             return folder
         raise UserError(f"cannot find a free name for a run folder in {parent}", "--out")
 

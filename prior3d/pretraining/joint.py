@@ -42,7 +42,8 @@ class Joint(nn.Module):
         UserError: a prior or an option of one does not exist, or does not fit the backbone.
 
     >>> joint = Joint("test_resnet", ["depth_regression"], size=(64, 64), decoder_stride=4)
-    >>> batch = {"image": torch.rand(2, 1, 3, 64, 64), "depth": 1 + torch.rand(2, 1, 64, 64)}
+    >>> camera = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).repeat(2, 1, 1, 1)
+    >>> batch = {"image": torch.rand(2, 1, 3, 64, 64), "depth": 1 + torch.rand(2, 1, 64, 64), "intrinsics": camera}
     >>> optimizer = torch.optim.AdamW(joint.parameters(), lr=1e-3)
     >>> loss, scalars = joint(batch)
     >>> loss.backward()
@@ -106,7 +107,7 @@ class Joint(nn.Module):
         return losses.total, own | losses.scalars
 
     def update_average(self) -> None:
-        """Move the average of the backbone towards the backbone; after each step of the optimizer."""
+        """Move the average of the backbone toward the backbone; after each step of the optimizer."""
         if self._average:
             average = self._average[0].to(next(self.backbone.parameters()).device)
             update_average(average, self.backbone, self.decay)

@@ -1,11 +1,9 @@
 """What a run finds on its machine: cores, processes, the device, memory and disk that may run out."""
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -107,22 +105,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         or "CUDA out of memory" in text
         or "not enough memory" in text
     )
-
-
-@contextmanager
-def enough_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a disk that is full into one line with a path.
-
-    Args:
-        folder: that is written to, where the error does not name a file.
-
-    Raises:
-        UserError: the disk was full inside the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        path = error.filename or folder
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space and start again") from error

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from torch import Tensor
 
 from prior3d.errors import UserError
+from prior3d.files import write_atomically
 
 if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
@@ -102,8 +104,9 @@ class CsvLogger(Logger):
         super().__init__()
         self.file = file
         kept = [row for row in read_curves(file) if row[0] <= start] if file.exists() else []
-        with open(file, "w", newline="", encoding="utf-8") as opened:
-            csv.writer(opened).writerows([("step", "name", "value"), *kept])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("step", "name", "value"), *kept])
+        write_atomically(file, text.getvalue().encode())
 
     @property
     def name(self) -> str:
@@ -126,9 +129,9 @@ class CsvLogger(Logger):
 
 
 def read_curves(file: Path) -> list[tuple[int, str, float]]:
-    """Return step, name and value of every point in a `metrics.csv`."""
+    """Return step, name and value of every point in a `metrics.csv`; a last line that is not whole is left out."""
     with open(file, newline="", encoding="utf-8") as opened:
-        rows = list(csv.reader(opened))[1:]
+        rows = list(csv.reader(line for line in opened if line.endswith("\n")))[1:]
     return [(int(row[0]), row[1], float(row[2])) for row in rows if len(row) == 3]
 
 
@@ -217,7 +220,12 @@ def _memory(task: "PretrainingTask") -> dict[str, float]:
 
 
 def _plain(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return all values as numbers, waiting for the device once."""
-    tensors = {name: value.detach().float() for name, value in measured.items() if isinstance(value, Tensor)}
-    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
-    return {**measured, **dict(zip(tensors, numbers, strict=True))}
+    """Return all values as numbers, waiting for each device once: a prior may report a constant from the CPU."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in measured.items():
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, {})[name] = value.detach().float()
+    numbers = dict(measured)
+    for tensors in by_device.values():
+        numbers |= dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return numbers

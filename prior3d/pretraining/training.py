@@ -11,12 +11,13 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from prior3d.data.preparing import DatasetUse, prepare_datasets
 from prior3d.errors import UserError
+from prior3d.files import writing_from_threads
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.health import check_finite, nothing_to_learn
-from prior3d.pretraining.machine import check_processes, enough_disk, enough_memory, share_cores, thread_facts
+from prior3d.pretraining.machine import check_processes, enough_memory, share_cores, thread_facts
 from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
 from prior3d.pretraining.probing import Probing
@@ -65,16 +66,16 @@ def train(
     run = Run(recipe, registry, parts, make_console(quiet or not first_rank))
     if goes_on:
         run.files, run.resumes, run.steps = begun.files, True, begun.step
-    with enough_disk(run.folder or out or Path("runs")):
-        prepare(run)
+    prepare(run)
+    try:
         if first_rank:
             _begin(run, begun, out or Path("runs"))
-        try:
+        with writing_from_threads(run.folder or Path("runs")):
             _carry_out(run)
-        except UserError:
-            if run.files is not None and not goes_on:
-                run.files.remove_if_nothing_is_lost()
-            raise
+    except UserError:
+        if run.files is not None and not goes_on:
+            run.files.remove_if_nothing_is_lost()
+        raise
     return run
 
 
@@ -160,11 +161,11 @@ def fit(run: Run) -> None:
     )
     refreshes = Refreshes(files and files.prepared, options.checkpoint_every, run.console)
     callbacks = [
-        checkpoints,
         refreshes,
         StepBar(run.console, options.accumulate),
         Pictures(options.draw_every, options.accumulate),
         Curves(options.log_every, options.accumulate),
+        checkpoints,  # last: what a step writes is there when a checkpoint leads back to it
     ]
     trainer = _make_trainer(options, run.recipe.optim.clip, files, run.steps, callbacks)
     last = files and files.checkpoints / LAST
@@ -253,7 +254,6 @@ def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> N
     if run.stopped_by is None:
         for label in run.idle:
             run.console.print(f"{label}: its loss was 0 at every step: nothing was learned from it")
-        run.files.export(run.backbone, dict(run.recipe.backbone.timm_options))
     run.files.write_summary(
         {
             "steps": run.steps,
@@ -267,6 +267,8 @@ def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> N
             "damaged": {"count": len(damaged), "files": dict(sorted(damaged.items()))},
         }
     )
+    if run.stopped_by is None:  # last: with these files a run is complete
+        run.files.export(run.backbone, dict(run.recipe.backbone.timm_options))
 
 
 def _quieten() -> None:

@@ -1,6 +1,6 @@
 """The data of a probe: images and labels of two parts, and the features of models; each is computed once and kept."""
 
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prior3d.contracts.runner import Progress, silent
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import batched, to_float
 from prior3d.errors import DamagedFile, UserError
+from prior3d.files import temporary_folder, writing
 from prior3d.probes.models import FrozenModel
 from prior3d.randomness import generator
 
@@ -53,7 +54,7 @@ class ProbeData:
         self.workers = workers
         self.resident = resident
         self.progress = progress
-        self._temporary = tempfile.TemporaryDirectory(prefix="prior3d-probe-") if folder is None else None
+        self._temporary = temporary_folder("prior3d-probe-") if folder is None else None
         self.folder = Path(self._temporary.name) if folder is None else folder
         self.frames = {part: chosen_frames(dataset, most) for part, dataset in self.parts.items()}
         self._tables = {part: table_of(dataset) for part, dataset in self.parts.items()}
@@ -192,6 +193,13 @@ class ProbeData:
         return rows
 
 
+def _reserve(path: Path) -> None:
+    """Take the disk space of a mapped file now: where there is none, writing to the map would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 class Array:
     """A tensor [N, ...] in a memory-mapped file; small ones are kept on the device that first reads them."""
 
@@ -199,7 +207,9 @@ class Array:
         self.shape, self.dtype = shape, dtype
         self._path = path
         numbers = torch.empty(0, dtype=dtype).numpy().dtype
-        self._map = np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)
+        with writing(path.parent):
+            self._map = np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)
+            _reserve(path)
         self._fits = self._map.nbytes <= resident
         self._held: Tensor | None = None
 
@@ -250,7 +260,7 @@ class Rows:
             counts: Number of rows [frames] of each frame.
         """
         self._shape, self._map = tuple(values.shape[1:]), None
-        with open(self._path, "ab") as file:
+        with writing(self._path.parent), open(self._path, "ab") as file:
             file.write(values.to(self.dtype).contiguous().numpy().tobytes())
         self._ends += (self._ends[-1] + counts.cumsum(0)).tolist()
 

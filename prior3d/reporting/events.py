@@ -1,11 +1,11 @@
 """A report for TensorBoard: every metric as a point, every figure as an image."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prior3d.figures import render
+from prior3d.files import temporary_folder, writing_from_threads
 from prior3d.reporting.comparison import Comparison
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def write_events(
 
     last = max((steps or {"": 0}).values())
     # Use a temporary folder on the same file system as the target: a rename must not cross file systems.
-    with tempfile.TemporaryDirectory(prefix=".events-", dir=folder) as temporary:
+    with writing_from_threads(folder), temporary_folder(".events-", folder) as temporary:
         with SummaryWriter(temporary) as writer:
             for section in comparison.sections:
                 for row in section.rows:

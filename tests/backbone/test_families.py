@@ -66,7 +66,8 @@ def check_alignment(backbone):
     decided = 0
     for stride, one in maps.items():
         cells = coarsest // stride
-        alike = {by: likeness(one, maps_moved[stride], by) for by in (0, cells - 1, cells, cells + 1)}
+        by_which = [by for by in (0, cells - 1, cells, cells + 1) if by < min(one.shape[-2:])]
+        alike = {by: likeness(one, maps_moved[stride], by) for by in by_which}
         if max(alike.values()) - min(alike.values()) > 0.1:
             decided += 1
             assert max(alike, key=alike.get) == cells, (stride, alike)
@@ -76,8 +77,6 @@ def check_alignment(backbone):
 def likeness(still, moved, by):
     """Return the correlation of two maps, the second moved by some cells, of how each value differs between images."""
     rows, columns = still.shape[-2] - by, still.shape[-1] - by
-    if min(rows, columns) < 1:
-        return -1
     parts = still[..., by:, by:], moved[..., :rows, :columns]
     # Borders and positions leave the same mark on all images, and may scale what differs.
     first, second = ((part - part.mean(0)) / (part.std(0) + 1e-12) for part in parts)
@@ -155,6 +154,7 @@ SLOW = [
     "ghostnet_050",
     "ese_vovnet19b_slim_dw",
     "efficientvit_b0",
+    "efficientvim_m1",
     "efficientvit_m0",
     "cspnext_tiny",
     "regnetx_002",
@@ -222,7 +222,7 @@ SLOW = [
     "selecsls42",
     "vgg11",
 ]
-"""The others. Left out: RepVGG and EfficientViM, whose random weights lose on the way what is where."""
+"""The others. Left out: RepVGG, whose random weights lose on the way what is where."""
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])

@@ -16,8 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import prior3d
 from prior3d import UserError, cli
+from prior3d.files import writing_from_threads
 from prior3d.pretraining.checkpoints import read_checkpoint, write_checkpoint
-from prior3d.pretraining.machine import check_processes, enough_disk, enough_memory
+from prior3d.pretraining.machine import check_processes, enough_memory
 from prior3d.pretraining.tracking import read_curves
 
 PLUGIN = '''
@@ -316,7 +317,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_nothing_else(tmp_
 
 def test_a_full_disk_elsewhere_is_one_line_with_a_path(tmp_path):
     def fill():
-        with enough_disk(tmp_path), open("/dev/full", "w") as file:
+        with writing_from_threads(tmp_path), open("/dev/full", "w") as file:
             file.write("x" * 100_000)
 
     with pytest.raises(UserError, match=f"cannot write {tmp_path}: No space left on device"):
