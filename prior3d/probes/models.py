@@ -1,4 +1,4 @@
-"""Models as probes see them: frozen features of one backbone, or of several side by side."""
+"""Models as probes see them: frozen features of one backbone, or of several concatenated."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -11,17 +11,17 @@ from prior3d.backbone import Backbone
 from prior3d.contracts.probe import FeatureKind
 
 ENCODER_STRIDE = 8
-"""Pixels per cell of the `encoder` features of a pyramid; a ViT's keep their own."""
+"""Pixels per cell of the `encoder` features of a pyramid; a ViT keeps its own stride."""
 
 
 class FrozenModel:
     """Frozen features of one or several backbones; several are concatenated along the channels.
 
     Args:
-        backbones: in evaluation mode, their BatchNorm statistics re-estimated; never changed.
-        device: where they are, and images have to be.
-        classify: images [N, 3, H, W] in 0..1 to the logits of the checkpoint's own frozen classifier, if it has one.
-        class_names: of those logits, where they are known.
+        backbones: Backbones in evaluation mode, with re-estimated BatchNorm statistics; never changed.
+        device: Device of the backbones and images.
+        classify: Function from images [N, 3, H, W] in 0..1 to the logits of the checkpoint's frozen classifier, if any.
+        class_names: Class names of those logits, if known.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class FrozenModel:
 
     @classmethod
     def side_by_side(cls, models: "Sequence[FrozenModel]") -> "FrozenModel":
-        """Return the model whose features are those of several models, concatenated; kept in `beside`."""
+        """Return the model whose features are those of several models, concatenated; `beside` keeps the models."""
         made = cls([backbone for model in models for backbone in model.backbones], models[0].device)
         made.beside = tuple(models)
         return made
@@ -49,8 +49,8 @@ class FrozenModel:
         """Return the features of each part: maps [N, C, h, w], of equal size, or vectors [N, C].
 
         Args:
-            images: [N, 3, H, W] in 0..1, on the device.
-            kind: which features.
+            images: Images [N, 3, H, W] in 0..1, on the device.
+            kind: Type of features.
         """
         parts = [_read(backbone, images, kind) for backbone in self.backbones]
         if kind == "pooled":
@@ -59,7 +59,7 @@ class FrozenModel:
         return tuple(resize(part, tuple(finest)) for part in parts)
 
     def trainable(self) -> list[Backbone]:
-        """Return copies of the backbones whose every parameter may be trained."""
+        """Return copies of the backbones with all parameters trainable."""
         return [deepcopy(backbone).requires_grad_(True) for backbone in self.backbones]
 
 
@@ -67,9 +67,9 @@ def concatenate(parts: Sequence[Tensor], unit_length: bool = False) -> Tensor:
     """Concatenate parts along the channels.
 
     Args:
-        parts: as `FrozenModel.read` gives them.
-        unit_length: give every part unit length first (and so the whole): for comparisons by cosine, where the part
-            with the larger numbers would decide alone.
+        parts: Parts from `FrozenModel.read`.
+        unit_length: Scale every part to unit length first (and so the whole), for comparisons by cosine. Otherwise the
+            part with the larger numbers would dominate.
 
     >>> concatenate([torch.ones(1, 2, 3, 3), torch.ones(1, 4, 3, 3)]).shape
     torch.Size([1, 6, 3, 3])
@@ -91,7 +91,7 @@ def _read(backbone: Backbone | nn.Module, images: Tensor, kind: FeatureKind) -> 
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring maps [N, C, h, w] to another size: bilinearly to a finer one, by means over cells to a coarser one."""
+    """Resize maps [N, C, h, w]: bilinearly to a finer size, by means over cells to a coarser one."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     if maps.shape[-2] > size[0]:
