@@ -64,7 +64,7 @@ def find_layout(model: nn.Module, size: tuple[int, int]) -> Layout:
 
 
 def pool(model: nn.Module, final: Tensor) -> Tensor:
-    """Return the pooled feature [N, P] of a model's final features: that of its head, or the mean over cells or tokens."""
+    """Return the pooled feature [N, P] of a model's final features: its head's, or the mean over cells or tokens."""
     pooled = model.forward_head(final, pre_logits=True)
     if pooled.dim() == 2:
         return pooled

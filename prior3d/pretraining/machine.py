@@ -1,4 +1,4 @@
-"""What a run finds on its machine: cores, processes, the device, memory and disk that may run out."""
+"""Resources of the machine of a run: cores, processes, device, and memory and disk, which may run out."""
 
 import errno
 import os
@@ -12,15 +12,15 @@ import torch
 from prior3d.errors import UserError, section
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Variables by which launchers number their processes."""
+"""Environment variables with which launchers number their processes."""
 
 
 def share_cores(accelerator: str) -> None:
-    """Leave half of the cores to the loader's workers when working on a CPU, unless OMP_NUM_THREADS says otherwise.
+    """Leave half of the cores to the loader's workers when training on a CPU, unless OMP_NUM_THREADS is set.
 
-    Threads that wait for a busy core spin: two threads next to two workers on two cores took 4 times as long as one.
-    The number does not depend on that of the workers. Sums depend on the number of threads in their last bits:
-    `thread_facts` goes into the summary of a run and into its checkpoints.
+    Threads that wait for a busy core spin: two threads with two workers on two cores took 4 times as long as one
+    thread. The number of threads does not depend on the number of workers. The last bits of sums depend on the number
+    of threads, so `thread_facts` goes into the summary of a run and into its checkpoints.
 
     Args:
         accelerator: auto, cpu or gpu.
@@ -31,12 +31,12 @@ def share_cores(accelerator: str) -> None:
 
 
 def thread_facts() -> dict[str, object]:
-    """Return the number of threads that sums are shared among, and the variable that may have set it."""
+    """Return the number of threads that compute sums, and the variable that may have set it."""
     return {"threads": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
 
 
 def probe_device(accelerator: str) -> str:
-    """Return the device probes run on, cpu or cuda: the training's.
+    """Return the device of the probes, cpu or cuda, which is that of the training.
 
     Args:
         accelerator: auto, cpu or gpu.
@@ -45,13 +45,13 @@ def probe_device(accelerator: str) -> str:
 
 
 def check_processes(devices: int) -> None:
-    """Refuse processes that a launcher started and the recipe does not know of.
+    """Reject processes that a launcher started but the recipe does not expect.
 
     Args:
         devices: `trainer.devices`; prior3d starts that many processes itself.
 
     Raises:
-        UserError: another number of processes was started, or this one has a number of its own and is alone.
+        UserError: a different number of processes was started, or this process has a rank but is alone.
     """
     started = os.environ.get("WORLD_SIZE")
     if started is not None and started != str(devices):
@@ -77,10 +77,10 @@ def check_processes(devices: int) -> None:
 
 @contextmanager
 def enough_memory(batch_size: int) -> Iterator[None]:
-    """Turn the error of a training step that does not fit into memory into one line with advice.
+    """Turn the out-of-memory error of a training step into one line with advice.
 
     Args:
-        batch_size: of the training, for the advice.
+        batch_size: batch size of the training, for the advice.
 
     Raises:
         UserError: memory ran out inside the block.
@@ -111,10 +111,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def enough_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a disk that is full into one line with a path.
+    """Turn a disk-full error into one line with a path.
 
     Args:
-        folder: that is written to, where the error does not name a file.
+        folder: the output folder, reported if the error does not name a file.
 
     Raises:
         UserError: the disk was full inside the block.

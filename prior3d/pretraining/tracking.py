@@ -1,4 +1,4 @@
-"""What a training writes as it goes: curves, to the loggers that the recipe names."""
+"""Curves that a training writes to the loggers of the recipe."""
 
 import csv
 import importlib.util
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
 
 METRICS = "metrics.csv"
-"""The file of the logger `csv`, in the run folder."""
+"""File of the logger `csv` in the run folder."""
 
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers whose package is not installed.
+    """Reject loggers whose package is not installed.
 
     Args:
-        names: `trainer.loggers`.
+        names: the value of `trainer.loggers`.
 
     Raises:
-        UserError: with the line that installs it.
+        UserError: a package is missing; the message has the command that installs it.
     """
     for name in names:
         package = _PACKAGES.get(name)
@@ -49,8 +49,8 @@ def make_loggers(names: Sequence[str], folder: Path, start: int) -> list[Logger]
 
     Args:
         names: any of tensorboard, csv, wandb, mlflow.
-        folder: of the run.
-        start: steps done so far; points of later steps, which an interrupted run left behind, no longer count.
+        folder: folder of the run.
+        start: number of steps done so far; points of later steps, which an interrupted run left, are dropped.
     """
     made: list[Logger] = []
     for name in names:
@@ -68,20 +68,20 @@ def make_loggers(names: Sequence[str], folder: Path, start: int) -> list[Logger]
 
 
 class _Events(TensorBoardLogger):
-    """TensorBoard events and nothing else: the recipe is already in the run folder."""
+    """A logger of TensorBoard events only: the recipe is already in the run folder."""
 
     def save(self) -> None:
         self.experiment.flush()
 
 
 def log_image(loggers: Sequence[Logger], name: str, image: np.ndarray, step: int) -> None:
-    """Give a picture to the loggers that show pictures.
+    """Send a picture to the loggers that can show pictures.
 
     Args:
-        loggers: of the trainer.
-        name: of the picture.
+        loggers: loggers of the trainer.
+        name: name of the picture.
         image: [H, W, 3] uint8.
-        step: optimizer steps done.
+        step: number of optimizer steps done.
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -91,11 +91,11 @@ def log_image(loggers: Sequence[Logger], name: str, image: np.ndarray, step: int
 
 
 class CsvLogger(Logger):
-    """Curves as lines `step,name,value` of one file; a resumed run goes on in it.
+    """A logger that writes curves as lines `step,name,value` to one file; a resumed run appends to it.
 
     Args:
-        file: the file.
-        start: steps done so far; lines of later steps are removed.
+        file: the file to write.
+        start: number of steps done so far; lines of later steps are removed.
     """
 
     def __init__(self, file: Path, start: int = 0) -> None:
@@ -107,12 +107,12 @@ class CsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """What Lightning calls it."""
+        """Name of the logger for Lightning."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Version for Lightning, which is constant."""
         return ""
 
     @rank_zero_only
@@ -133,15 +133,15 @@ def read_curves(file: Path) -> list[tuple[int, str, float]]:
 
 
 class Curves(lightning.Callback):
-    """Writes what the steps measured to the loggers, with the learning rate, times and memory.
+    """Write the measurements of the steps to the loggers, with the learning rate, times and memory.
 
-    `time/step` and `time/data` are seconds per optimizer step, the latter spent waiting for the loader, and
-    `images_per_second` counts the images that the backbone encodes on all devices: means since the last point.
-    A value that is measured at some steps only (`gradients/...`) has points at those steps and at no other.
+    `time/step` is the seconds per optimizer step, `time/data` the seconds of it spent waiting for the loader, and
+    `images_per_second` counts the images that the backbone encodes on all devices. All three are means since the last
+    point. A value that is measured only at some steps (`gradients/...`) has points only at those steps.
 
     Args:
         every: optimizer steps between two points.
-        accumulate: micro-batches per optimizer step.
+        accumulate: number of micro-batches per optimizer step.
     """
 
     def __init__(self, every: int, accumulate: int) -> None:
@@ -158,7 +158,7 @@ class Curves(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: "PretrainingTask", batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Add the time that the loader took."""
+        """Add the time spent in the loader."""
         self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
@@ -169,7 +169,7 @@ class Curves(lightning.Callback):
         batch: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
-        """Write a point of every curve where one is due."""
+        """Write a point of every curve if one is due."""
         self._ended = time.perf_counter()
         self._images += pl_module.encoded_images
         if (batch_idx + 1) % self.accumulate:
@@ -205,7 +205,7 @@ class Curves(lightning.Callback):
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the learning rates of the step to come; that of the encoder apart where it differs."""
+    """Return the learning rates of the next step, with a separate one for the encoder if it differs."""
     rates = [group["lr"] for group in optimizer.param_groups]
     return {"optim/lr": max(rates)} | ({"optim/lr_lowest": min(rates)} if min(rates) != max(rates) else {})
 
@@ -217,7 +217,7 @@ def _memory(task: "PretrainingTask") -> dict[str, float]:
 
 
 def _plain(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return all values as numbers, waiting for the device once."""
+    """Return all values as numbers, with a single wait for the device."""
     tensors = {name: value.detach().float() for name, value in measured.items() if isinstance(value, Tensor)}
     numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
     return {**measured, **dict(zip(tensors, numbers, strict=True))}
