@@ -96,7 +96,7 @@ class RunFolder:
             parent: parent folder; created if it is missing.
             name: name of the run.
             recipe: the text of recipe.yaml.
-            plugins: plugin file to its name in the folder `plugins`.
+            plugins: pairs of a plugin file and its name in the folder `plugins`.
 
         Raises:
             UserError: the folder cannot be created.
@@ -127,7 +127,7 @@ class RunFolder:
         """Copy plugin files into the folder.
 
         Args:
-            files: plugin file to its name in the folder `plugins`.
+            files: pairs of a plugin file and its name in the folder `plugins`.
         """
         for file, name in files:
             self.plugins.mkdir(exist_ok=True)
