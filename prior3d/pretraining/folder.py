@@ -27,8 +27,8 @@ class RunFolder:
     initial.safetensors: encoder and decoder before training; checkpoints/last.ckpt and, with `keep_every`,
     checkpoints/step-N.ckpt; prepared/: data that priors prepared within training, if any; events.* and metrics.csv:
     curves; probes.json and scores.json (results of the probes), report.md, report.json and figures/ (for readers);
-    summary.json; and, once training is complete, backbone.safetensors (loads strictly into `timm.create_model(name,
-    num_classes=0)`) and decoder.safetensors.
+    summary.json; and, once training is complete, backbone.safetensors (loads strictly into
+    `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
 
     path: Path

@@ -31,8 +31,8 @@ def feature_health(maps: Maps) -> dict[str, Tensor]:
     Returns:
         `spread`: standard deviation of unit-length features over cells, times sqrt(C): about 1 for directions that are
             uniform on the sphere, 0 when all cells are equal.
-        `effective_rank`: exp of the entropy of the normalized singular values (Roy and Vetterli, 2007), at most C. Both
-        are NaN if features are not finite: a logged value never ends a training.
+        `effective_rank`: exp of the entropy of the normalized singular values (Roy and Vetterli, 2007), at most C.
+        Both are NaN if features are not finite: a logged value never ends a training.
     """
     feature = maps.dense if maps.dense is not None else next(iter(maps.encoder.values()))
     with full_precision(feature.device):  # eigenvalue decomposition does not support bf16
