@@ -109,7 +109,7 @@ def load_decoder_of_run(decoder: nn.Module, folder: Path, key: str | None = "wei
         key: option that errors name.
 
     Returns:
-        A sentence that tells whether it was loaded.
+        A sentence that states whether it was loaded.
 
     Raises:
         UserError: the file cannot be read, or contains NaN or infinity.

@@ -57,7 +57,7 @@ class Dataset(ABC):
 
     For a damaged file, `sample` and `load` raise `DamagedFile`; the caller decides whether that ends the run. For a
     user's mistake (no such folder, no intrinsics), the constructor or `verify` raises `UserError` with the name of the
-    option (`root`) before anything is computed. Messages that mention other options name them too.
+    option (`root`) before anything is computed. Messages refer to other options by name, too.
 
     Attributes:
         provides: fields this dataset can decode (see `prior3d.contracts.fields`); they may depend on its options.

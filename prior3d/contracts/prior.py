@@ -179,8 +179,8 @@ class Prior(nn.Module):
     def zero(self, features: Mapping[str, Features]) -> Tensor:
         """Return a loss of exactly 0 that is connected to all features and to this prior's parameters.
 
-        Use it for batches with nothing to learn from: a detached zero would hang DistributedDataParallel, and `x.sum()
-        * 0` is NaN if x holds inf. Added to a loss on some of the maps, it connects the others.
+        Use it for batches with nothing to learn from: a detached zero would hang DistributedDataParallel, and
+        `x.sum() * 0` is NaN if x holds inf. Added to a loss on some of the maps, it connects the others.
         """
         tensors = [tensor for name in self.encodes for tensor in features[name].maps()]
         tensors += [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Training a backbone with a recipe: the step, optimization, checkpoints, pictures and the run folder; no priors."""
+"""Training of a backbone with a recipe: the step, optimization, checkpoints, pictures and run folder; no priors."""
 
 from prior3d.pretraining.resuming import Begun, find_begun
 from prior3d.pretraining.run import Run

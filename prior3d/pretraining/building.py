@@ -1,4 +1,4 @@
-"""From a recipe to objects: dataset, backbone, priors; every refusal happens here, before any data is read."""
+"""Construction of dataset, backbone and priors from a recipe; all checks happen here, before data are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parts:
-    """What a recipe names, made and found to fit together.
+    """The objects that a recipe names, constructed and checked to fit together.
 
     Attributes:
-        dataset: of the training.
-        backbone: with its initial weights.
+        dataset: the training dataset.
+        backbone: the backbone with its initial weights.
         objective: the priors.
-        probes: those that their data fit.
-        left_out: label to the reason for each of the other probes, which nobody asked for on the command line.
+        probes: the probes that fit their data.
+        left_out: label to reason for each of the other probes, which were not requested on the command line.
     """
 
     dataset: Dataset
@@ -50,15 +50,16 @@ class Parts:
 
 
 def build(recipe: "Recipe", registry: "Registry", folder: RunFolder | None = None) -> Parts:
-    """Make everything a recipe names; no data is read and no file written.
+    """Construct everything that a recipe names; no data are read and no files are written.
 
     Args:
-        recipe: of a run.
-        registry: finds the plugins.
-        folder: of a run that goes on: the initial weights are then those it kept, not made or fetched again.
+        recipe: recipe of a run.
+        registry: where to find the plugins.
+        folder: folder of a run that continues: the initial weights are then loaded from it, not created or fetched
+            again.
 
     Raises:
-        UserError: with the key path, where the parts do not exist or do not fit together.
+        UserError: parts do not exist or do not fit together; the error has the key.
     """
     data, model = recipe.data, recipe.backbone
     dataset = build_dataset(data, registry, "train", recipe.seed)
@@ -91,28 +92,28 @@ def build(recipe: "Recipe", registry: "Registry", folder: RunFolder | None = Non
 
 
 def build_dataset(data: DataSection, registry: "Registry", split: Split, seed: int) -> Dataset:
-    """Make the dataset that `data:` names, serving one split."""
+    """Construct the dataset that `data:` names, for one split."""
     with section("data"):
         cls = registry.get("datasets", data.name, "name")
     spec = DataSpec(size=data.size, views=data.views, split=split, cache=Path(data.cache), seed=seed)
     dataset = construct(cls, spec, key="data", options=data.options, registry=registry)
     with section("data"):
-        table_of(dataset)  # so that a clash of names is refused before anything else
+        table_of(dataset)  # rejects a clash of names before anything else
         return with_control(dataset, data.control)
 
 
 def without_weights(options: BackboneSection) -> BackboneSection:
-    """Return the section of the same model with random weights."""
+    """Return the section for the same model with random weights."""
     return replace(options, pretrained=False, weights=None)
 
 
 def make_backbone(options: BackboneSection, size: tuple[int, int], seed: int) -> Backbone:
-    """Make a backbone with the weights its section names.
+    """Construct a backbone with the weights that its section names.
 
     Args:
-        options: `backbone:`.
+        options: the section `backbone:`.
         size: height and width of the images, pixels.
-        seed: of weights that are random.
+        seed: seed of random weights.
     """
     reseed("backbone", seed)
     with section("backbone"):
@@ -140,7 +141,7 @@ def _load_weights(backbone: Backbone, path: Path) -> None:
 
 
 def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
-    """Return the weights that a backbone starts from, with the classifier they came with; None for random ones."""
+    """Return the initial weights of a backbone, with the classifier that came with them; None for random weights."""
     with section("backbone"):
         if options.weights is not None:
             return read_weights(options.weights)
@@ -152,22 +153,22 @@ def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
 
 
 def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:
-    """Resolve what priors need into what the loader decodes; of alternatives, the first the dataset has.
+    """Resolve the needs of priors to the fields to decode; of alternatives, take the first that the dataset has.
 
-    Fields `<plugin>/<field>` that no dataset provides are made by a prior itself, in `prepare_batch`.
+    A prior itself makes fields `<plugin>/<field>` that no dataset provides, in `prepare_batch`.
     """
     chosen, table = {first_available(need, dataset) for need in objective.fields}, table_of(dataset)
     return frozenset(name for name in chosen if "/" not in name or provides_field(name, dataset.provides, table))
 
 
 def training_samples(parts: Parts, data: DataSection, seed: int) -> DrawnSamples:
-    """Return the training samples with the fields the priors need."""
+    """Return the training samples with the fields that the priors need."""
     fields = fields_to_decode(parts.objective, parts.dataset)
     return DrawnSamples(parts.dataset, fields, data.augment, seed, skip_damaged=data.on_damage == "skip")
 
 
 def build_prior(label: str, options: PriorSection, registry: "Registry", spec: BackboneSpec, seed: int) -> Prior:
-    """Make one prior; its initial weights follow from the seed and its label, and from no other prior."""
+    """Construct one prior; its initial weights depend only on the seed and its label, not on other priors."""
     key = f"priors.{label}"
     cls = registry.get("priors", options.prior, key)
     reseed("prior", seed, label)
@@ -192,7 +193,7 @@ def _check_trainable(backbone: Backbone, objective: JointObjective) -> None:
 
 
 def _check_statistics(backbone: Backbone, options: BackboneSection) -> None:
-    if options.weights is not None or options.pretrained:  # nothing is folded into random weights
+    if options.weights is not None or options.pretrained:  # random weights have no folded statistics
         key = "backbone.pretrained" if options.pretrained else "backbone.weights"
         refuse_folded(backbone.encoder.model, options.name, key)
 

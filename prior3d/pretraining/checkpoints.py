@@ -1,4 +1,4 @@
-"""Checkpoints that survive anything: written atomically, at step boundaries, also when the run is asked to stop."""
+"""Robust checkpoints: written atomically, at step boundaries, also when a signal stops the run."""
 
 import os
 import pickle
@@ -19,13 +19,13 @@ LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder, syncs, renames; reads tensors and plain values only."""
+    """Checkpoint files written under a temporary name, synced and renamed; only tensors and plain values are read."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        """Write a checkpoint that is whole or not there.
+        """Write a checkpoint that is complete or absent.
 
         Raises:
-            UserError: it cannot be written; what was there before still is.
+            UserError: it cannot be written; the previous file is unchanged.
         """
         write_checkpoint(checkpoint, Path(path))
 
@@ -35,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _Writer:
-    """A file that remembers why writing failed: torch raises an error of its own, which does not say."""
+    """A file that stores why writing failed: torch raises its own error, which lacks the reason."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class _Writer:
             raise
 
     def flush(self) -> None:
-        """Hand over to the system what is buffered."""
+        """Pass the buffered bytes to the system."""
         try:
             self._file.flush()
         except OSError as error:
@@ -59,10 +59,10 @@ class _Writer:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint that is whole or not there, and leave nothing else behind.
+    """Write a checkpoint that is complete or absent, and leave no temporary files.
 
     Raises:
-        UserError: it cannot be written; what was there before still is.
+        UserError: it cannot be written; the previous file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     writer = None
@@ -88,10 +88,10 @@ def read_checkpoint(path: Path, map_location: object = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        map_location: device of the tensors; that of the processor by default.
+        map_location: device of the tensors; the CPU by default.
 
     Raises:
-        UserError: it is cut off or no checkpoint, or of another version.
+        UserError: the file is truncated, is not a checkpoint, or has another version.
     """
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path, map_location: object = None) -> dict[str, Any]:
 
 
 def _what_is_left(path: Path) -> str:
-    """Say how a run goes on without its last checkpoint."""
+    """Describe how to continue a run without its last checkpoint."""
     others = sorted(path.parent.glob("step-*.ckpt"), key=step_of)
     if others:
         return f"to go on from step {step_of(others[-1])}, copy {others[-1].name} over it"
@@ -113,21 +113,21 @@ def _what_is_left(path: Path) -> str:
 
 
 def step_of(path: Path) -> int:
-    """Return the step of a milestone."""
+    """Return the step of a permanent checkpoint from its file name."""
     return int(path.stem.removeprefix("step-"))
 
 
 class Checkpoints(lightning.Callback):
-    """Saves every n optimizer steps, at the end, and when SIGINT or SIGTERM asks the run to stop.
+    """Save checkpoints every n optimizer steps, at the end, and when SIGINT or SIGTERM stops the run.
 
     A signal ends the run at the next step boundary, with a checkpoint that resumes exactly; a second SIGINT ends it at
-    once. All ranks agree on the step at which they stop.
+    once. All ranks agree on the step at which to stop.
 
     Args:
-        folder: where checkpoints go, None on ranks that learn it from rank 0.
+        folder: folder of the checkpoints; None on ranks that get it from rank 0.
         every: optimizer steps between two checkpoints, each of which replaces `last.ckpt`.
-        accumulate: micro-batches per optimizer step.
-        keep_every: optimizer steps between two checkpoints that are kept, as `step-N.ckpt`; 0 for none.
+        accumulate: number of micro-batches per optimizer step.
+        keep_every: optimizer steps between two checkpoints that are kept permanently, as `step-N.ckpt`; 0 for none.
     """
 
     def __init__(self, folder: Path | None, every: int, accumulate: int, keep_every: int = 0) -> None:
@@ -139,10 +139,10 @@ class Checkpoints(lightning.Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Agree on the folder, and take over the signals: Lightning's own handlers stop within a step."""
+        """Agree on the folder, and replace the signal handlers: Lightning's own handlers stop within a step."""
         self.folder = trainer.strategy.broadcast(self.folder)
         if threading.current_thread() is not threading.main_thread():
-            return  # signals reach the main thread only
+            return  # signals only reach the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._request)
 
@@ -154,7 +154,7 @@ class Checkpoints(lightning.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Save where it is due; stop where it was asked for."""
+        """Save if a checkpoint is due; stop if a signal requested it."""
         if (batch_idx + 1) % self.accumulate:
             return
         stop = self.stopped_by is not None
@@ -170,7 +170,7 @@ class Checkpoints(lightning.Callback):
             trainer.save_checkpoint(self.folder / LAST)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Give the signals back, also after an error."""
+        """Restore the signal handlers, also after an error."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and how a later process finds its way in it."""
+"""The run folder: the files that a run writes, and their paths for later processes."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ from prior3d.version import __version__
 class RunFolder:
     """Paths within a run folder.
 
-    recipe.yaml: the resolved recipe, with plugin origins as comments; plugins/: copies of the plugin files it names;
-    initial.safetensors: encoder and decoder before training; checkpoints/last.ckpt and, where they are kept,
-    checkpoints/step-N.ckpt; prepared/: what priors prepared within training, where they do; events.* and metrics.csv:
-    curves; probes.json and scores.json (what the probes measured), report.md, report.json and figures/ (to read);
-    summary.json; and, when training is complete, backbone.safetensors (loads strictly into
+    recipe.yaml: the resolved recipe, with plugin origins as comments; plugins/: copies of its plugin files;
+    initial.safetensors: encoder and decoder before training; checkpoints/last.ckpt and, with `keep_every`,
+    checkpoints/step-N.ckpt; prepared/: data that priors prepared within training, if any; events.* and metrics.csv:
+    curves; probes.json and scores.json (results of the probes), report.md, report.json and figures/ (for readers);
+    summary.json; and, once training is complete, backbone.safetensors (loads strictly into
     `timm.create_model(name, num_classes=0)`) and decoder.safetensors.
     """
 
@@ -50,56 +50,56 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def backbone(self) -> Path:
-        """The trained encoder, as timm reads it; its presence means that training is complete."""
+        """The trained encoder in timm's format; its presence means that training is complete."""
         return self.path / ENCODER_FILE
 
     @property
     def decoder(self) -> Path:
-        """The trained decoder, where there is one."""
+        """The trained decoder, if there is one."""
         return self.path / DECODER_FILE
 
     @property
     def prepared(self) -> Path:
-        """What priors prepared within training."""
+        """Data that priors prepared within training."""
         return self.path / "prepared"
 
     @property
     def probes(self) -> Path:
-        """Metrics before and after, as the table shows them."""
+        """Metrics before and after training, as in the table."""
         return self.path / "probes.json"
 
     @property
     def scores(self) -> Path:
-        """What the metrics follow from, by scene or image."""
+        """Scores by scene or image, from which the metrics are computed."""
         return self.path / "scores.json"
 
     @property
     def report(self) -> Path:
-        """What the probes say, to read; report.json and figures/ lie beside it."""
+        """Report of the probes for readers; report.json and figures/ lie next to it."""
         return self.path / "report.md"
 
     @property
     def summary(self) -> Path:
-        """What was run, for how long, with what outcome."""
+        """Summary of the run: settings, duration and outcome."""
         return self.path / "summary.json"
 
     @classmethod
     def create(cls, parent: Path, name: str, recipe: str, plugins: Sequence[tuple[Path, str]] = ()) -> "RunFolder":
-        """Make a new folder `<parent>/<name>-<time>` holding the recipe and copies of its plugin files.
+        """Create a new folder `<parent>/<name>-<time>` with the recipe and copies of its plugin files.
 
         Args:
-            parent: made if it is missing.
-            name: of the run.
+            parent: parent folder; created if it is missing.
+            name: name of the run.
             recipe: the text of recipe.yaml.
-            plugins: each file, and its name in the folder `plugins`.
+            plugins: pairs of a plugin file and its name in the folder `plugins`.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         for attempt in range(100):
@@ -107,7 +107,7 @@ class RunFolder:
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
-                continue  # two runs within one second
+                continue  # two runs started within one second
             except OSError as error:
                 raise UserError(f"cannot make the run folder {path}: {error.strerror}", "--out") from error
             folder = cls(path)
@@ -128,14 +128,14 @@ class RunFolder:
         """Copy plugin files into the folder.
 
         Args:
-            files: each file, and its name in the folder `plugins`.
+            files: pairs of a plugin file and its name in the folder `plugins`.
         """
         for file, name in files:
             self.plugins.mkdir(exist_ok=True)
             write_atomically(self.plugins / name, file.read_bytes())
 
     def write_recipe(self, recipe: str) -> None:
-        """Write recipe.yaml, in place of an earlier one."""
+        """Write recipe.yaml, replacing an earlier one."""
         write_atomically(self.recipe, recipe.encode())
 
     @classmethod
@@ -143,7 +143,7 @@ class RunFolder:
         """Open the folder of an earlier run.
 
         Raises:
-            UserError: this is no run folder.
+            UserError: the folder is not a run folder.
         """
         folder = cls(path)
         if not folder.recipe.is_file():
@@ -151,12 +151,12 @@ class RunFolder:
         return folder
 
     def remove_leftovers(self) -> None:
-        """Remove what a process that was killed was about to write."""
+        """Remove temporary files of killed processes."""
         for file in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
             file.unlink(missing_ok=True)
 
     def remove_if_nothing_is_lost(self) -> None:
-        """Remove the folder of a run that failed before its first checkpoint, and its parent if that is left empty."""
+        """Remove the folder of a run that failed before its first checkpoint, and its parent if that becomes empty."""
         if self.checkpoints.exists():
             return
         shutil.rmtree(self.path, ignore_errors=True)
@@ -167,8 +167,8 @@ class RunFolder:
         """Write the initial weights.
 
         Args:
-            backbone: before training.
-            made_from: a key of what they follow from.
+            backbone: the backbone before training.
+            made_from: key of everything that the weights depend on.
         """
         about = {"what": "initial backbone", "model": backbone.spec.name, "made_from": made_from}
         save_weights(self.initial, backbone.state_dict(), about)
@@ -182,7 +182,7 @@ class RunFolder:
         backbone.load_state_dict(weights)
 
     def load_trained(self, backbone: Backbone) -> None:
-        """Load the weights of a run that is complete into a backbone of the same recipe."""
+        """Load the weights of a complete run into a backbone of the same recipe."""
         load_encoder(backbone.encoder.model, read_weights(self.backbone, key=None), str(self.backbone), key=None)
         if backbone.decoder is not None:
             load_decoder(backbone, self.decoder)
@@ -196,17 +196,17 @@ class RunFolder:
         save_weights(self.backbone, backbone.encoder.model.state_dict(), {"what": "encoder", **about})
 
     def withdraw_export(self) -> None:
-        """Remove the trained weights: the run goes on."""
+        """Remove the exported weights because the run continues."""
         self.backbone.unlink(missing_ok=True)
         self.decoder.unlink(missing_ok=True)
 
     def write_summary(self, facts: Mapping[str, object]) -> None:
-        """Write what was run, with the versions it ran on."""
+        """Write the summary of the run, with the versions of its software."""
         versions = {"prior3d": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
         write_json(self.summary, {**facts, "versions": versions | _versions()})
 
     def read_summary(self) -> dict[str, Any]:
-        """Return what `write_summary` wrote; empty where there is nothing, or nothing that can be read."""
+        """Return the summary that `write_summary` wrote; empty if it is missing or unreadable."""
         try:
             return json.loads(self.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -214,11 +214,11 @@ class RunFolder:
 
 
 def describe(backbone: Backbone, options: Mapping[str, object]) -> dict[str, object]:
-    """Return what exported weights say of themselves.
+    """Return the description stored in exported weights.
 
     Args:
-        backbone: whose encoder they are.
-        options: further arguments of `timm.create_model`.
+        backbone: the backbone whose encoder is exported.
+        options: additional arguments of `timm.create_model`.
     """
     about = {"model": backbone.spec.name, "timm_options": dict(options), "prior3d": __version__}
     return about | {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
@@ -228,7 +228,7 @@ def load_decoder(backbone: Backbone, path: Path) -> None:
     """Load an exported decoder into a backbone that has one.
 
     Raises:
-        UserError: names that are missing, unexpected or of another shape, the first few by name.
+        UserError: names are missing, unexpected or of another shape; the message has the first few.
     """
     weights = read_weights(path, key=None)
     mismatches = find_mismatches(backbone.decoder.state_dict(), weights)

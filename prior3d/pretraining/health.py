@@ -1,4 +1,4 @@
-"""How a training is doing: collapse of the features, losses that are lost or never act, how the priors get along."""
+"""Health of a training: collapse of the features, losses that diverge or never act, agreement of the priors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -13,29 +13,29 @@ from prior3d.geometry import full_precision
 from prior3d.pretraining.objective import JointObjective, Losses, Maps
 
 PATIENCE = 5
-"""Steps in a row without a finite loss that end a training; a single one may leave the weights as they were."""
+"""Consecutive steps without a finite loss that end a training; a single one may leave the weights unchanged."""
 
 IDLE_PATIENCE = 100
-"""Steps in a row in which the loss of every prior is exactly 0 that end a training."""
+"""Consecutive steps with exactly zero loss of every prior that end a training."""
 
 _CELLS = 1024
-"""Cells looked at; enough for a rank, little enough for every log line."""
+"""Number of cells to sample: enough to estimate a rank, few enough for every log line."""
 
 _NEVER = torch.iinfo(torch.int64).max
 
 
 @torch.no_grad()
 def feature_health(maps: Maps) -> dict[str, Tensor]:
-    """Return spread and effective rank of the features one pass gave.
+    """Return spread and effective rank of the features of one pass.
 
     Returns:
         `spread`: standard deviation of unit-length features over cells, times sqrt(C): about 1 for directions that are
             uniform on the sphere, 0 when all cells are equal.
         `effective_rank`: exp of the entropy of the normalized singular values (Roy and Vetterli, 2007), at most C.
-        Both are NaN where features are not finite: a figure that is logged never ends a training.
+        Both are NaN if features are not finite: a logged value never ends a training.
     """
     feature = maps.dense if maps.dense is not None else next(iter(maps.encoder.values()))
-    with full_precision(feature.device):  # there is no eigenvalue decomposition in bf16
+    with full_precision(feature.device):  # eigenvalue decomposition does not support bf16
         return _health(feature.detach().float())
 
 
@@ -51,25 +51,26 @@ def _health(feature: Tensor) -> dict[str, Tensor]:
 
 
 def _variances(covariance: Tensor) -> Tensor:
-    """Return the eigenvalues [C] of a covariance [C, C], NaN where there are none."""
+    """Return the eigenvalues [C] of a covariance [C, C]; NaN if they cannot be computed."""
     if covariance.isfinite().all():
         try:
             return torch.linalg.eigvalsh(covariance).clamp_min(0)
-        except torch.linalg.LinAlgError:  # the algorithm gives up on some matrices of very many equal eigenvalues
+        except torch.linalg.LinAlgError:  # the algorithm fails for some matrices with very many equal eigenvalues
             pass
     return covariance.new_full((len(covariance),), torch.nan)
 
 
 def compare_gradients(losses: Losses, maps: Mapping[int, Tensor], objective: JointObjective) -> dict[str, Tensor]:
-    """Return the norm of each weighted loss's gradient and the cosine between each two, at the encoder's maps.
+    """Return the gradient norm of each weighted loss and the cosine of each pair, at the encoder's maps.
 
-    Taken at the maps and not at the parameters: no second pass through the backbone, at nearly the same cosines. Two
-    priors that encode different images have no map in common; their cosine says nothing and is left out.
+    Gradients are taken at the maps, not at the parameters: this needs no second pass through the backbone and gives
+    nearly the same cosines. Two priors that encode different images share no map; their cosine is meaningless and left
+    out.
 
     Args:
-        losses: of this step, before its backward pass; the graph is kept.
+        losses: losses of this step, before its backward pass; the graph is kept.
         maps: stride to flat map of the one backbone pass.
-        objective: says which images each prior encodes.
+        objective: defines which images each prior encodes.
 
     Returns:
         `norm/<label>` and `cosine/<label>/<label>`, float32 scalars.
@@ -99,14 +100,14 @@ def _dot(first: list[Tensor], second: list[Tensor]) -> Tensor:
 
 
 class Divergence:
-    """Watches the losses of all priors; waits for the device only when it is asked, and changes nothing."""
+    """Monitor of the losses of all priors; it waits for the device only when queried, and changes nothing."""
 
     def __init__(self) -> None:
         self._labels: tuple[str, ...] = ()
         self._since = torch.empty(0)
 
     def see(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Take note of the losses of one step, label to scalar."""
+        """Record the losses of one step, label to scalar."""
         finite = torch.stack([loss.detach().float() for loss in losses.values()]).isfinite()
         if not self._labels:
             self._labels = tuple(losses)
@@ -114,26 +115,26 @@ class Divergence:
         self._since = torch.where(finite, _NEVER, self._since.clamp_max(step))
 
     def has_lasted(self, step: int) -> bool:
-        """Whether, at this step, some prior's loss has not been finite for long."""
+        """Whether some prior's loss has not been finite for many steps up to this one."""
         return bool(self._labels) and step - int(self._since.min()) + 1 >= PATIENCE
 
     def error(self, step: int) -> UserError:
-        """Return what to tell the user: the priors whose losses went first, and when."""
+        """Return the error for the user: the priors whose losses diverged first, and the step."""
         first = int(self._since.min())
         labels = [label for label, since in zip(self._labels, self._since.tolist(), strict=True) if since == first]
-        if first == _NEVER:  # on another rank
+        if first == _NEVER:  # it diverged on another rank
             return UserError(f"some loss is not finite at step {step}: {_ADVICE}", "optim.lr")
         others = f" (and of {', '.join(labels[1:])})" if labels[1:] else ""
         return UserError(f"its loss{others} is not finite since step {first}: {_ADVICE}", f"priors.{labels[0]}")
 
 
 class Activity:
-    """Remembers which priors have acted: whose loss was other than exactly 0 in at least one step.
+    """Record of the priors that have acted, that is, whose loss was not exactly 0 in at least one step.
 
-    A prior returns exactly 0 where a batch holds nothing for it to learn from, or before it is prepared.
+    A prior returns exactly 0 if a batch has nothing for it to learn from, or before it is prepared.
 
     Args:
-        labels: of the priors.
+        labels: labels of the priors.
     """
 
     def __init__(self, labels: Iterable[str]) -> None:
@@ -141,7 +142,7 @@ class Activity:
         self.acted = torch.zeros(len(self.labels), dtype=torch.bool)
 
     def see(self, losses: Mapping[str, Tensor]) -> None:
-        """Take note of the losses of one batch, label to scalar; does not wait for the device."""
+        """Record the losses of one batch, label to scalar, without waiting for the device."""
         values = torch.stack([losses[label].detach().float() for label in self.labels])
         self.acted = self.acted.to(values.device) | (values != 0)
 
@@ -150,16 +151,16 @@ class Activity:
         return [label for label, acted in zip(self.labels, self.acted.tolist(), strict=True) if not acted]
 
     def restore(self, idle: Sequence[str]) -> None:
-        """Go on from what `idle` returned."""
+        """Restore the state that `idle` returned."""
         self.acted = torch.tensor([label not in idle for label in self.labels])
 
 
 def nothing_to_learn(priors: Mapping[str, Prior], steps: int) -> UserError:
-    """Return the error of a training in which the loss of every prior was exactly 0.
+    """Return the error for a training in which the loss of every prior was exactly 0.
 
     Args:
         priors: label to prior.
-        steps: in which that was so.
+        steps: number of such steps.
     """
     label, prior = next(iter(priors.items()))
     others = f" (and of {', '.join(list(priors)[1:])})" if len(priors) > 1 else ""
@@ -172,7 +173,7 @@ def nothing_to_learn(priors: Mapping[str, Prior], steps: int) -> UserError:
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Raise UserError where trained weights are not finite: nobody can use them."""
+    """Raise UserError if trained weights are not finite and therefore unusable."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise UserError(f"the trained weights are not finite, {name} for one: {_ADVICE}", "optim.lr")

@@ -1,4 +1,4 @@
-"""Priors in a training loop of your own: one pass of any backbone, one loss."""
+"""Priors in your own training loop: one pass of any backbone, one loss."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -20,26 +20,28 @@ from prior3d.registry import Registry
 
 
 class Joint(nn.Module):
-    """Priors on one backbone pass, for a training loop of your own.
+    """Priors on one backbone pass, for your own training loop.
 
-    A prior with an offline stage is made outside, given what it has prepared (`Prior.attach`), and handed over as an
-    object; all others can be named. Parameters are those of the backbone and of the priors' heads; some may get no
-    gradient, where no prior reads what they compute.
+    Construct a prior with an offline stage yourself, attach its prepared data (`Prior.attach`), and pass the object;
+    all other priors can be given by name. The parameters are those of the backbone and of the priors' heads; some get
+    no gradient if no prior reads their output.
 
     Args:
         backbone: a `Backbone`, the name of a timm model (timm's weights are not fetched: use `prior3d.load`), or a timm
-            model, which is trained as it is and stays yours.
-        priors: names, or label to what a recipe says of a prior (`{"weight": 0.2, "points": 64}`), or to a `Prior`.
-        size: height and width of the images, pixels; that of a `Backbone` by default.
-        decoder_stride: image pixels per cell of the decoder that is put on a model that is none of ours; None for none.
-        channels: of that decoder.
-        ema: decay per step of the moving average that some priors read; call `update_average` after each step.
-        seed: of the priors' initial heads and, with the step and a prior's label, of its draws: a loop draws what a run
-            would. None leaves draws to the global generators.
-        plugins: further plugin files.
+            model, which is trained in place.
+        priors: names of priors, or label to a prior's section of a recipe (`{"weight": 0.2, "points": 64}`) or to a
+            `Prior`.
+        size: height and width of the images, pixels; by default that of a `Backbone`.
+        decoder_stride: image pixels per cell of the decoder that is added to a timm model; None for no decoder.
+        channels: channels of that decoder.
+        ema: decay per step of the moving average of the backbone that some priors read; call `update_average` after
+            each step.
+        seed: seed of the priors' initial heads and, together with the step and a prior's label, of its random draws,
+            which then equal those of a run. With None, draws use the global generators.
+        plugins: additional plugin files.
 
     Raises:
-        UserError: a prior or an option of one does not exist, or does not fit the backbone.
+        UserError: a prior or one of its options does not exist, or does not fit the backbone.
 
     >>> joint = Joint("test_resnet", ["depth_regression"], size=(64, 64), decoder_stride=4)
     >>> camera = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]]).repeat(2, 1, 1, 1)
@@ -73,7 +75,7 @@ class Joint(nn.Module):
         reads = self.objective.reads
         if "ema" in reads and ema is None:
             raise UserError("some prior reads the moving average of the backbone; set this, to 0.99 say", "ema")
-        # In tuples, so that they are no submodules: they are not trained and not saved.
+        # In tuples, so they are not submodules: they are neither trained nor saved.
         self._reference = (_freeze(self.backbone),) if "reference" in reads else ()
         self._average = (_freeze(self.backbone),) if ema is not None else ()
         self.steps = 0
@@ -82,11 +84,13 @@ class Joint(nn.Module):
         """Return the joint loss of a batch, and scalars to log.
 
         Args:
-            batch: fields on the backbone's device: `image` [B, V, 3, H, W] float 0..1, and what the priors need.
-            step: of the loop, for warm-ups and draws; counted by the calls that were made in training mode by default.
+            batch: fields on the backbone's device: `image` [B, V, 3, H, W] float 0..1, and the fields that the priors
+                need.
+            step: step of the loop, for warm-ups and draws; by default the number of previous calls in training mode.
 
         Returns:
-            The weighted sum of the losses; `loss/<label>`, each prior's own loss, and `<label>/<name>`, what it logs.
+            The weighted sum of the losses, and the scalars: `loss/<label>`, each prior's own loss, and
+            `<label>/<name>`, its logged values.
 
         Raises:
             ValueError: the batch lacks a field.
@@ -107,7 +111,7 @@ class Joint(nn.Module):
         return losses.total, own | losses.scalars
 
     def update_average(self) -> None:
-        """Move the average of the backbone toward the backbone; after each step of the optimizer."""
+        """Move the average toward the backbone; call it after each optimizer step."""
         if self._average:
             average = self._average[0].to(next(self.backbone.parameters()).device)
             update_average(average, self.backbone, self.decay)
@@ -179,7 +183,7 @@ def _name_of(model: nn.Module) -> str:
 
 
 def _adopt(backbone: Backbone, model: nn.Module) -> None:
-    """Put a timm model into the place of the one that was made in its likeness."""
+    """Replace the encoder's timm model, which was built with the same architecture, by the given one."""
     made, theirs = backbone.encoder.model.state_dict(), model.state_dict()
     mismatches = find_mismatches(made, {name: value for name, value in theirs.items() if name in made})
     if mismatches:

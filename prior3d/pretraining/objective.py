@@ -1,4 +1,4 @@
-"""The joint objective: every prior reads one backbone pass; the weighted sum of their losses is what trains."""
+"""The joint objective: every prior reads the same backbone pass, and training minimizes the weighted sum of losses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior
 
 @dataclass(frozen=True)
 class Term:
-    """A prior's place in the joint objective: its weight, reached linearly over `warmup` steps."""
+    """A prior's term in the joint objective: its weight, which rises linearly over `warmup` steps."""
 
     weight: float
     warmup: int = 0
@@ -24,7 +24,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Losses:
-    """One step's outcome: the weighted sum, each prior's own loss and scalars, and the flat maps they share."""
+    """Result of one step: the weighted sum, each prior's own loss and scalars, and the shared flat maps."""
 
     total: Tensor
     by_label: dict[str, Tensor]
@@ -34,10 +34,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen backbone and what priors read of it.
+    """A frozen backbone and the features that priors read from it.
 
     Attributes:
-        backbone: the initial one, or the moving average.
+        backbone: the initial backbone, or the moving average.
         fields: image fields that it encodes.
         reads: kinds of features that it computes: any of encoder, dense, pooled.
     """
@@ -48,10 +48,10 @@ class Teacher:
 
 
 class JointObjective(nn.Module):
-    """Priors by label, with their terms; knows what has to be encoded and read for all of them together.
+    """Priors by label, with their terms and the union of the fields and features that they need.
 
     Args:
-        priors: label to prior; the same prior may stand here twice under two labels.
+        priors: label to prior; the same kind of prior may occur twice under two labels.
         terms: label to weight and warm-up.
     """
 
@@ -72,15 +72,15 @@ class JointObjective(nn.Module):
 
     @property
     def fields(self) -> frozenset[str]:
-        """Batch fields of all priors, alternatives (`a|b`) kept as they are."""
+        """Batch fields of all priors; alternatives (`a|b`) are not resolved."""
         needs = {need for prior in self.priors.values() for need in prior.needs}
         return frozenset(needs | set(self.encodes))
 
     def teachers(self, **backbones: Backbone | None) -> dict[str, Teacher]:
-        """Return the teachers that some prior reads, with the fields and kinds of features that these priors read.
+        """Return the teachers that some prior reads, with the fields and kinds of features that are read.
 
         Args:
-            backbones: `reference` and `ema`, where they exist.
+            backbones: `reference` and `ema`, if they exist.
         """
         found = {}
         for name, backbone in backbones.items():
@@ -92,7 +92,7 @@ class JointObjective(nn.Module):
         return found
 
     def prepare_batch(self, batch: Batch, seed: Callable[[str], None]) -> Batch:
-        """Let every prior add the fields it makes itself, before the pass."""
+        """Let every prior add the fields that it makes itself, before the pass."""
         for label, prior in self.priors.items():
             seed(f"{label}/prepare")
             batch = prior.prepare_batch(batch)
@@ -102,10 +102,11 @@ class JointObjective(nn.Module):
         """Evaluate every prior on the same features.
 
         Args:
-            batch: fields on the device.
-            features: by image field.
+            batch: batch fields on the device.
+            features: features by image field.
             step: optimizer step, for the warm-ups.
-            seed: reseeds the global generators for a label, so that a prior's draws do not depend on its neighbors.
+            seed: function that reseeds the global generators for a label, so a prior's draws do not depend on other
+                priors.
         """
         losses, weighted, scalars = {}, {}, {}
         for label, prior in self.priors.items():
@@ -119,11 +120,11 @@ class JointObjective(nn.Module):
 
 @dataclass(frozen=True)
 class Pass:
-    """Results of one backbone pass.
+    """Result of one backbone pass.
 
     Attributes:
-        maps: flat maps of all images together: what gradients of single priors are compared at.
-        features: by image field, with the views axis back in place.
+        maps: flat maps of all images together, at which the gradients of single priors are compared.
+        features: features by image field, with the axis of views restored.
     """
 
     maps: Maps
@@ -140,11 +141,11 @@ def encode(
     """Run the backbone ONCE over all images of all `fields`, and its teachers at most once each, without gradients.
 
     Args:
-        backbone: the one that trains.
+        backbone: the trained backbone.
         batch: `fields` as [B, V, 3, H, W] float 0..1, V may differ between fields.
         fields: image fields to encode.
-        reads: what is computed: any of encoder, dense, pooled.
-        teachers: by the name that features give them, `reference` and `ema`; each computes what is read of it.
+        reads: kinds of features to compute: any of encoder, dense, pooled.
+        teachers: teachers by their name in `Features`, `reference` and `ema`; each computes only what is read from it.
     """
     maps = backbone(_join(batch, fields), reads)
     taught: dict[str, dict[str, Features]] = {field: {} for field in fields}

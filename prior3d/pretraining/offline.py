@@ -1,4 +1,4 @@
-"""Offline stages: what priors prepare of every scene before training, once, shared by processes and by runs."""
+"""Offline stages: priors prepare data for every scene once before training, shared by processes and runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def prepare_priors(
     parts: Parts, recipe: "Recipe", progress: Progress, console: Console, runner: Runner | None = None
 ) -> None:
-    """Run the offline stage of every prior that has one, and hand it what was prepared."""
+    """Run the offline stage of every prior that has one, and attach the prepared data."""
     store = Store(Path(recipe.data.cache), key=dotted("data", "cache"))
     for label, prior in stages(parts.objective).items():
         if prior.refresh_steps:
@@ -67,18 +67,19 @@ def stages(objective: JointObjective) -> dict[str, Prior]:
 
 
 class Lift:
-    """One prior's offline stage with one teacher; called for a scene and a folder, as `SceneJob.build` is.
+    """One prior's offline stage with one teacher, callable with a scene and a folder like `SceneJob.build`.
 
     Args:
-        label: of the prior, for messages.
-        prior: prepares scenes; handed nothing yet.
-        dataset: its scenes.
-        teacher: gives it, frozen and on the device that computes; asked for only where a scene is left to prepare.
+        label: label of the prior, for messages.
+        prior: prior: the prior that prepares scenes; nothing is attached to it yet.
+        dataset: dataset of the scenes.
+        teacher: function that returns the frozen teacher on the device that computes; called only if a scene is left to
+            prepare.
         skip_damaged: leave out frames that cannot be decoded.
 
     Raises:
-        DamagedFile: a frame cannot be decoded, and is not to be left out.
-        UserError: what the prior raised, or the dataset.
+        DamagedFile: a frame cannot be decoded, and `skip_damaged` is false.
+        UserError: the prior or the dataset raised it.
     """
 
     def __init__(
@@ -98,9 +99,9 @@ class Lift:
         self._make_teacher = teacher
 
     def __call__(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
-        """Prepare a scene; return the frames left out."""
+        """Prepare a scene; return the files of frames that were left out."""
         damaged: dict[Path, DamagedFile] = {}
-        reseed("prepare", self.dataset.scene_fingerprint(scene))  # the same in whatever process and order
+        reseed("prepare", self.dataset.scene_fingerprint(scene))  # the same in every process and order
         name, frames = self.dataset.scenes[scene], self.dataset.frame_count(scene)
         views = Scene(scene, name, frames, lambda numbers: self._read(scene, numbers, damaged))
         with section(f"priors.{self.label}", elsewhere={"data": "data"}):
@@ -108,7 +109,7 @@ class Lift:
         return list(damaged.values())
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the teacher behind: another process makes its own, on its own device."""
+        """Pickle without the teacher: another process creates its own, on its own device."""
         return {name: value for name, value in self.__dict__.items() if name != "_teacher"}
 
     @cached_property
@@ -140,7 +141,7 @@ class Lift:
 
 
 def _facts(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> dict[str, object]:
-    """Return all that prepared scenes depend on but the scene itself; runs that agree in that share them."""
+    """Return everything that prepared scenes depend on except the scene; runs with equal facts share the results."""
     named, backbone = recipe.priors[label], recipe.backbone
     options = named.options if prior.prepared_options is None else prior.prepared_options
     return {
@@ -160,7 +161,7 @@ def _copy(backbone: Backbone, accelerator: str) -> Backbone:
 
 
 def _plan(steps: Sequence[int], max_steps: int) -> str:
-    """Say when a prior is prepared within training."""
+    """Describe when a prior is prepared within training."""
     ahead = [step for step in sorted(steps) if step < max_steps]
     if not ahead:
         return f"would first be prepared at step {min(steps)}, this run ends at {max_steps}: its loss stays 0"

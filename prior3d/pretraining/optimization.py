@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimSection") -> torch.optim.Optimizer:
     """Return the optimizer over all trainable parameters.
 
-    Weight decay touches matrices and kernels only, never norms, biases or other vectors; the encoder's learning rate is
-    scaled by `encoder_lr_scale`, for encoders that start from good weights beside heads that start from none.
+    Weight decay applies only to matrices and kernels, never to norms, biases or other vectors. The encoder's learning
+    rate is scaled by `encoder_lr_scale`, for encoders that start from good weights while heads start from random ones.
     """
     groups = []
     rates = ((encoder, options.lr * options.encoder_lr_scale), *((module, options.lr) for module in others))
@@ -29,11 +29,11 @@ def make_optimizer(encoder: nn.Module, others: list[nn.Module], options: "OptimS
 
 
 def learning_rate_factor(options: "OptimSection", max_steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate at an optimizer step: linear warm-up, then the schedule down to 0.
+    """Return the learning-rate factor at an optimizer step: linear warm-up, then the schedule down to 0.
 
     Args:
         options: `schedule` is cosine, poly ((1 - t) ** poly_power) or constant.
-        max_steps: steps of the whole run.
+        max_steps: number of steps of the whole run.
     """
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: features in color, and whatever each prior draws."""
+"""Pictures for TensorBoard: features in color, and the pictures of each prior."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
 
 _SAMPLES = 4
-"""Samples of a batch that are encoded for pictures."""
+"""Number of samples of a batch that are encoded for pictures."""
 
 
 class Pictures(lightning.Callback):
-    """Draws every n optimizer steps, on rank 0, from the head of the batch just trained on.
+    """Draw pictures every n optimizer steps, on rank 0, from the first samples of the current training batch.
 
-    Drawing runs in evaluation mode and without gradients, and the step reseeds the global generators itself: a run
-    draws the same samples with and without pictures.
+    Drawing runs in evaluation mode and without gradients. Each training step reseeds the global generators, so pictures
+    do not change the samples of a run.
 
     Args:
-        every: optimizer steps between two drawings; 0 for none.
-        accumulate: micro-batches per optimizer step.
+        every: optimizer steps between two sets of pictures; 0 for none.
+        accumulate: number of micro-batches per optimizer step.
     """
 
     def __init__(self, every: int, accumulate: int) -> None:
@@ -41,7 +41,7 @@ class Pictures(lightning.Callback):
         batch: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
-        """Draw at the first step and every n after it."""
+        """Draw at the first step and every n steps after it."""
         at_boundary = (batch_idx + 1) % self.accumulate == 0
         due = self.every and (trainer.global_step == 1 or trainer.global_step % self.every == 0)
         if at_boundary and due and trainer.is_global_zero:
@@ -51,7 +51,7 @@ class Pictures(lightning.Callback):
 
 @torch.no_grad()
 def plot(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]:
-    """Return the figures of a run at its present weights, by name."""
+    """Return the pictures of a run at its current weights, by name."""
     seed = task.seeder(0)
     table = task.samples.table
     batch = head(batch, _SAMPLES, table)
@@ -77,7 +77,7 @@ def plot(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
 
 
 def head(batch: dict[str, Tensor], count: int, table: FieldTable = FIELDS) -> dict[str, Tensor]:
-    """Return the first samples of a batch; packed fields are cut to the views that are left."""
+    """Return the first samples of a batch; packed fields are cut to the remaining views."""
     views = batch["frame"].shape[1] if "frame" in batch else 1
     view_of = {name: table[name].view_index for name in batch if name in table and table[name].batches == "pack"}
     return {

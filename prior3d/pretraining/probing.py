@@ -1,4 +1,4 @@
-"""Probes before and after training, and the report of both in the run folder."""
+"""Probes before and after training, and their report in the run folder."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Probing:
-    """Measures the backbone of a run before and after training; what an interrupted run measured is kept.
+    """Measure the backbone of a run before and after training; results of an interrupted run are kept.
 
     Args:
         run: the run, with its folder.
@@ -41,7 +41,7 @@ class Probing:
         checkpoint = _checkpoint(self.tasks, run.backbone, run.recipe.backbone)
         self._classifier = None if checkpoint is None else classifier_digest(run.backbone, checkpoint)
         started_from = None if checkpoint is None else dict.fromkeys((BEFORE, AFTER), checkpoint)
-        # one for both: predictions of before are plotted next to those of after
+        # shared: predictions before and after training are plotted next to each other
         self.device = probe_device(run.recipe.trainer.accelerator)
         self._measuring = Measuring(self.device, run.recipe.data.workers, started_from)
 
@@ -124,7 +124,7 @@ class Probing:
 
 
 def _credit(labels: Sequence[str], idle: Sequence[str]) -> str:
-    """Name the priors that acted, and say which did not."""
+    """Name the priors that acted and those that did not."""
     text = ", ".join(label for label in labels if label not in idle)
     return f"{text} ({', '.join(idle)}: the loss stayed 0)" if idle else text
 
@@ -132,7 +132,7 @@ def _credit(labels: Sequence[str], idle: Sequence[str]) -> str:
 def _checkpoint(
     tasks: Sequence[ProbeTask], backbone: Backbone, options: "BackboneSection"
 ) -> Mapping[str, Tensor] | None:
-    """Return the weights that the run starts from with their classifier, if a probe needs it."""
+    """Return the run's initial weights with their classifier, if a probe needs it."""
     for task in tasks:
         if task.probe.needs_classifier:
             weights = checkpoint_of(options)

@@ -1,4 +1,4 @@
-"""What a run prints: lines and tables, progress bars of the stages before training, and of training itself."""
+"""Terminal output of a run: lines, tables, and progress bars of training and of the stages before it."""
 
 import time
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from prior3d.pretraining.task import PretrainingTask
 
 _QUIET_S = 30.0
-"""Seconds between two lines about one stage where no terminal is."""
+"""Seconds between two lines about one stage without a terminal."""
 
 _READINGS = 20
-"""How often in a run the loss is read, which waits for the device; and how many lines a log file gets."""
+"""Number of times a run reads the loss, which waits for the device; and number of lines in a log file."""
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Return where a command prints to; [brackets] in what is printed are text, not markup.
+    """Return the console that a command prints to; printed [brackets] are text, not markup.
 
     Args:
         quiet: print nothing.
@@ -29,13 +29,13 @@ def make_console(quiet: bool = False) -> Console:
 
 
 class Bars:
-    """Progress bars that disappear when done, several at a time where work is nested; lines where no terminal is.
+    """Progress bars that disappear when done, several at once for nested work; lines without a terminal.
 
-    Called as `prior3d.contracts.runner.Progress`.
+    Instances are callable as `prior3d.contracts.runner.Progress`.
 
     Args:
-        console: where to.
-        prefix: what every description begins with.
+        console: where to print.
+        prefix: text before every description.
     """
 
     def __init__(self, console: Console, prefix: str = "") -> None:
@@ -44,7 +44,7 @@ class Bars:
         self._shown: Progress | None = None
 
     def __call__(self, items: Iterable, description: str, total: int) -> Iterable:
-        """Yield items under a bar, or with a line now and then."""
+        """Yield items with a progress bar, or with occasional lines."""
         if not self.console.is_terminal:
             yield from self._with_lines(items, self.prefix + description, total)
             return
@@ -74,11 +74,11 @@ class Bars:
 
 
 class StepBar(lightning.Callback):
-    """Shows optimizer steps of the whole run, also of a resumed one, and the losses; lines where no terminal is.
+    """Show optimizer steps of the whole run, also of a resumed run, and the losses; lines without a terminal.
 
     Args:
-        console: where to; a quiet one shows nothing.
-        accumulate: micro-batches per optimizer step.
+        console: where to print; a quiet console shows nothing.
+        accumulate: number of micro-batches per optimizer step.
     """
 
     def __init__(self, console: Console, accumulate: int = 1) -> None:
@@ -89,7 +89,7 @@ class StepBar(lightning.Callback):
         self._began, self._first = 0.0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: "PretrainingTask") -> None:
-        """Open the bar at the step that was reached."""
+        """Open the bar at the current step."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         if self.console.is_terminal:
             self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}", markup=False))
@@ -105,7 +105,7 @@ class StepBar(lightning.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Move the bar; read the losses now and then."""
+        """Advance the bar; read the losses occasionally."""
         if (batch_idx + 1) % self.accumulate:
             return
         step, steps = trainer.global_step, trainer.max_steps
@@ -122,7 +122,7 @@ class StepBar(lightning.Callback):
             self._progress = None
 
     def _pace(self, step: int, steps: int) -> str:
-        """Say how many steps are done in a second, and how long the rest will take at that rate."""
+        """Describe the steps per second and the remaining time at that rate."""
         rate = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
         minutes, seconds = divmod(round((steps - step) / rate), 60)
         hours, minutes = divmod(minutes, 60)
@@ -131,7 +131,7 @@ class StepBar(lightning.Callback):
 
 
 def _losses(task: "PretrainingTask") -> str:
-    """Return the joint loss, and the own loss of each prior where there are several."""
+    """Return the joint loss, and the loss of each prior if there are several."""
     names = [name for name in task.measured if name == "loss" or name.startswith("loss/")]
     values = torch.stack([task.measured[name].float() for name in names]).tolist()
     by_name = dict(zip(names, values, strict=True))
@@ -143,7 +143,7 @@ def _losses(task: "PretrainingTask") -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration as people say it: 40 s, 12 min, 3.5 h."""
+    """Return a duration in a readable form: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 class Refreshes(lightning.Callback):
-    """Prepares scenes anew before the optimizer steps a prior names in `refresh_steps`.
+    """Prepare scenes again before the optimizer steps that a prior lists in `refresh_steps`.
 
-    All ranks share the scenes out among them. What is prepared is kept in the run folder, whole or not there: a run
-    that is resumed later takes it up as it was, and one that falls back behind the refresh makes the same again. What
-    no checkpoint leads back to any more is removed.
+    All ranks divide the scenes among themselves. The prepared data are stored in the run folder, complete or absent: a
+    run that resumes after the refresh loads them, and a run that resumes before it computes the same data again. Data
+    that no checkpoint needs any more are removed.
 
     Args:
-        folder: where it is kept, None on ranks that are told by rank 0.
+        folder: folder of the prepared data; None on ranks that get it from rank 0.
         checkpoint_every: optimizer steps between two checkpoints.
-        console: where to say so.
+        console: where to print messages.
     """
 
     def __init__(self, folder: Path | None, checkpoint_every: int, console: Console) -> None:
@@ -42,7 +42,7 @@ class Refreshes(lightning.Callback):
         self.console = console
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: "PretrainingTask") -> None:
-        """Agree on the folder; on resume, take up what was prepared before."""
+        """Agree on the folder; on resume, load the data that were prepared before."""
         self.folder = trainer.strategy.broadcast(self.folder)
         for label, prior in stages(pl_module.objective).items():
             latest = _latest(prior, trainer.global_step)
@@ -57,7 +57,7 @@ class Refreshes(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: "PretrainingTask", batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Prepare what is due at this step."""
+        """Prepare the data that are due at this step."""
         if batch_idx % pl_module.options.accumulate:
             return
         step = trainer.global_step
@@ -78,13 +78,13 @@ class Refreshes(lightning.Callback):
             for scene, name in enumerate(data.dataset.scenes)
         ]
         with refusing_damage():
-            folders = run_jobs(jobs, Store(self.folder, key=None))  # in the ranks: they hold the teacher
+            folders = run_jobs(jobs, Store(self.folder, key=None))  # run in the ranks, which hold the teacher
         prior.attach(folders)
         new = data.dataset.note_damage(damage for folder in folders for damage in damage_in(folder))
         task.damaged.update({str(damage.path): damage.why for damage in new})
 
     def _remove_old(self, label: str, prior: Prior, step: int) -> None:
-        """Remove what is older than the refresh that the last checkpoint leads back to."""
+        """Remove data older than the refresh that the last checkpoint needs."""
         needed = _latest(prior, step - step % self.checkpoint_every)
         for old in prior.refresh_steps:
             if needed is not None and old < needed:
@@ -92,7 +92,7 @@ class Refreshes(lightning.Callback):
 
 
 def _kind(label: str, step: int) -> str:
-    """Return the folder of a refresh, within that of all of them."""
+    """Return the folder name of a refresh, relative to the folder of all refreshes."""
     return f"{label}/step-{step:08d}"
 
 
@@ -106,7 +106,7 @@ def _latest(prior: Prior, step: int) -> int | None:
 
 
 def _align(trainer: lightning.Trainer, average: Backbone) -> None:
-    """Give all ranks one teacher: their running statistics differ, each has seen its own images."""
+    """Give all ranks the same teacher: their running statistics differ because each rank saw its own images."""
     if trainer.world_size > 1:
         for buffer in average.buffers():
             torch.distributed.broadcast(buffer, 0)

@@ -1,4 +1,4 @@
-"""Going on with a run: what it was begun with, what may change meanwhile, and what its steps depend on."""
+"""Resuming a run: its original settings, the changes that are allowed, and the keys that affect its steps."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ _FREE = re.compile(
     r"trainer\.(max_steps|accelerator|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
     r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|plugins|probes(\..*)?"
 )
-"""Keys on which no step depends: they may change when a run goes on."""
+"""Keys that do not affect any step: they may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that an earlier process began.
+    """A run that an earlier process started.
 
     Attributes:
-        files: its folder.
-        recipe: of the run, with what has changed.
-        step: of its last checkpoint, 0 without one.
+        files: the run folder.
+        recipe: recipe of the run, with the changes.
+        step: step of its last checkpoint, 0 without one.
         changes: dotted key to its value in the checkpoint and its value now.
         history: earlier such changes, with their steps.
-        threads: that the earlier process summed with; None where it did not say.
-        keeps_start: whether its initial weights are those of this recipe.
+        threads: number of threads of the earlier process; None if not recorded.
+        keeps_start: whether its initial weights belong to this recipe.
     """
 
     files: RunFolder
@@ -50,13 +50,13 @@ class Begun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of its steps are done and exported."""
+        """Whether all its steps are done and the weights are exported."""
         return self.files.backbone.exists() and self.step >= self.recipe.trainer.max_steps
 
     def record(self) -> list[dict[str, Any]]:
-        """Bring the folder's recipe up to date, where something has changed; return the history of changes.
+        """Update the folder's recipe if something has changed; return the history of changes.
 
-        The export of a run that goes on beyond its end is withdrawn first: killed in between, it is exported again.
+        If a finished run is extended, its export is removed first, so a run killed in between is exported again.
         """
         history = [dict(entry) for entry in self.history]
         outside = [file for file in self.recipe.plugins if not file.is_relative_to(self.files.plugins.resolve())]
@@ -76,15 +76,15 @@ class Begun:
 
 
 def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Begun:
-    """Read a run folder and compare its recipe with the one that its checkpoint was trained with.
+    """Read a run folder and compare its recipe with that of its checkpoint.
 
     Args:
-        path: of the run folder.
-        overrides: `key.path=value` each, over the run's recipe.
-        plugins: further plugin files; one stands in for a file of the same name that the recipe names and that is gone.
+        path: path of the run folder.
+        overrides: `key.path=value` each, which override the run's recipe.
+        plugins: additional plugin files; each may replace a missing plugin file of the recipe with the same name.
 
     Raises:
-        UserError: it is no run folder, its files are damaged, or something has changed that its steps depend on.
+        UserError: it is not a run folder, its files are damaged, or a change affects its steps.
     """
     files = RunFolder.open(Path(path))
     recipe = load_recipe(files.recipe, overrides, plugins)
@@ -93,7 +93,7 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
         kept = sorted(files.checkpoints.glob("step-*.ckpt"), key=step_of)
         if kept:
             raise UserError(f"{last} is gone; to go on from step {step_of(kept[-1])}, copy {kept[-1].name} to it")
-        if files.backbone.exists():  # complete, and its checkpoint was removed
+        if files.backbone.exists():  # the run is complete, but its checkpoint was removed
             before = load_recipe(files.recipe, (), plugins)
             changes = _differences(before.to_dict(), recipe.to_dict())
             _refuse(
@@ -125,13 +125,13 @@ def _refuse(source: Source, changes: Mapping[str, tuple[object, object]], files:
 
 
 def _is_free(key: str, values: tuple[object, object]) -> bool:
-    """Whether no step depends on this change: files may have moved."""
+    """Whether a change does not affect any step: files may have moved."""
     is_moved = all(isinstance(value, str) and value.startswith("/") for value in values)
     return bool(_FREE.fullmatch(key)) or is_moved
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-    """Return the dotted keys whose values differ, with both values; plugin files are compared by nobody."""
+    """Return the dotted keys whose values differ, with both values; plugin files are not compared."""
     old, new = dict(_flat(before)), dict(_flat(now))
     keys = [key for key in dict.fromkeys([*old, *new]) if key != "plugins"]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
@@ -146,7 +146,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, o
 
 
 def _keeps_start(files: RunFolder, backbone: object, seed: int) -> bool:
-    """Whether there are initial weights that a run without a checkpoint can go on with."""
+    """Whether initial weights exist from which a run without a checkpoint can continue."""
     if not files.initial.exists():
         return False
     return read_description(files.initial).get("made_from") in (None, start_key(backbone, seed))

@@ -1,4 +1,4 @@
-"""A run: its recipe, the parts made of it, its first weights and its folder; built once, read from there on."""
+"""A run: its recipe, the parts built from it, its initial weights and its folder; built once, then only read."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -29,17 +29,17 @@ class Run:
     """A training run, as `prior3d.train` returns it.
 
     Attributes:
-        recipe: what to do.
-        registry: finds the plugins that it names.
+        recipe: recipe of the run.
+        registry: where to find the plugins that it names.
         parts: dataset, backbone, priors and probes.
-        console: where lines and bars go.
-        files: the paths within the run folder; None before there is one.
-        resumes: whether an earlier process began it.
-        history: what was changed when it went on, a mapping of step and keys for each time.
-        steps: optimizer steps done.
-        stopped_by: the signal that stopped it at a resumable step, None otherwise.
+        console: where to print lines and bars.
+        files: paths of the run folder; None before it exists.
+        resumes: whether an earlier process started the run.
+        history: changes at each resume, one mapping of step and keys per resume.
+        steps: number of optimizer steps done.
+        stopped_by: signal that stopped the run at a resumable step; None otherwise.
         idle: labels of the priors whose loss was 0 at every step.
-        initial: a frozen copy of the backbone before training; None where nothing reads it.
+        initial: frozen copy of the backbone before training; None if nothing reads it.
     """
 
     recipe: "Recipe"
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         return self.recipe.trainer.max_steps
 
     @property
@@ -73,30 +73,30 @@ class Run:
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone, as far as it is trained."""
+        """The backbone in its current state of training."""
         return self.parts.backbone
 
     @property
     def report(self) -> Report | None:
-        """What the probes say about it before and after training; None where nothing was measured."""
+        """Report of the probes before and after training; None if nothing was measured."""
         return Report.find(self.folder) if self.folder is not None else None
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Probe to `before`, `after` or a control, to metric, to value; empty where nothing was measured."""
+        """Nested mapping: probe to `before`, `after` or a control, to metric, to value; empty without measurements."""
         if self.files is None or not self.files.probes.is_file():
             return {}
         return json.loads(self.files.probes.read_text(encoding="utf-8"))
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 of the weights before training."""
+        """SHA-256 of the weights before training."""
         if self.initial is None:
             raise ValueError("nothing in this run reads its initial weights, so that they were not kept")
         return self.initial.digest()
 
     def begin_folder(self, parent: Path) -> None:
-        """Make the run folder and put into it what the run begins with."""
+        """Create the run folder and write the run's initial files."""
         plugins = name_plugins(self.recipe.plugins)
         comments = origins(self.recipe.uses(), self.registry)
         text = recipe_text(self.recipe.to_dict(), list(plugins.values()), comments)
@@ -105,17 +105,17 @@ class Run:
 
 
 def start_key(backbone: object, seed: int) -> str:
-    """Return a key of what initial weights follow from.
+    """Return a key of everything that the initial weights depend on.
 
     Args:
         backbone: the section `backbone:`.
-        seed: of weights that are random.
+        seed: seed of random weights.
     """
     return content_key({"backbone": plain_section(backbone, "backbone"), "seed": seed})
 
 
 def name_plugins(files: tuple[Path, ...]) -> dict[Path, str]:
-    """Return plugin files with the names that they get in a run folder, no two alike."""
+    """Return plugin files with their unique names in a run folder."""
     names: dict[Path, str] = {}
     for file in files:
         name, count = file.name, 1
@@ -130,7 +130,7 @@ def recipe_text(content: Mapping[str, Any], plugins: list[str], comments: list[s
     """Return the text of a run folder's recipe.yaml.
 
     Args:
-        content: of the recipe, as plain values.
+        content: content of the recipe, as plain values.
         plugins: names of the copies of its plugin files.
         comments: lines at the top.
     """
@@ -139,11 +139,11 @@ def recipe_text(content: Mapping[str, Any], plugins: list[str], comments: list[s
 
 
 def origins(uses: "Iterable[tuple[Kind, str, str]]", registry: "Registry") -> list[str]:
-    """Return a line for every plugin a recipe uses: what it is, where it is from, which version.
+    """Return one line for every plugin of a recipe: kind and name, origin and version.
 
     Args:
-        uses: kind, name and key of each, as `Recipe.uses` gives them.
-        registry: finds them.
+        uses: kind, name and key of each plugin, from `Recipe.uses`.
+        registry: where to find them.
     """
     used = dict.fromkeys(registry.find(kind, name, key) for kind, name, key in uses)
     return [f"{plugin}" if plugin.version in plugin.origin else f"{plugin}, {plugin.version}" for plugin in used]

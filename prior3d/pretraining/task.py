@@ -1,4 +1,4 @@
-"""One training step: batch to device, one backbone pass, all priors, the weighted sum."""
+"""The training step: batch to device, one backbone pass, all priors, the weighted sum of losses."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from prior3d.recipe.sections import OptimSection, TrainerSection
 
 CHECKPOINT_FORMAT = 1
-"""Raised when older checkpoints can no longer be read."""
+"""Format version of checkpoints; increase it when older checkpoints can no longer be read."""
 
 RECENT = 20
-"""Batches over which the summary averages the last losses."""
+"""Number of batches over which the summary averages the last losses."""
 
 
 class PretrainingTask(lightning.LightningModule):
     """Joint training of a backbone and its priors' heads.
 
     Args:
-        backbone: what trains.
+        backbone: the trained backbone.
         objective: the priors and their weights.
         samples: the training data.
         optim: optimizer and learning rate.
-        options: how long, and what is measured along the way.
+        options: length of the training, and what is measured during it.
         batch_size: samples per rank and micro-batch.
         workers: processes that load data, per rank.
-        seed: of everything random in a step.
+        seed: seed of everything random in a step.
         ema: decay per step of the moving average of the backbone; None for none.
-        reference: the frozen initial backbone, where some prior reads it.
-        record: plain values that every checkpoint keeps.
+        reference: the frozen initial backbone, if some prior reads it.
+        record: plain values that every checkpoint stores.
 
     Attributes:
-        measured: curve to value, of the last step.
-        encoded_images: that went through the backbone in the last micro-batch.
+        measured: curve to value at the last step.
+        encoded_images: number of images that the backbone encoded in the last micro-batch.
         activity: which priors have acted.
-        idle: labels of those that have not, once the training has ended; None before.
+        idle: labels of the priors that have not acted, once the training has ended; None before.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PretrainingTask(lightning.LightningModule):
         self.decay = ema
         self.record = dict(record or {})
         self.ema = None if ema is None else deepcopy(backbone).requires_grad_(False).eval()
-        # In a tuple, so that it is no submodule: it is never trained and never enters a checkpoint.
+        # In a tuple, so it is not a submodule: it is never trained and never saved in a checkpoint.
         self._reference = (reference.requires_grad_(False).eval(),) if reference is not None else ()
         self.damaged: dict[str, str] = {}
         self.recent: deque[dict[str, Tensor]] = deque(maxlen=RECENT)
@@ -108,7 +108,7 @@ class PretrainingTask(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        """Return the loader from the step that was reached; made again on resume."""
+        """Return the loader, starting at the current step; it is created again on resume."""
         stream = DrawStream(
             start=self.global_step * self.options.accumulate,
             stop=self.options.max_steps * self.options.accumulate,
@@ -124,26 +124,26 @@ class PretrainingTask(lightning.LightningModule):
         return self.trainer.strategy.root_device.type == "cuda"
 
     def on_fit_start(self) -> None:
-        """Bring the reference to the run's device; what trains is in training mode, teachers are not."""
+        """Move the reference to the run's device; set trained parts to training mode, but not the teachers."""
         self.backbone.train()
         self.objective.train()
         if self.reference is not None:
             self.reference.to(self.device)
 
     def on_train_start(self) -> None:
-        """Give the next step the learning rate of this run's schedule: a run that is extended has another one."""
+        """Set the learning rate of the next step from this run's schedule, which differs if the run is extended."""
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(schedule.last_epoch)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Raise a worker's error in the main process, and count damage."""
+        """Raise a worker's error in the main process, and count damaged files."""
         raise_errors(batch)
         self.damaged.update(batch.pop("damaged"))
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Turn bytes into 0..1 where they are cheap to turn."""
+        """Convert bytes to 0..1 on the device, where this is cheap."""
         return to_float(batch, self.samples.table)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -163,7 +163,7 @@ class PretrainingTask(lightning.LightningModule):
         return encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
 
     def seeder(self, batch_idx: int) -> Callable[[str], None]:
-        """Return the function that reseeds the global generators for one use within this step."""
+        """Return a function that reseeds the global generators for one purpose within this step."""
         micro = batch_idx % self.options.accumulate
         step, rank, seed = self.global_step, self.global_rank, self.seed
         return lambda use: reseed("step", seed, step, micro, rank, use)
@@ -175,13 +175,13 @@ class PretrainingTask(lightning.LightningModule):
         optimizer: torch.optim.Optimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Move the average with the weights: the checkpoint of a step is written before the module hears of its end."""
+        """Update the average with the weights: the step's checkpoint is written before the module's end hook runs."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             update_average(self.ema, self.backbone, self.decay)
 
     def recent_losses(self) -> dict[str, float]:
-        """Return each prior's own loss (unweighted), averaged over the last batches."""
+        """Return each prior's unweighted loss, averaged over the last batches."""
         labels = self.recent[-1] if self.recent else {}
         return {label: torch.stack([losses[label].float() for losses in self.recent]).mean().item() for label in labels}
 
@@ -191,7 +191,7 @@ class PretrainingTask(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, and note its norm before that."""
+        """Clip the gradient, and record its norm before clipping."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_val is None:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -201,7 +201,7 @@ class PretrainingTask(lightning.LightningModule):
         self.measured["optim/gradient_norm"] = norm.detach()
 
     def on_train_end(self) -> None:
-        """Note which priors have not acted while all ranks are there to say so."""
+        """Record which priors have not acted, while all ranks still run and can exchange this."""
         self.idle = self.idle_priors()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ class PretrainingTask(lightning.LightningModule):
         checkpoint["prior3d"] = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up which priors have not acted yet; a checkpoint that does not say is taken to have all act."""
+        """Restore which priors have not acted yet; without this entry, assume that all have acted."""
         self.activity.restore(checkpoint["prior3d"].get("idle", ()))
 
     def idle_priors(self) -> list[str]:
@@ -237,12 +237,12 @@ class PretrainingTask(lightning.LightningModule):
             self.measured |= {f"features/{name}": value for name, value in feature_health(result.maps).items()}
 
     def _end_if_diverged(self) -> None:
-        # All ranks end at the same step: one alone would leave the others waiting for its gradients.
+        # All ranks end at the same step: otherwise some would wait forever for another's gradients.
         if self.trainer.strategy.reduce_boolean_decision(self._divergence.has_lasted(self.global_step), all=False):
             raise self._divergence.error(self.global_step)
 
     def _end_if_idle(self) -> None:
-        # Before a prior is prepared within training it cannot act.
+        # A prior cannot act before it is prepared within training.
         first = max(min(prior.refresh_steps, default=0) for prior in self.objective.priors.values())
         if self.global_step >= first + IDLE_PATIENCE and len(self.idle_priors()) == len(self.activity.labels):
             raise nothing_to_learn(self.objective.priors, self.global_step + 1)

@@ -1,4 +1,4 @@
-"""A run from recipe to table: build, prepare, measure, train, export, measure again."""
+"""A complete run from recipe to results table: build, prepare, measure, train, export, measure again."""
 
 import logging
 import time
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
 
 
 _RESUMED = "You're resuming from a checkpoint that ended before the epoch ended.*"
-"""What Lightning says of loaders with a state; ours has none and starts at the step."""
+"""Lightning's warning about loaders with a state; ours has no state and starts at the given step."""
 
 
 def train(
     recipe: "Recipe", registry: "Registry", out: Path | None = None, begun: Begun | None = None, quiet: bool = False
 ) -> Run:
-    """Train a backbone as a recipe says; everything is checked before a run folder is made.
+    """Train a backbone with a recipe; everything is checked before a run folder is created.
 
     Args:
-        recipe: what to do.
-        registry: finds the plugins it names.
-        out: folder in which the run folder is made, `runs` by default.
-        begun: a run to go on with, instead; `recipe` is then its recipe.
+        recipe: recipe of the run.
+        registry: where to find the plugins it names.
+        out: folder in which the run folder is created, `runs` by default.
+        begun: a run to continue instead; `recipe` is then its recipe.
         quiet: print nothing.
 
     Returns:
-        The run; `stopped_by` names the signal that stopped it at a resumable step, if one did.
+        The run; `stopped_by` is the signal that stopped it at a resumable step, if any.
 
     Raises:
-        UserError: recipe, data or weights do not work; nothing is left behind.
+        UserError: recipe, data or weights do not work; no files remain.
     """
     _quieten()
     share_cores(recipe.trainer.accelerator)
@@ -80,11 +80,11 @@ def train(
 
 
 def prepare_only(recipe: "Recipe", registry: "Registry") -> None:
-    """Compute what runs of a recipe would compute before they train; any number of processes may share the work.
+    """Compute what runs of a recipe need before training; any number of processes may share the work.
 
     Args:
-        recipe: of the runs; with its seed or weights the backbone is initialized as theirs.
-        registry: finds the plugins it names.
+        recipe: recipe of the runs; its seed or weights initialize the backbone as in these runs.
+        registry: where to find the plugins it names.
 
     Raises:
         UserError: recipe, data or weights do not work.
@@ -95,7 +95,7 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> None:
 
 
 def prepare(run: Run) -> None:
-    """Verify the data and compute what is computed once; say what there is, and what is damaged."""
+    """Verify the data and compute everything that is computed once; print what was found and what is damaged."""
     parts, recipe, say, progress = run.parts, run.recipe, run.console.print, Bars(run.console)
     runner = make_runner(recipe.prepare.runner, recipe.prepare.options, run.registry)
     for note in parts.backbone.notes:
@@ -107,7 +107,7 @@ def prepare(run: Run) -> None:
 
 
 def _datasets(parts: Parts) -> list[DatasetUse]:
-    """Return the training data and that of the probes, each once, with names to tell them apart."""
+    """Return the datasets of training and probes, each once, with distinct names."""
     fields = fields_to_decode(parts.objective, parts.dataset)
     found = {id(parts.dataset): DatasetUse("train", parts.dataset, fields)}
     for task in parts.probes:
@@ -118,7 +118,7 @@ def _datasets(parts: Parts) -> list[DatasetUse]:
 
 
 def _begin(run: Run, begun: Begun | None, out: Path) -> None:
-    """Make the run folder, or bring that of a run that goes on up to date."""
+    """Create the run folder, or update that of a run that continues."""
     if begun is None:
         run.begin_folder(out)
     else:
@@ -147,7 +147,7 @@ def _carry_out(run: Run) -> None:
 
 
 def fit(run: Run) -> None:
-    """Train from the last checkpoint, if any, and export; the run then says how far it came."""
+    """Train from the last checkpoint, if any, and export; the run records the steps done."""
     files, options, say = run.files, run.recipe.trainer, run.console.print
     if files is not None and files.backbone.exists():
         say(f"training in {files.path} is complete")
@@ -187,7 +187,7 @@ def fit(run: Run) -> None:
 
 
 def _files(checkpoints: Checkpoints) -> RunFolder:
-    """Return the run folder, on ranks too that have learned it from the first one."""
+    """Return the run folder, also on ranks that got it from the first rank."""
     return RunFolder(checkpoints.folder.parent)
 
 
@@ -216,14 +216,14 @@ def _make_trainer(
     start: int,
     callbacks: list[lightning.Callback],
 ) -> lightning.Trainer:
-    """Return the Lightning trainer that a section `trainer:` asks for.
+    """Return the Lightning trainer for a section `trainer:`.
 
     Args:
-        options: the section.
-        clip: greatest norm of the gradient.
-        files: of the run; None on ranks that write nothing.
-        start: optimizer steps done.
-        callbacks: in order.
+        options: the section `trainer:`.
+        clip: largest norm of the gradient.
+        files: folder of the run; None on ranks that write nothing.
+        start: number of optimizer steps done.
+        callbacks: Lightning callbacks, in order.
     """
     return lightning.Trainer(
         accelerator=options.accelerator,
@@ -247,7 +247,7 @@ def _make_trainer(
 
 
 def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> None:
-    """Say what was skipped or learned nothing; export, unless the run was stopped; write the summary."""
+    """Report skipped files and priors that learned nothing; export unless the run was stopped; write the summary."""
     damaged = task.damaged | {str(damage.path): damage.why for damage in run.parts.dataset.damaged}
     for path in sorted(task.damaged):
         run.console.print(f"skipped: {path}: {damaged[path]}")
@@ -272,7 +272,7 @@ def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> N
 
 
 def _quieten() -> None:
-    """Silence what Lightning says about choices that are ours: frozen parts in evaluation mode, short runs, workers."""
+    """Silence Lightning's warnings about deliberate choices: frozen parts in evaluation mode, short runs, workers."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*in eval mode.*",

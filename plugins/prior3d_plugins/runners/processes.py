@@ -103,7 +103,7 @@ class _Worker:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # the pipe then ends with the process
         with suppress(OSError):  # already dead: `finish` reports it
             self.pipe.send_bytes(payload)
 
