@@ -1,4 +1,4 @@
-"""prior3d from Python: train, evaluate, features, load, export; the commands are thin layers over these functions."""
+"""The Python API: train, evaluate, features, load, export; the commands are thin layers over these functions."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
 
 Overrides = Mapping[str, object] | Sequence[str]
-"""Dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts as on the command line."""
+"""Overrides of a recipe: a mapping of dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts."""
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike
 """An image: [3, H, W] float 0..1, [H, W, 3] uint8, a Pillow image or a file."""
 
 _BATCH = 16
-"""Images that `features` encodes together."""
+"""Number of images that `features` encodes at once."""
 
 
 def train(
@@ -46,18 +46,18 @@ def train(
 
     Args:
         recipe: a YAML file, the name of a shipped recipe, its content as a mapping, or a `Recipe`.
-        overrides: values over the recipe's.
-        out: folder in which the run folder is made; `runs` by default.
-        plugins: further plugin files.
-        resume: the folder of a run to go on with, in place of `recipe`; `overrides` may then change what no step
-            depends on: `{"trainer.max_steps": 300}` extends a run that is finished.
+        overrides: values that replace those of the recipe.
+        out: folder in which the run folder is created; `runs` by default.
+        plugins: additional plugin files.
+        resume: the folder of a run to continue, instead of `recipe`. `overrides` may then change only keys that do not
+            affect the steps: `{"trainer.max_steps": 300}` extends a finished run.
         quiet: print nothing.
 
     Returns:
-        The run: `folder`, `backbone`, `report`, `metrics`, and `stopped_by` where a signal stopped it.
+        The run: `folder`, `backbone`, `report`, `metrics`, and `stopped_by` if a signal stopped it.
 
     Raises:
-        UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+        UserError: something in the recipe, a plugin or the data is wrong; the error gives key, file and line.
 
     >>> run = train("joint", {"trainer.max_steps": 5}, out="runs")  # doctest: +SKIP
     >>> run.folder, run.metrics["depth"]["after"]  # doctest: +SKIP
@@ -86,17 +86,17 @@ def prepare(
     *,
     plugins: Sequence[str | os.PathLike] = (),
 ) -> None:
-    """Compute what training with a recipe computes once before it starts, as `prior3d-prepare` does.
+    """Compute in advance what training with a recipe computes once before it starts, as `prior3d-prepare` does.
 
     Args:
-        recipe: as of `train`.
-        overrides: values over the recipe's.
-        plugins: further plugin files.
+        recipe: as in `train`.
+        overrides: values that replace those of the recipe.
+        plugins: additional plugin files.
 
     Raises:
-        UserError: something in the recipe, a plugin or the data is wrong; with key, file and line.
+        UserError: something in the recipe, a plugin or the data is wrong; the error gives key, file and line.
 
-    >>> prepare("gaussian_distillation", {"data.cache": "/big/disk"})  # doctest: +SKIP
+    >>> prepare("gaussian_distillation", ["data.cache=/big/disk"])  # doctest: +SKIP
     """
     from prior3d.pretraining import prepare_only
 
@@ -117,24 +117,24 @@ def evaluate(
     plugins: Sequence[str | os.PathLike] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Report:
-    """Measure what frozen features are good for, as `prior3d-eval` does.
+    """Measure the quality of frozen features with probes, as `prior3d-eval` does.
 
     Args:
-        model: a run, the folder of one, a weight file, or the name of a timm model.
-        against: another such, to compare with; by default a run's own initial weights.
-        control: another such, trained independently, of the same size; by default random weights.
-        probes: what to measure; by default what the run's recipe names.
+        model: a run, a run folder, a weight file, or the name of a timm model.
+        against: a second model to compare with; by default a run's own initial weights.
+        control: a model of the same size that was trained independently; by default random weights.
+        probes: the probes to measure with; by default those of the run's recipe.
         seeds: number of measurements, each with a different probe seed.
-        out: folder of the report; by default `eval` in the run folder.
-        overrides: values of data, probes or backbone.
-        plugins: further plugin files.
-        device: where to measure; auto takes a GPU where there is one.
+        out: folder for the report; by default `eval` in the run folder.
+        overrides: values of the sections data, probes or backbone.
+        plugins: additional plugin files.
+        device: device to measure on; auto uses a GPU if there is one.
 
     Returns:
         The report: `metrics`, `text`, `figures`, `folder`.
 
     Raises:
-        UserError: models, data or probes do not work; nothing is left behind.
+        UserError: models, data or probes do not work; no partial report remains.
 
     >>> report = evaluate("runs/joint-20250101-120000", probes=["depth"])  # doctest: +SKIP
     >>> report.metrics["depth"]["after"]  # doctest: +SKIP
@@ -158,19 +158,19 @@ def evaluate(
 
 
 def load(model: Run | str | os.PathLike, *, size: tuple[int, int] | None = None, overrides: Overrides = ()) -> Backbone:
-    """Load a backbone: of a run, with its trained weights; from a weight file; or a timm model with timm's weights.
+    """Load a backbone: the trained one of a run, one from a weight file, or a timm model with timm's weights.
 
     Args:
-        model: a run, the folder of one, a weight file, or the name of a timm model.
-        size: height and width of the images it is meant for, pixels; those of the run, or of the model's own training,
-            by default. Other sizes can be encoded all the same.
+        model: a run, a run folder, a weight file, or the name of a timm model.
+        size: height and width of the images it is meant for, pixels; by default those of the run, or of the model's own
+            training. The backbone can also encode other sizes.
         overrides: values of `backbone:`, such as `{"backbone.pretrained": False}` for random weights.
 
     Returns:
-        The backbone in evaluation mode; `features(backbone, images)` gives its dense features.
+        The backbone in evaluation mode; `backbone(images, ["dense"]).dense` gives its dense features.
 
     Raises:
-        UserError: there is no such model, or its weights do not fit or cannot be fetched.
+        UserError: the model does not exist, or its weights do not fit or cannot be fetched.
 
     >>> backbone = load("resnet18", overrides={"backbone.pretrained": False})
     >>> backbone.spec.dense_stride, backbone.spec.dense_channels
@@ -200,19 +200,19 @@ def features(
     """Return dense features of images.
 
     Args:
-        model: a backbone, a run, the folder of one, a weight file, or the name of a timm model.
+        model: a backbone, a run, a run folder, a weight file, or the name of a timm model.
         images: [N, 3, H, W] float 0..1, [N, H, W, 3] uint8, or one image or several: each [3, H, W] float 0..1,
             [H, W, 3] uint8, a Pillow image or a file.
-        size: height and width to which images are resized; by default they are encoded as they are.
-        device: where to compute; by default where the model is.
+        size: height and width to which images are resized; by default they keep their size.
+        device: device to compute on; by default that of the model.
 
     Returns:
-        [N, C, ceil(H / stride), ceil(W / stride)] float32 on the CPU: the decoder's map where the model has one, else
-        its encoder's last. Cell i is centered on pixel stride * (i + 0.5).
+        [N, C, ceil(H / stride), ceil(W / stride)] float32 on the CPU: the decoder's map if the model has a decoder,
+        else the encoder's last map. Cell i is centered on pixel stride * (i + 0.5).
 
     Raises:
-        UserError: no such model or file, or images of several sizes without `size`.
-        ValueError: an array of another shape or type.
+        UserError: the model or a file does not exist, or images have different sizes and `size` is not given.
+        ValueError: an array has an unsupported shape or type.
 
     >>> features(load("test_resnet", overrides={"backbone.pretrained": False}), torch.rand(2, 3, 70, 96)).shape
     torch.Size([2, 96, 3, 3])
@@ -239,20 +239,20 @@ def export(
     options: Mapping[str, object] | None = None,
     plugins: Sequence[str | os.PathLike] = (),
 ) -> Path:
-    """Write a trained encoder as another library reads it, and check it by reading it back.
+    """Write a trained encoder in another library's format, and check it by reading it back.
 
     Args:
-        model: a run, the folder of one, a weight file, the name of a timm model, or a backbone.
+        model: a run, a run folder, a weight file, the name of a timm model, or a backbone.
         target: name of an exporter, such as `timm`.
         path: file or folder to write.
-        options: of the exporter.
-        plugins: further plugin files.
+        options: options of the exporter.
+        plugins: additional plugin files.
 
     Returns:
-        What was written.
+        The path that was written.
 
     Raises:
-        UserError: there is no such exporter, the model has no form in that library, or the path cannot be written.
+        UserError: the exporter does not exist, the library cannot represent the model, or the path cannot be written.
 
     >>> backbone = load("test_resnet", overrides={"backbone.pretrained": False})
     >>> export(backbone, "timm", "encoder.safetensors").name
@@ -282,15 +282,15 @@ def make_recipe(
     overrides: Sequence[str],
     plugins: Sequence[str | os.PathLike],
 ) -> Recipe:
-    """Return a recipe from whatever names or holds it.
+    """Return the recipe that a name, a file, a mapping or a `Recipe` stands for.
 
     Args:
-        recipe: a file, the name of a shipped recipe, its content, or a recipe.
+        recipe: a file, the name of a shipped recipe, the content of a recipe, or a `Recipe`.
         overrides: `key=value` texts.
-        plugins: further plugin files.
+        plugins: additional plugin files.
 
     Raises:
-        UserError: with file, line and key of what is wrong.
+        UserError: something is wrong; the error gives file, line and key.
     """
     if isinstance(recipe, str | os.PathLike):
         return load_recipe(recipe if isinstance(recipe, str) else Path(recipe), overrides, plugins)
@@ -326,7 +326,7 @@ def _encode(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the dense map [N, C, ceil(H / stride), ceil(W / stride)] of images of any size."""
     height, width = images.shape[-2:]
     stride = backbone.spec.dense_stride
-    if backbone.encoder.isotropic:  # a ViT takes whole patches only
+    if backbone.encoder.isotropic:  # a ViT accepts whole patches only
         images = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
     try:
         maps = backbone(images, ("dense",)).dense
@@ -375,7 +375,7 @@ def _as_tensor(image: object) -> Tensor:
 
 
 def _as_float(image: Tensor | np.ndarray, batch: bool) -> Tensor:
-    """Return [3, H, W] float 0..1, or that of a batch, from that or from [H, W, 3] uint8."""
+    """Return an image or a batch as [..., 3, H, W] float 0..1, from that form or from [..., H, W, 3] uint8."""
     tensor = torch.as_tensor(image)
     first = "N, " if batch else ""
     if tensor.ndim != 3 + batch:
@@ -390,7 +390,7 @@ def _as_float(image: Tensor | np.ndarray, batch: bool) -> Tensor:
     low, high = tensor.amin().item(), tensor.amax().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"expected values of 0..1, got {low:.3g}..{high:.3g}; images of 0..255 must be uint8")
-    return tensor.float().contiguous()  # equal bits whatever the layout in memory was
+    return tensor.float().contiguous()  # equal bits for every memory layout of the input
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

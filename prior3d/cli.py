@@ -1,4 +1,4 @@
-"""The commands `prior3d-train`, `prior3d-prepare` and `prior3d-eval`: arguments, listings, how errors reach the user.
+"""The commands `prior3d-train`, `prior3d-prepare` and `prior3d-eval`: arguments, listings and error reporting.
 
 Torch is imported only to train, prepare or evaluate.
 """
@@ -27,23 +27,23 @@ def train(argv: Sequence[str] | None = None) -> int:
     """Run `prior3d-train`.
 
     Args:
-        argv: arguments; those of the process by default.
+        argv: command-line arguments; by default those of the process.
 
     Returns:
-        The exit status: 0 when done, 2 with one line on stderr for what the user can mend, 130 after Ctrl-C. A bug in
-        prior3d or in a plugin ends with its traceback.
+        The exit status: 0 on success, 2 after an error that the user can fix, with one line on stderr, 130 after
+        Ctrl-C. A bug in prior3d or in a plugin ends with its traceback.
     """
     return _command(_train, _train_parser(), argv)
 
 
 def prepare(argv: Sequence[str] | None = None) -> int:
-    """Run `prior3d-prepare`: what `prior3d-train` would compute before it trains; it then finds it done.
+    """Run `prior3d-prepare`: compute in advance what `prior3d-train` needs before it trains.
 
     Args:
-        argv: arguments; those of the process by default.
+        argv: command-line arguments; by default those of the process.
 
     Returns:
-        The exit status, as of `train`; run again after an interruption, it goes on.
+        The exit status, as for `train`. Run the command again after an interruption to continue.
     """
     return _command(_prepare, _prepare_parser(), argv)
 
@@ -52,10 +52,10 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """Run `prior3d-eval`: measure models with probes, or draw their features on images.
 
     Args:
-        argv: arguments; those of the process by default.
+        argv: command-line arguments; by default those of the process.
 
     Returns:
-        The exit status, as of `train`; run again after an interruption, it goes on.
+        The exit status, as for `train`. Run the command again after an interruption to continue.
     """
     return _command(_evaluate, _evaluate_parser(), argv)
 
@@ -87,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.Action):
-    """Print the help of the command at once; keep the name of what else help is wanted on."""
+    """Print the help of the command at once, or keep the name of the plugin or section to describe."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: str, _: object) -> None:
         if not name:
@@ -97,7 +97,7 @@ class _Help(argparse.Action):
 
 
 def _parser(name: str, description: str, example: str) -> _Parser:
-    """Return a parser of the arguments that all commands on recipes take."""
+    """Return a parser of the arguments that all commands with recipes share."""
     parser = _Parser(prog=name, description=description, epilog=f"example: {name} {example}")
     text = (
         "YAML files, laid over each other in order, names of recipes that ship with prior3d, or - for standard input;"
@@ -154,7 +154,7 @@ def _evaluate_parser() -> _Parser:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise UserError("which model? Give a run folder, a weight file or a model of timm; --help says more")
-    # lists of names end where the values begin
+    # a list of names ends at the first KEY=VALUE
     overrides = [text for text in arguments.probes if "=" in text]
     overrides += [text for text in arguments.pictures if "=" in text and not Path(text).exists()]
     probes, pictures = (
@@ -234,16 +234,16 @@ def _load(arguments: argparse.Namespace) -> "Recipe":
 
 
 def _files(arguments: argparse.Namespace) -> list[str]:
-    """Return those of the arguments that are no KEY=VALUE."""
+    """Return the arguments that are not KEY=VALUE."""
     return [text for text in arguments.recipe if "=" not in text or os.path.isfile(text)]
 
 
 def _print(text: str) -> int:
-    """Print what a command was asked to show; a reader that has seen enough (`| head`) is no error."""
+    """Print the output of a command; a reader that closes the pipe early (`| head`) is not an error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits
     return 0
 
 
@@ -254,7 +254,7 @@ def _page(registry: Registry, name: str) -> str:
 
 
 def _listing(registry: Registry) -> str:
-    """Return a table of all plugins by kind: name, origin, and what it does, or why it cannot work."""
+    """Return a table of all plugins by kind: name, origin, and a summary or the reason why it cannot work."""
     lines = []
     for kind in KINDS:
         plugins, problems = registry.list(kind), registry.problems(kind)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause: each is one line that says what is wrong, where, and what to do."""
+"""Errors that a user can cause: each message is one line with the problem, its place and the remedy."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +10,13 @@ __all__ = ["DamagedFile", "DoesNotFit", "UserError", "dotted", "refusal_of", "se
 
 
 class UserError(Exception):
-    """Something in a recipe, a plugin or the data is wrong; the command prints one line and exits with 2.
+    """An error in a recipe, a plugin or the data; the command prints one line and exits with status 2.
 
     Args:
-        message: what is wrong and what to do about it, one sentence or two.
-        key: the option it is about, relative to the section in hand: a dataset raises `root`, and `section` makes that
-            `data.root` or `probes.depth.data.root`; the command adds file and line. A key that begins with `--` is an
-            argument of the command line and stays as it is.
+        message: what is wrong and how to fix it, in one or two sentences.
+        key: the option it is about, relative to the current section: a dataset raises `root`, and `section` turns that
+            into `data.root` or `probes.depth.data.root`; the command adds file and line. A key that begins with `--` is
+            a command-line argument and does not change.
     """
 
     def __init__(self, message: str, key: str | None = None) -> None:
@@ -28,15 +28,15 @@ class UserError(Exception):
         return f"{self.key}: {self.message}" if self.key else self.message
 
     def __reduce__(self) -> tuple:
-        """Pickle by arguments: errors cross the border of a loader's worker process."""
+        """Pickle the constructor arguments: a loader's worker process sends errors to the main process."""
         return type(self), (self.message, self.key)
 
     def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Make the key, relative so far to the section at `key`, relative to what holds that section."""
+        """Change the key from relative to the section at `key` to relative to the parent of that section."""
         option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
         if not key or (self.key or "").startswith("--"):
             return
-        if not self.key or key.startswith("--"):  # an argument of the command line holds no sections
+        if not self.key or key.startswith("--"):  # a command-line argument has no sections
             self.key = key
         elif option in elsewhere:
             self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
@@ -45,27 +45,27 @@ class UserError(Exception):
 
 
 class DoesNotFit(UserError):
-    """Two things do not fit together, such as a probe and data, and neither of them is at fault.
+    """Two parts do not fit together, such as a probe and data, though each is valid by itself.
 
-    A probe that nobody asked for by name is left out because of it, with a line; anything else that a user can cause
-    is a plain `UserError` and ends the run.
+    A probe that the user did not name explicitly is then left out, with a line in the log. Every other error that a
+    user can cause is a plain `UserError` and ends the run.
     """
 
 
 @contextmanager
 def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
-    """Give errors that are raised inside the block the key of the section that they are about.
+    """Prefix the keys of errors raised inside the block with the key of their section.
 
-    Sections nest: what a probe's dataset raises about `root` leaves `section("data")` within
-    `section("probes.depth")` as `probes.depth.data.root`.
+    Sections nest: an error about `root` that a probe's dataset raises inside `section("data")` inside
+    `section("probes.depth")` ends with the key `probes.depth.data.root`.
 
     Args:
-        key: the section, relative to what holds it; a label, or dotted; empty for the section in hand itself.
-        elsewhere: options of the section that stand in another place, and where: `{"data": "data"}` for a probe that
-            is measured on the data of the run.
+        key: the section, relative to its parent: a label or a dotted path; empty for the current section.
+        elsewhere: options of the section that are defined in another place, with that place: `{"data": "data"}` for a
+            probe that is measured on the data of the run.
 
     Raises:
-        UserError: the one raised inside, of whatever subclass.
+        UserError: the error raised inside the block, also of a subclass.
 
     >>> with section("probes.depth.data"):
     ...     raise UserError("no folder /scans", "root")
@@ -84,7 +84,7 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
 
 
 def dotted(*keys: str) -> str:
-    """Return the key of an option within sections, outermost first.
+    """Return the dotted key of an option from the names of its sections, outermost first.
 
     >>> dotted("probes", "depth", "data", "root")
     'probes.depth.data.root'
@@ -93,7 +93,7 @@ def dotted(*keys: str) -> str:
 
 
 def refusal_of(call: Callable[[], object]) -> UserError | None:
-    """Return the `UserError` that a call raises; None where it raises none.
+    """Return the `UserError` that a call raises; None if it raises none.
 
     >>> str(refusal_of(lambda: DamagedFile("a.png", "truncated")))
     'None'
@@ -106,11 +106,11 @@ def refusal_of(call: Callable[[], object]) -> UserError | None:
 
 
 class DamagedFile(Exception):
-    """A file of a dataset cannot be decoded; `on_damage` of `data:` says whether that ends the run or is counted.
+    """A file of a dataset cannot be decoded; `on_damage` of `data:` decides whether that ends the run or is counted.
 
     Args:
         path: the file.
-        why: what is wrong with it, a few words.
+        why: what is wrong with it, in a few words.
     """
 
     def __init__(self, path: Path | str, why: str) -> None:
@@ -119,14 +119,14 @@ class DamagedFile(Exception):
         self.why = why
 
     def __reduce__(self) -> tuple:
-        """Pickle by arguments: damage crosses the border of a loader's worker process."""
+        """Pickle the constructor arguments: a loader's worker process sends damage to the main process."""
         return type(self), (self.path, self.why)
 
     def refusal(self, count: int | None = None) -> UserError:
-        """Return the line that ends a run because of this file; its key is relative to `data:`.
+        """Return the error that ends a run because of this file; its key is relative to `data:`.
 
         Args:
-            count: of damaged files, where all are known.
+            count: number of damaged files, if known.
 
         >>> str(DamagedFile("a.png", "truncated").refusal())
         'on_damage: damaged file a.png: truncated; repair it, or set on_damage: skip'

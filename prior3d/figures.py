@@ -1,4 +1,4 @@
-"""Pictures that datasets, priors and runs draw: views, matches across two views, depth, features in colour.
+"""Figures for datasets, priors and runs: views, matches across two views, depth, features in color.
 
 Every function returns a matplotlib Figure made without pyplot: no global state, safe in threads and workers.
 """
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 _INCHES = 2.6
-"""Side of one panel."""
+"""Side of one panel in inches."""
 
 
 def plot_views(views: "Sequence[View]") -> Figure:
-    """Draw the views of a sample, colour above depth."""
+    """Draw the views of a sample, color above depth."""
     figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
         axes[0][column].imshow(view["image"])
@@ -49,18 +49,18 @@ def plot_views(views: "Sequence[View]") -> Figure:
 def plot_matches(
     image_a: Tensor,  # [3, H, W] 0..1
     image_b: Tensor,  # [3, H, W] 0..1
-    pixels_a: Tensor,  # [M, 2] x, y; centres at +0.5
+    pixels_a: Tensor,  # [M, 2] x, y; centers at +0.5
     pixels_b: Tensor,  # [M, 2]
     shown: int = 40,
 ) -> Figure:
-    """Draw two views side by side with lines between (an even subset of) their matches."""
+    """Draw two views side by side, with lines between an even subset of their matches."""
     figure, ((left, right),) = panels(1, 2)
     left.imshow(to_picture(image_a))
     right.imshow(to_picture(image_b))
     chosen = torch.linspace(0, max(len(pixels_a) - 1, 0), min(shown, len(pixels_a))).long()
     for order, index in enumerate(chosen.tolist()):
         color = _hue(order / max(len(chosen), 1))
-        # imshow puts the centre of the first pixel at 0, our coordinates put it at 0.5
+        # imshow puts the center of the first pixel at 0; in our coordinates it is at 0.5
         from_a, to_b = (pixels[index].float().cpu().numpy() - 0.5 for pixels in (pixels_a, pixels_b))
         line = ConnectionPatch(from_a, to_b, "data", "data", axesA=left, axesB=right, color=color, lw=0.8, alpha=0.8)
         figure.add_artist(line)
@@ -76,13 +76,14 @@ def plot_judged_matches(
     titles: Sequence[str],
     shown: int = 25,
 ) -> Figure:
-    """Draw matches of several pairs of views, a row per pair and a column per model: right ones green, wrong ones red.
+    """Draw matches of several pairs of views, a row per pair and a column per model: correct green, wrong red.
 
     Args:
         pairs: images [2, 3, H, W] in 0..1 of each pair.
-        judged: model to matches in each pair: pixels [M, 2] in the one view, in the other, and whether right [M].
-        titles: of the pairs.
-        shown: matches drawn of each, the first ones.
+        judged: for each model, the matches in each pair: [M, 2] pixels in the first view, [M, 2] in the second, and [M]
+            whether each match is correct.
+        titles: title of each pair.
+        shown: number of matches to draw per pair, the first ones.
     """
     figure, axes = panels(len(pairs), len(judged), width=2.1, height=0.9)
     for column, (name, matches) in enumerate(judged.items()):
@@ -90,7 +91,7 @@ def plot_judged_matches(
             axis, across = axes[row][column], images.shape[-1] * 1.03
             height, width = images.shape[-2:]
             for image, left in zip(images, (0, across), strict=True):
-                grey = to_picture(image).mean(-1)  # so that the colours of the lines stand out
+                grey = to_picture(image).mean(-1)  # makes the colored lines stand out
                 axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
             ends = torch.stack([pixels_a, pixels_b + pixels_b.new_tensor([across, 0])], 1).float().cpu().numpy()
             for (start, end), is_right in [*zip(ends, right.tolist(), strict=True)][:shown]:
@@ -103,7 +104,7 @@ def plot_judged_matches(
 
 
 def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
-    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in metres, row by row with one scale per row."""
+    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in meters, one row and one depth scale per image."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
@@ -118,7 +119,7 @@ def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
 
 
 def plot_features(images: Tensor, features: Tensor) -> Figure:
-    """Draw images [N, 3, H, W] above their features [N, C, h, w], coloured by ONE principal-component basis."""
+    """Draw images [N, 3, H, W] above their features [N, C, h, w], colored by one shared principal-component basis."""
     figure, axes = panels(2, len(images))
     colors = principal_colors(features)
     for column, (image, color) in enumerate(zip(images, colors, strict=True)):
@@ -128,9 +129,9 @@ def plot_features(images: Tensor, features: Tensor) -> Figure:
 
 
 def principal_colors(features: Tensor) -> np.ndarray:
-    """Map features [N, C, h, w] to colours [N, h, w, 3] by their first three principal components, over all N.
+    """Map features [N, C, h, w] to colors [N, h, w, 3] by their first three principal components, over all N.
 
-    One basis and one range for all images: equal colours mean equal features, also across views.
+    All images share one basis and one range: equal colors mean equal features, also across views.
     """
     count, channels, height, width = features.shape
     rows = features.detach().float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
@@ -145,19 +146,19 @@ def principal_colors(features: Tensor) -> np.ndarray:
 
 
 def plot_depth_map(axis: "Axes", depth: np.ndarray, limits: tuple[float, float] | None = None) -> None:
-    """Show a depth map in metres, unknown depth (0) left white."""
+    """Show a depth map in meters; unknown depth (0) stays white."""
     low, high = limits or (None, None)
     shown = axis.imshow(np.ma.masked_less_equal(depth, 0), cmap="turbo", vmin=low, vmax=high)
     axis.figure.colorbar(shown, ax=axis, fraction=0.035, pad=0.01).ax.tick_params(labelsize=6)
 
 
 def to_picture(image: Tensor) -> np.ndarray:
-    """Turn an image tensor [3, H, W] in 0..1 into an array [H, W, 3] to show."""
+    """Convert an image tensor [3, H, W] in 0..1 to an array [H, W, 3] for display."""
     return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
 def panels(rows: int, columns: int, width: float = 1.25, height: float = 1.0) -> "tuple[Figure, list[list[Axes]]]":
-    """Make a figure of rows x columns panels without ticks, each of a size relative to the usual one."""
+    """Make a figure of rows x columns panels without ticks; width and height are relative to the default panel."""
     figure = Figure(figsize=(_INCHES * columns * width, _INCHES * rows * height), layout="constrained", dpi=100)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and keys that change when what they stand for does."""
+"""Files that are written completely or not at all, and keys that change with the content they stand for."""
 
 import errno
 import glob
@@ -31,7 +31,7 @@ __all__ = [
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _SAID_OF_FULL = ("No space left", "quota exceeded", "Not enough free space", "requested and")
-"""How numpy, safetensors and torch put it, which lose the number of the error."""
+"""Wording of numpy, safetensors and torch, which drop the error number."""
 
 _NOTHING_LEFT = 65536
 """Bytes below which a file system counts as full."""
@@ -39,14 +39,14 @@ _NOTHING_LEFT = 65536
 
 @contextmanager
 def writing(path: Path, key: str | None = None) -> Iterator[None]:
-    """Report in one line that `path` cannot be written because the disk is full or closed to us.
+    """Report in one line that `path` cannot be written because the disk is full or not writable.
 
     Args:
         path: the file or folder that the block writes; its folder exists.
-        key: of the option that says where it is.
+        key: key of the option that sets the path.
 
     Raises:
-        UserError: in place of whatever the block raised because of that; everything else passes.
+        UserError: replaces an error of the block that has this cause; all other errors pass unchanged.
 
     >>> with writing(Path("/data/cache"), "cache"):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
@@ -90,7 +90,7 @@ def writing_from_threads(path: Path, key: str | None = None) -> Iterator[None]:
 
 
 def _why_not_written(error: BaseException, path: Path) -> str | None:
-    """Return why a file system takes no more and what to do; None where that is not what an error is about."""
+    """Return why a file system rejects a write and what to do; None if the error has another cause."""
     full = "No space left on device; free some, or use another folder"
     folder = path if path.is_dir() else path.parent
     cause: BaseException | None = error
@@ -110,16 +110,16 @@ def _why_not_written(error: BaseException, path: Path) -> str | None:
 
 
 def _lies_in(file: object, folder: Path) -> bool:
-    """Return whether an error about this file is about the folder; one that names no file may be."""
+    """Return whether an error about this file concerns the folder; an error without a file name may."""
     return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(folder.absolute())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes the place of `path`, whole, when the block ends.
+    """Provide a temporary file to write, which replaces `path` atomically when the block ends.
 
-    Readers, and a crash at any moment, see the old content or the new, never a part. A block that raises leaves the
-    old content and no temporary file; what processes of this machine left that were killed is removed.
+    Readers always see the complete old or the complete new content, even after a crash. A block that raises keeps the
+    old content and leaves no temporary file. Temporary files of killed processes of this machine are removed.
 
     Args:
         path: the file.
@@ -161,7 +161,7 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> tempfile.Tempor
 
 
 def _remove(temporary: Path) -> None:
-    with suppress(OSError):  # gone, or on a disk that became read-only
+    with suppress(OSError):  # already gone, or on a disk that became read-only
         temporary.unlink()
 
 
@@ -176,7 +176,7 @@ def _is_alive(process: str) -> bool:
 
 
 def synchronize(path: Path) -> None:
-    """Force a file or folder to the disk: a rename may otherwise get there before what it renames."""
+    """Force a file or folder to the disk: otherwise a rename may reach the disk before the renamed content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -185,11 +185,11 @@ def synchronize(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part.
+    """Write a file atomically: readers see the complete old or the complete new content, even after a crash.
 
     Args:
         path: the file; its folder exists.
-        content: all of it.
+        content: the complete content.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -199,7 +199,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write plain values, atomically; numbers that are not finite, which JSON does not know, become null."""
+    """Write plain values atomically as JSON; numbers that are not finite, which JSON lacks, become null."""
     write_atomically(path, json.dumps(_with_nulls(content), indent=2, allow_nan=False).encode())
 
 
@@ -215,21 +215,21 @@ def content_key(facts: Mapping[str, Any]) -> str:
     """Return 20 hexadecimal digits that change whenever any of the facts changes.
 
     Args:
-        facts: whatever the entry's bytes depend on, as plain JSON values; the order of keys does not matter.
+        facts: everything that the entry's bytes depend on, as plain JSON values; the order of keys does not matter.
 
     Raises:
-        TypeError: a value is not plain JSON, so that its text would not be the same in every process.
+        TypeError: a value is not plain JSON, so its text could differ between processes.
     """
     return hashlib.sha256(canonical(facts).encode()).hexdigest()[:20]
 
 
 def canonical(facts: Mapping[str, Any]) -> str:
-    """Return the one text of plain JSON values, whatever the order of their keys."""
+    """Return the canonical text of plain JSON values, independent of the order of their keys."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Return a text that changes with the names, sizes or times of files; what they hold is not read."""
+    """Return a text that changes with the names, sizes or times of files; their content is not read."""
     found = hashlib.sha256()
     for file in files:
         status = os.stat(file)

@@ -1,4 +1,4 @@
-"""How one-line messages call keys, values and files."""
+"""Wording of keys, values and files in one-line messages."""
 
 import difflib
 import math
@@ -15,7 +15,7 @@ def join(path: Sequence[str | int]) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the known name that is nearest to a wrong one, or nothing if none is near."""
+    """Return `, did you mean 'x'?` with the known name nearest to a wrong one; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f", did you mean '{near[0]}'?" if near else ""
 
@@ -29,7 +29,7 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
 
 
 def described(value: object) -> str:
-    """Return how a message calls a value of a recipe."""
+    """Return the wording of a recipe value in a message."""
     if isinstance(value, str):
         return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
     if value is None or isinstance(value, bool):
@@ -42,6 +42,6 @@ def described(value: object) -> str:
 
 
 def shown(file: Path) -> str:
-    """Return how messages name a file: relative to the current folder if it lies in it."""
+    """Return the path of a file for messages: relative to the current folder if the file lies in it."""
     absolute, here = file.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

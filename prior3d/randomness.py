@@ -1,7 +1,8 @@
-"""Seeds derived from what they are for, so that no random state ever needs to be stored or handed on.
+"""Seeds derived from their purpose, so random state is never stored or passed on.
 
-Every use of randomness names itself, (seed, step, rank, prior's label) say, and gets its own stream. Adding a prior
-changes no other's draws, the number of loader workers changes nothing, and a resumed run sees what it would have seen.
+Every use of randomness names itself, for example (seed, step, rank, prior's label), and gets its own stream. A new
+prior does not change the draws of others, the number of loader workers has no effect, and a resumed run makes the same
+draws as an uninterrupted one.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ __all__ = ["generator", "reseed", "stream_seed"]
 
 
 def stream_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that depends on every part and on nothing else (stable across machines and versions)."""
+    """Return a 63-bit seed that depends on all parts and nothing else (stable across machines and versions)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -1,10 +1,10 @@
-"""Speed and memory of a recipe's training step, with and without its priors, in one run.
+"""Measure speed and memory of a recipe's training step, with and without its priors, in one run.
 
     python tools/bench.py recipes/joint.yaml data.size=[240,320] backbone.name=resnet50 --steps 30
 
-A batch is drawn once and stays on the device, so the loader is not measured. "backbone alone" encodes the same images
-and differentiates the mean of the same features; each prior stands alone on the backbone, then all together. Times are
-medians over steps after a warm-up, with the device synchronised; memory is the allocator's peak.
+One batch is drawn and stays on the device, so the loader is not measured. "backbone alone" encodes the same images and
+differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors together.
+Times are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def prepare_priors(parts: Parts) -> None:
-    """Run every offline stage once with the initial backbone, also of priors that would wait for a moving average."""
+    """Run every offline stage once with the initial backbone, even for priors that would wait for a moving average."""
     store = Store(Path(tempfile.mkdtemp()))
     for label, prior in stages(parts.objective).items():
         teacher = deepcopy(parts.backbone).requires_grad_(False).eval()

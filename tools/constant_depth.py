@@ -1,8 +1,8 @@
-"""What the depth probes of a study would say of a model that guesses the mean training depth everywhere.
+"""Compute a study's depth metrics for a model that predicts the mean training depth everywhere.
 
     python tools/constant_depth.py tools/studies/real-kitchen.yaml
 
-A head that is no better than this has learnt nothing that carries over to the data it is measured on.
+A head that is no better than this has learned nothing that transfers to the evaluation data.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def of_a_constant(task: ProbeTask) -> dict[str, float]:
-    """Return the metrics of the mean depth of the training part, in the probe's range, guessed for every pixel."""
+    """Return the metrics of a constant prediction: the mean depth of the training part, in the probe's range."""
     data = ProbeData(task.parts, most=task.most)
     try:
         return metrics_of(task.probe, task.probe.controls(data)["constant guess"])

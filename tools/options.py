@@ -1,6 +1,6 @@
 """Print docs/options.md: the options of all plugins and of all sections of recipes, from their signatures.
 
-To be run as `python tools/options.py > docs/options.md`.
+Run it as `python tools/options.py > docs/options.md`.
 """
 
 import inspect
@@ -20,7 +20,7 @@ def main() -> int:
 
 
 def page() -> str:
-    """Return the page, Markdown."""
+    """Return the page in Markdown."""
     parts = [
         "# Options",
         "This page is made by `python tools/options.py > docs/options.md`; do not edit it. `prior3d-train --help NAME`"

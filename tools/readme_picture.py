@@ -1,11 +1,11 @@
-"""The picture of the README: features as colors and matches across views, before and after training.
+"""Draw the README's figure: features as colors and matches across views, before and after training.
 
     python tools/readme_picture.py runs/joint-20250101-120000 --out docs/images/features.png
 
-The run is one of `recipes/joint.yaml`. The views are pairs of the test rooms, of those that the correspondence probe
-measures on. Colors are the first three principal components, on axes that both models and all views share. A match is
-the nearest feature among all cells of the other view. It is right, and green, where it lies within as many pixels of
-the truth as the probe of the recipe allows.
+The run uses `recipes/joint.yaml`. The views are pairs from the test rooms that the correspondence probe measures on.
+Colors are the first three principal components, on axes shared by both models and all views. A match is the nearest
+feature among all cells of the other view. It is correct, and green, if it lies within the pixel distance from the truth
+that the recipe's probe allows.
 """
 
 import argparse
@@ -41,11 +41,11 @@ from prior3d_plugins.probes.correspondence.view_pairs import (
 )
 
 _SHOWN = 24
-"""Matches drawn of a pair; the share in the title counts all of them."""
+"""Number of matches drawn per pair; the share in the title counts all matches."""
 
 _RIGHT, _WRONG = "#2ee62e", "#ff3030"
 _GAP = 4
-"""Pixels between the two views of a pair."""
+"""Width of the gap between the two views of a pair, in pixels."""
 
 
 def main() -> int:

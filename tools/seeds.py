@@ -1,10 +1,10 @@
-"""Run a recipe and variants of it over seeds, and print one table: what a claim in the documentation rests on.
+"""Run a recipe and its variants over seeds and print one table, as evidence for claims in the documentation.
 
     python tools/seeds.py recipes/joint.yaml --seeds 0 1 2 --out runs/seeds \
         --variant joint --variant "frozen encoder" backbone.train=frozen
 
-Runs that are complete are not run again. A table row is a metric of a variant: the mean over seeds of before and after,
-the smallest and largest change, and the controls.
+Complete runs are not repeated. A table row is a metric of a variant: the mean over seeds before and after training, the
+smallest and largest change, and the controls.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(recipe: str, name: str, overrides: list[str], seed: int, out: Path) -> Path:
-    """Return the folder of a complete run, running it if need be."""
+    """Return the folder of a complete run, after running it if needed."""
     parent = out / name.replace(" ", "-") / f"seed-{seed}"
     for folder in parent.glob("*/"):
         if (folder / "backbone.safetensors").exists() and (folder / "summary.json").exists():

@@ -1,4 +1,4 @@
-"""Make the small copy of real data that tools/studies/real-*.yaml read: `real/`, about 62 MB.
+"""Make the small copy of real data for tools/studies/real-*.yaml: `real/`, about 62 MB.
 
     python tools/shrink_real_data.py DATA real
     python tools/unfold_batch_norm.py DATA/weights/mobilenetv2_100_from_tflite.pth real/imagenet \
@@ -6,9 +6,9 @@
         --size 224 224 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5
 
 DATA holds `rgbd/{office,kitchen-a,kitchen-b}` (frames of 640 x 480: 3DMatch and 7-Scenes), `camvid`, `pacs`,
-`cue-conflict`, `imagenet-1-per-class` and `weights`. Depth loses every other row and column and is never mixed; of the
-office the last 12 frames become a scene of their own, to choose by; of CamVid's test images only the drive without a
-frame in the training images (Seq05V) is kept; of PACS 60 images a class.
+`cue-conflict`, `imagenet-1-per-class` and `weights`. Depth keeps every other row and column and is never interpolated.
+The last 12 frames of the office become a separate scene for model selection. Of CamVid's test images, only the drive
+without a frame in the training images (Seq05V) is kept. Of PACS, 60 images per class are kept.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 FOCAL = {"office": 570.342, "kitchen-a": 585.0, "kitchen-b": 585.0}
-"""Of the depth cameras at 640 x 480, pixels; their centres are at (320, 240)."""
+"""Focal length of the depth cameras at 640 x 480, in pixels; their centers are at (320, 240)."""
 
 OFFICE_KEPT = 38
 PACS_KEPT = 60
@@ -102,7 +102,7 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 
 def new_folder(path: Path) -> Path:
-    """Return a folder, made where it is missing."""
+    """Return a folder, created if it is missing."""
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -1,15 +1,15 @@
-"""Give weights whose BatchNorm statistics were folded away new statistics, so that they can be trained.
+"""Give weights with folded BatchNorm statistics new statistics, so they can be trained.
 
     python tools/unfold_batch_norm.py folded.pth photographs --model mobilenetv2_100 --out unfolded.safetensors \
         --size 224 224 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --timm pad_type=same
 
-Conversions for inference leave mean 0 and variance 1 behind. In evaluation mode that is the same network; in training
-mode the batch's own statistics take their place and the network is another one. Here each layer gets the statistics of
-photographs such as the weights were trained on, and a scale and shift that undo their effect: what is computed in
-evaluation mode stays the same. The classifier and all else are copied as they are.
+Conversions for inference leave mean 0 and variance 1. In evaluation mode the network is the same, but in training mode
+the batch statistics replace them and the network changes. Here each layer gets statistics from photographs like those
+that the weights were trained on, and a scale and shift that undo their effect, so the output in evaluation mode stays
+the same. The classifier and everything else are copied unchanged.
 
-Photographs lie below the folder given. A hash of their names puts half of them aside, the half that the probe
-`shape_bias` measures accuracy on. The others are taken in batches of many classes.
+Photographs lie below the given folder. A hash of their names sets half of them aside: the half on which the probe
+`shape_bias` measures accuracy. The others are read in batches of many classes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from prior3d_plugins.datasets.image_folder import ImageFolder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 where weights, model or photographs do not fit together."""
+    """Run the command; return 0, or 2 if weights, model or photographs do not fit together."""
     options = _parser().parse_args(argv)
     try:
         images, layers = unfold(options)
@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def unfold(options: argparse.Namespace) -> tuple[int, int]:
-    """Write the unfolded weights; returns how many photographs were read, and how many layers were unfolded.
+    """Write the unfolded weights; return the number of photographs read and of layers unfolded.
 
     Raises:
-        UserError: the weights do not fit the model or have nothing folded, or there are no photographs.
+        UserError: if the weights do not fit the model or have nothing folded, or there are no photographs.
     """
     size = tuple(options.size)
     timm_options = {name: load(value, name).value for name, _, value in (one.partition("=") for one in options.timm)}
@@ -60,7 +60,7 @@ def unfold(options: argparse.Namespace) -> tuple[int, int]:
         layers = unfold_batch_norm(backbone, forward, _batches(photographs))
     if not layers:
         raise UserError(f"{options.weights} has no layer whose statistics are folded away")
-    about = {"model": options.model, "timm_options": timm_options}  # so that the file says which model it is of
+    about = {"model": options.model, "timm_options": timm_options}  # so the file names the model that it belongs to
     about |= {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
     about |= {"made from": options.weights.name, "unfolded layers": layers, "photographs": len(photographs)}
     options.out.parent.mkdir(parents=True, exist_ok=True)

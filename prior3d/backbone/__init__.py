@@ -1,4 +1,4 @@
-"""The model that trains: a timm encoder, a light decoder, which parts of it train, and its weights on disk."""
+"""The trained model: a timm encoder, a light decoder, the choice of trained parts, and weights on disk."""
 
 from prior3d.backbone.adaptation import Train, refuse_single_values, set_trainable
 from prior3d.backbone.backbone import Backbone, Maps

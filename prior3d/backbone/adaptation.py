@@ -1,4 +1,4 @@
-"""Which parts of a backbone train: all, the last blocks or stages of its encoder, or the decoder alone."""
+"""Choice of the parts of a backbone that train: all, the encoder's last blocks or stages, or only the decoder."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -12,13 +12,13 @@ from prior3d.backbone.encoder import Encoder
 from prior3d.errors import UserError
 
 Train = Literal["full", "last_n", "frozen"]
-"""How much of the encoder trains."""
+"""Part of the encoder that trains."""
 
 
 def set_trainable(backbone: Backbone, train: Train, last_n: int, reads: Iterable[str]) -> str:
-    """Choose which parameters train, and freeze those that no reader's features depend on.
+    """Choose which parameters train, and freeze those that do not affect any read features.
 
-    An unread parameter (a decoder nobody reads, the norm before a classifier) gets no gradient, which breaks
+    An unread parameter (an unused decoder, the norm before a classifier) gets no gradient. This breaks
     DistributedDataParallel at the second step and lets weight decay erode pre-trained weights.
 
     Args:
@@ -28,7 +28,7 @@ def set_trainable(backbone: Backbone, train: Train, last_n: int, reads: Iterable
         reads: features that are read: any of encoder, dense, pooled.
 
     Returns:
-        What trains, with numbers of parameters, in one line.
+        One line that describes what trains, with numbers of parameters.
 
     Raises:
         UserError: the encoder has fewer than n blocks or stages.
@@ -54,15 +54,16 @@ def set_trainable(backbone: Backbone, train: Train, last_n: int, reads: Iterable
 def parameter_groups(encoder: Encoder) -> list[dict[str, nn.Parameter]]:
     """Return the parameters of each block of a ViT, or of each stage of a pyramid, first to last, by name.
 
-    The graph of a forward pass says what belongs where: a group is what its map depends on and no earlier map does. The
-    first holds the stem, the last also what follows it, such as the final norm. All parameters must require gradients.
+    The graph of a forward pass determines the groups: a group has the parameters that its map depends on and no earlier
+    map does. The first group includes the stem, the last everything after it, such as the final norm. All parameters
+    must require gradients.
 
     >>> encoder = Encoder("test_convnext").fit((64, 64))
     >>> [next(iter(group)) for group in parameter_groups(encoder)]
     ['stem.0.weight', 'stages.1.downsample.0.weight', 'stages.2.downsample.0.weight', 'stages.3.downsample.0.weight']
     """
     was_training = encoder.training
-    encoder.eval()  # running statistics must not see the probe image
+    encoder.eval()  # the test image must not change the running statistics
     with torch.enable_grad():
         maps = encoder.every_map(_probe_image(encoder))
     encoder.train(was_training)
@@ -79,14 +80,14 @@ def parameter_groups(encoder: Encoder) -> list[dict[str, nn.Parameter]]:
 
 
 def refuse_single_values(backbone: Backbone, reads: Iterable[str]) -> None:
-    """Refuse to train on steps of a single image where a BatchNorm layer would see one value per channel.
+    """Reject steps of a single image if a BatchNorm layer would see one value per channel.
 
     Args:
-        backbone: with what trains set.
+        backbone: the backbone, after `set_trainable`.
         reads: features that are read.
 
     Raises:
-        UserError: with the first such layer; its key is `batch_size`.
+        UserError: there is such a layer; the message has the first one, and the key is `batch_size`.
     """
     was_training = backbone.training
     backbone.train()
@@ -136,7 +137,7 @@ def _probe_image(encoder: Encoder) -> Tensor:
 
 
 def _leaves(tensors: Iterable[Tensor], visited: set[object]) -> set[int]:
-    """Return the ids of the parameters that tensors were computed from, by steps that were not visited before."""
+    """Return the ids of the parameters that tensors were computed from, through graph nodes not visited before."""
     found = set()
     pending = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while pending:

@@ -1,4 +1,4 @@
-"""The backbone: any timm encoder, a light decoder to a fine stride where one is asked for, one pass for all readers."""
+"""The backbone: any timm encoder, an optional light decoder to a fine stride, and one pass for all readers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ class Maps:
 
 
 class Backbone(nn.Module):
-    """Encoder and optional decoder, computing only what is read.
+    """Encoder and optional decoder that compute only the features that are read.
 
     Args:
-        encoder: a timm model by name, or an encoder that was made already, which then has the options after `channels`.
+        encoder: name of a timm model, or an existing encoder, to which the options after `channels` then do not apply.
         size: height and width of the images, pixels.
         decoder_stride: stride of the decoder's output; None for no decoder (`dense` is then the encoder's last map).
         channels: channels of the decoder's output.
-        pretrained: load the weights timm publishes for the model.
-        timm_options: further arguments of `timm.create_model`, such as {"pad_type": "same"}.
-        mean, std: what images are normalized with, per channel of 0..1; None for the model's own.
+        pretrained: load the weights that timm publishes for the model.
+        timm_options: additional arguments of `timm.create_model`, such as {"pad_type": "same"}.
+        mean, std: normalization of images, per channel of 0..1; None for the model's own.
 
     Attributes:
-        notes: what a user should know of where the weights are from, a line each.
+        notes: notes for the user about the origin of the weights, one line each.
 
     Raises:
         UserError: the model is unknown, or cannot take images of this size; its key is one of the arguments above, or
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         return Maps(encoder_maps, dense, pooled)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode; whatever part of the encoder is frozen stays in evaluation mode, running statistics too."""
+        """Set the mode; frozen parts of the encoder, including running statistics, stay in evaluation mode."""
         super().train(mode)
         for module in self.encoder.modules():
             parameters = list(module.parameters())
@@ -101,5 +101,5 @@ class Backbone(nn.Module):
         return self
 
     def digest(self) -> str:
-        """Return a SHA-256 of all weights, of the running statistics and of what images are normalised with."""
+        """Return a SHA-256 of all weights, the running statistics, and the mean and std that normalize images."""
         return digest({**self.state_dict(), "mean": self.encoder.mean, "std": self.encoder.std})

@@ -1,11 +1,11 @@
-"""Re-estimation of BatchNorm statistics: what makes features of two models comparable.
+"""Re-estimation of BatchNorm statistics, which makes the features of two models comparable.
 
-A freshly made model normalises with mean 0 and variance 1, a trained one with a moving average that lags behind its
-weights. Both are replaced by the statistics of the same training images before anything is measured.
+A new model normalizes with mean 0 and variance 1, a trained one with a moving average that lags behind its weights.
+Before any measurement, both are replaced by the statistics of the same training images.
 
-Some published weights have their statistics folded into the convolutions: mean 0 and variance 1 are then what the
-weights were made for, and other statistics would destroy the model: they are not re-estimated, and `refuse_folded` lets
-nobody train them before `unfold_batch_norm` has given them statistics. See `is_folded`.
+Some published weights have their statistics folded into the convolutions. Such weights expect mean 0 and variance 1,
+and other statistics would destroy the model. These layers are not re-estimated, and `refuse_folded` rejects training
+them before `unfold_batch_norm` has given them statistics. See `is_folded`.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,12 +20,12 @@ from prior3d.errors import UserError
 def reestimate_batch_norm(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> int:
     """Replace the running statistics of every BatchNorm layer by the average over batches of images.
 
-    Layers whose statistics are folded into their weights keep them, and so do layers that `forward` does not run.
+    Layers with folded statistics, and layers that `forward` does not run, keep their statistics.
 
     Args:
         model: changed in place; left in evaluation mode.
         forward: called with each batch; must run the layers of `model`.
-        batches: images [N, 3, H, W] in 0..1, on the model's device; not read at all if there is no such layer.
+        batches: images [N, 3, H, W] in 0..1, on the model's device; not read if there is no such layer.
 
     Returns:
         The number of layers that were re-estimated.
@@ -59,16 +59,16 @@ def has_statistics(model: nn.Module, folded: bool = False) -> bool:
     """Whether a model has BatchNorm layers whose statistics can be re-estimated.
 
     Args:
-        model: which.
-        folded: count layers whose statistics are folded, too: training gives them new ones.
+        model: the model.
+        folded: also count layers with folded statistics: training gives them new statistics.
     """
     return any(folded or not is_folded(layer) for layer in _layers(model))
 
 
 def is_folded(layer: nn.Module) -> bool:
-    """Whether a BatchNorm layer never saw an image and yet has a scale and shift that nobody starts with.
+    """Whether a BatchNorm layer has initial statistics but a scale and shift that are not initial values.
 
-    Such weights come from conversions for inference, which fold the statistics into the convolution before.
+    Such weights come from conversions for inference, which fold the statistics into the preceding convolution.
     """
     if not isinstance(layer, _BatchNorm) or not layer.affine or not layer.track_running_stats:
         return False
@@ -78,16 +78,16 @@ def is_folded(layer: nn.Module) -> bool:
 
 
 def refuse_folded(model: nn.Module, name: str, key: str | None = None, all_train: bool = False) -> None:
-    """Refuse to train layers whose statistics are folded: the batch's own would destroy the model at the first step.
+    """Reject training of layers with folded statistics: batch statistics would destroy the model at the first step.
 
     Args:
-        model: its layers train that have a parameter which requires a gradient.
-        name: what messages call it.
-        key: of the recipe, which names these weights.
-        all_train: every layer will train, whatever requires a gradient now.
+        model: the model; its layers with a parameter that requires a gradient are trained.
+        name: name of the model in messages.
+        key: key of the recipe that names these weights.
+        all_train: assume that every layer is trained, even if its parameters do not require gradients now.
 
     Raises:
-        UserError: with the first such layer.
+        UserError: there is such a layer; the message has the first one.
     """
     for path, layer in model.named_modules():
         if is_folded(layer) and (all_train or any(parameter.requires_grad for parameter in layer.parameters())):
@@ -102,15 +102,15 @@ def refuse_folded(model: nn.Module, name: str, key: str | None = None, all_train
 
 
 def unfold_batch_norm(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> int:
-    """Give layers with folded statistics those of some images, and undo their effect by scale and shift.
+    """Give layers with folded statistics those of some images, and compensate with scale and shift.
 
-    In evaluation mode the model computes what it did before; in training mode, where a folded model breaks down at the
-    first step, it computes nearly that.
+    In evaluation mode the model's output does not change. In training mode, in which a folded model breaks down at the
+    first step, the output is nearly the same.
 
     Args:
         model: changed in place; left in evaluation mode.
         forward: called with each batch; must run the layers of `model`.
-        batches: images [N, 3, H, W] in 0..1, on the model's device, such as the weights were trained on.
+        batches: images [N, 3, H, W] in 0..1, on the model's device, similar to those that the weights were trained on.
 
     Returns:
         The number of layers that were unfolded.
@@ -129,7 +129,7 @@ def unfold_batch_norm(model: nn.Module, forward: Callable[[Tensor], object], bat
 
 
 class _Moments:
-    """Sums over images and places of what enters a layer, by channel, in float64."""
+    """Sums of a layer's input over images and positions, per channel, in float64."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         self.total = torch.zeros_like(layer.running_mean, dtype=torch.float64)

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 class Decoder(nn.Module):
     """A light top-down decoder: lateral 1x1 convolutions, bilinear upsampling, one 3x3 smoothing.
 
-    It fuses all encoder maps of stride >= `stride`, and upsamples where the encoder has no map that fine.
-    At 64 channels it has 0.08 M parameters on a ConvNeXt-Atto, 0.10 M on a ResNet-18 and 0.29 M on a ResNet-50; Pri3D's
-    has 9.5 M on a ResNet-18 and 152 M on a ResNet-50. The encoder is what is kept, so the capacity should be there.
+    It fuses all encoder maps of stride >= `stride`, and upsamples further if the encoder has no map of that stride. At
+    64 channels it has 0.08 M parameters on a ConvNeXt-Atto, 0.10 M on a ResNet-18 and 0.29 M on a ResNet-50; Pri3D's
+    has 9.5 M on a ResNet-18 and 152 M on a ResNet-50. Users keep only the encoder, so most of the capacity should be in
+    it.
 
     Reference:
         Lin et al., Feature Pyramid Networks for Object Detection, 2017, arXiv 1612.03144 (top-down pathway; here one

@@ -1,4 +1,4 @@
-"""A timm model that gives its feature maps by stride and its pooled feature in one pass."""
+"""A timm model that computes its feature maps by stride and its pooled feature in one pass."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ from prior3d.backbone.sizes import advise
 from prior3d.errors import UserError
 
 _CREATION_ERRORS = (TypeError, RuntimeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError)
-"""What timm raises for options that do not go with a model, or are of the wrong type."""
+"""Errors that timm raises for options that do not fit a model, or have the wrong type."""
 
 
 class Encoder(nn.Module):
-    """A timm model giving its feature maps by stride (and its pooled feature) in one pass.
+    """A timm model that computes its feature maps by stride (and its pooled feature) in one pass.
 
     A model whose blocks all share one stride (a ViT) gives one map: its patch tokens after the final norm, which is the
     state that downstream users and the probes read.
 
     Args:
         name: timm model name.
-        pretrained: load the weights timm publishes for `name`.
-        timm_options: further arguments of `timm.create_model`, such as {"pad_type": "same"}.
-        mean, std: what images are normalized with, per channel of 0..1; None for the model's own.
+        pretrained: load the weights that timm publishes for `name`.
+        timm_options: additional arguments of `timm.create_model`, such as {"pad_type": "same"}.
+        mean, std: normalization of images, per channel of 0..1; None for the model's own.
 
     Raises:
-        UserError: the model is unknown, cannot be made, or its weights cannot be fetched.
+        UserError: the model is unknown or cannot be created, or its weights cannot be fetched.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Encoder(nn.Module):
         self.layout = None
 
     def fit(self, size: tuple[int, int]) -> "Encoder":
-        """Find out by forward passes how the maps lie on images of a size, in pixels; to be called before `forward`.
+        """Find by forward passes how the maps align with images of a size, in pixels; call it before `forward`.
 
         Raises:
-            UserError: the model cannot take such images, with a size or an option that works.
+            UserError: the model cannot take such images; the message has a size or an option that works.
         """
         height, width = size
         try:
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
         Args:
             images: [N, 3, H, W] float, 0..1.
-            pooled: whether to compute the pooled feature, too.
+            pooled: whether to compute the pooled feature as well.
 
         Returns:
             Stride to map [N, C_s, h_s, w_s], and pooled [N, P] or None.
@@ -125,15 +125,15 @@ class Encoder(nn.Module):
         return by_stride, pool(self.model, final) if pooled else None
 
     def every_map(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every block or stage, first to last and without the final norm, of images [N, 3, H, W]."""
+        """Return the maps of all blocks or stages, first to last, without the final norm, of images [N, 3, H, W]."""
         return self.model.forward_intermediates(
             self._prepare(images), norm=False, output_fmt="NCHW", intermediates_only=True
         )
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Normalize, and pad to whole cells of the coarsest map, with the mean color as convolutions do at a border.
+        """Normalize, and pad with the mean color to whole cells of the coarsest map, as convolutions pad at a border.
 
-        Families differ in how they round a map's size; without this, cell i of a map would not lie at pixel stride * i.
+        Families round a map's size differently; without padding, cell i of a map would not lie at pixel stride * i.
         """
         height, width = images.shape[-2:]
         cell = self.layout.cell
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, with the nearest names, for a name that is no model of timm."""
+    """Raise UserError, with the nearest names, for a name that is not a timm model."""
     if not timm.is_model(name.split(".")[0]):
         close = get_close_matches(name, timm.list_models(), n=3)
         hint = f", did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them"
@@ -154,16 +154,16 @@ def check_name(name: str) -> None:
 def create_model(
     name: str, *, pretrained: bool = False, options: Mapping[str, object] | None = None, classifier: bool = False
 ) -> nn.Module:
-    """Make a timm model.
+    """Create a timm model.
 
     Args:
         name: timm model name.
-        pretrained: load the weights timm publishes for it.
-        options: further arguments of `timm.create_model`.
+        pretrained: load the weights that timm publishes for it.
+        options: additional arguments of `timm.create_model`.
         classifier: keep its classifier.
 
     Raises:
-        UserError: the model is unknown, cannot be made, or its weights cannot be fetched.
+        UserError: the model is unknown or cannot be created, or its weights cannot be fetched.
     """
     check_name(name)
     source = weights_source(name) if pretrained else {"pretrained": False}
@@ -177,7 +177,7 @@ def create_model(
             raise UserError(f"timm publishes no weights of {name}; {advice}", "pretrained") from error
         why = str(error) or type(error).__name__
         raise UserError(f"timm cannot make {name}: {why}", "timm_options" if options else "name") from error
-    except OSError as error:  # what fetching raises without a network, whichever library does it
+    except OSError as error:  # raised without a network by every library that fetches
         raise cannot_fetch(name, error) from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(
@@ -189,9 +189,9 @@ def create_model(
 
 def _create_for_any_size(name: str, arguments: Mapping[str, object]) -> nn.Module:
     try:
-        # Keeps a ViT's position embedding in its published shape, so that weights export back strictly.
+        # Keeps a ViT's position embedding in its published shape, so weights export back strictly.
         return timm.create_model(name, dynamic_img_size=True, **arguments)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-    return timm.create_model(name, **arguments)  # a family without that argument
+    return timm.create_model(name, **arguments)  # a family without this argument

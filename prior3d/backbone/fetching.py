@@ -1,4 +1,4 @@
-"""Published weights of timm: from the network, or at once from the cache where the network cannot be reached."""
+"""Published weights of timm: from the network, or directly from the cache if the network cannot be reached."""
 
 import urllib.error
 import urllib.request
@@ -13,14 +13,14 @@ from timm.models import get_pretrained_cfg
 from prior3d.errors import UserError
 
 _TIMEOUT = 5.0
-"""Seconds that the hub has to answer; its own client tries six times, which takes most of a minute."""
+"""Timeout of the hub in seconds; its own client tries six times, which takes most of a minute."""
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights in a repository of the hub, in timm's order."""
+"""Names of weight files in a repository of the hub, in timm's order."""
 
 
 class NotFetched(UserError):
-    """Weights that timm publishes are neither in the cache nor can they be fetched."""
+    """Published timm weights are not in the cache and cannot be fetched."""
 
 
 def weights_source(name: str) -> dict[str, object]:
@@ -30,7 +30,7 @@ def weights_source(name: str) -> dict[str, object]:
         name: timm model name, with or without a tag.
 
     Raises:
-        NotFetched: they are neither in the cache nor can they be fetched.
+        NotFetched: the weights are not in the cache and cannot be fetched.
     """
     config = get_pretrained_cfg(name)
     problem = network_problem() if config is not None and config.hf_hub_id else None
@@ -43,13 +43,13 @@ def weights_source(name: str) -> dict[str, object]:
 
 
 def publishes_weights(name: str) -> bool:
-    """Whether timm publishes weights of a model."""
+    """Whether timm publishes weights for a model."""
     config = get_pretrained_cfg(name)
     return config is not None and bool(config.has_weights)
 
 
 def cannot_fetch(name: str, error: Exception) -> NotFetched:
-    """Return the error about weights that cannot be fetched, with its cause in a few words."""
+    """Return the error about weights that cannot be fetched, with a short cause."""
     why = (str(error).splitlines() or [""])[0] or type(error).__name__
     return NotFetched(
         f"cannot fetch timm's weights of {name} ({why}); set pretrained: false to start from random weights, or name a"
@@ -59,7 +59,7 @@ def cannot_fetch(name: str, error: Exception) -> NotFetched:
 
 
 def network_problem() -> OSError | None:
-    """Return why the hub cannot be reached; None where it answers, whatever it answers."""
+    """Return why the hub cannot be reached; None if it sends any answer."""
     request = urllib.request.Request(ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=_TIMEOUT).close()
@@ -71,7 +71,7 @@ def network_problem() -> OSError | None:
     except TimeoutError:
         return OSError(f"{ENDPOINT} does not answer")
     except (OSError, HTTPException):
-        return None  # a proxy or certificates that the hub's own client may know better
+        return None  # a proxy or certificate problem, which the hub's own client may handle
     return None
 
 

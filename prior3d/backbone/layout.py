@@ -1,4 +1,4 @@
-"""Where the maps of a timm model lie: stride, extent and channels, as a forward pass shows them."""
+"""Layout of the maps of a timm model: stride, extent and channels, measured by a forward pass."""
 
 import math
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from prior3d.backbone.memory import is_out_of_memory
 
 _FORWARD_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError)
-"""What models of timm raise for a size that they cannot take."""
+"""Errors that timm models raise for an image size that they cannot take."""
 
 
 class Unfit(ValueError):
-    """A model does not take images of a size, or its maps do not lie where strides say; the text says why."""
+    """A model does not take images of a size, or its maps do not match their strides; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the maps of a model lie on images, found by a forward pass.
+    """Alignment of a model's maps with images, found by a forward pass.
 
     Attributes:
-        index_of_stride: stride to the number of the block or stage whose map has it; the last, where several do.
+        index_of_stride: stride to the number of the block or stage whose map has it; the last one if several do.
         channels: stride to channels of that map.
         pooled_channels: channels of the pooled feature.
-        cell: images are padded to whole cells of this many pixels; 1 for models that take them as they are.
+        cell: images are padded to whole cells of this many pixels; 1 for no padding.
         isotropic: whether all blocks share one stride, as those of a ViT do.
-        probe_size: the smallest image that was tried, height and width in pixels.
+        probe_size: the smallest tested image, height and width in pixels.
     """
 
     index_of_stride: dict[int, int]
@@ -39,32 +39,32 @@ class Layout:
 
 
 def find_layout(model: nn.Module, size: tuple[int, int]) -> Layout:
-    """Find how a model's maps lie on images of a size, by a forward pass at that size and one at another.
+    """Find the alignment of a model's maps with images of a size, by forward passes at this and at another size.
 
-    timm's description (`feature_info`) is not believed: in some families strides, channels or extents are others. Maps
-    are accepted where cell i of a map of stride s begins at pixel i * s, and there is a cell for every pixel.
+    timm's description (`feature_info`) is not used: for some families its strides, channels or extents are wrong. Maps
+    are accepted if cell i of a map of stride s begins at pixel i * s and every pixel has a cell.
 
     Args:
-        model: a timm model without classifier; left as it was. Any device, meta included.
+        model: a timm model without classifier, on any device including meta; it is not changed.
         size: height and width of images, pixels.
 
     Raises:
-        Unfit: the model does not take such images, or its maps do not lie so.
+        Unfit: the model does not take such images, or its maps are not aligned like this.
     """
     described = [entry["reduction"] for entry in model.feature_info]
     if len(set(described)) == 1:
-        return _layout(model, size, described, cell=1)  # a ViT refuses sizes itself, in words
+        return _layout(model, size, described, cell=1)  # a ViT rejects sizes itself, with a message
     try:
         return _layout(model, size, described, cell=max(described))
     except Unfit as misfit:
         try:
-            return _layout(model, size, described, cell=1)  # made for one size, such as LeViT's 224 of stride 64
+            return _layout(model, size, described, cell=1)  # built for one size, such as LeViT's 224 of stride 64
         except Unfit:
             raise misfit from None
 
 
 def pool(model: nn.Module, final: Tensor) -> Tensor:
-    """Return the pooled feature [N, P] of a model's final features: its head's, or the mean over cells or tokens."""
+    """Return a model's pooled feature [N, P]: that of its head, or the mean of final features over cells or tokens."""
     pooled = model.forward_head(final, pre_logits=True)
     if pooled.dim() == 2:
         return pooled
@@ -91,7 +91,7 @@ def _layout(model: nn.Module, size: tuple[int, int], described: Sequence[int], c
 
 def _other_size(model: nn.Module, size: tuple[int, int], strides: Sequence[int]) -> tuple[int, int]:
     """Return a second size that the model takes, with maps of the same strides; the first if it takes no other."""
-    other = (4 * max(strides), 2 * max(strides))  # even numbers of cells: MobileViTs take those alone
+    other = (4 * max(strides), 2 * max(strides))  # even numbers of cells: MobileViTs take only those
     try:
         maps, _ = _run(model, other, len(set(strides)) == 1)
     except Unfit:
@@ -138,6 +138,6 @@ def _run(model: nn.Module, size: tuple[int, int], isotropic: bool) -> tuple[list
 
 
 def _first_line(error: Exception) -> str:
-    """Return what an error says in one line; the type and place of one without words, such as a bare assert."""
+    """Return an error's message as one line; type and place for an error without text, such as a bare assert."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text or f"{type(error).__name__} in timm's code, without a reason"

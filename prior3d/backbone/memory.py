@@ -1,4 +1,4 @@
-"""Out of memory, as an error that a user can act on."""
+"""Conversion of out-of-memory errors to errors that a user can act on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ _SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "Stor
 
 @contextmanager
 def refuse_out_of_memory(message: str, key: str | None = None) -> Iterator[None]:
-    """Raise UserError where the block asks for more memory than there is.
+    """Raise UserError if the block runs out of memory.
 
     Args:
-        message: what needed it and what to do.
-        key: the option that it is about.
+        message: what needed the memory and what to do.
+        key: the option that the error is about.
     """
     try:
         yield
@@ -25,7 +25,7 @@ def refuse_out_of_memory(message: str, key: str | None = None) -> Iterator[None]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, on a CPU or a GPU.
+    """Whether an error reports that a CPU or a GPU has not enough memory.
 
     >>> is_out_of_memory(MemoryError())
     True

@@ -1,4 +1,4 @@
-"""What training and probes share of an optimizer: which parameters decay, how the learning rate rises and falls."""
+"""Optimizer code shared by training and probes: which parameters decay, and the learning-rate schedules."""
 
 import math
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from torch import nn
 
 
 def decaying_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """Return parameter groups of which only matrices and kernels decay, not norms, biases or other vectors.
+    """Return parameter groups in which only matrices and kernels decay, not norms, biases or other vectors.
 
     Args:
-        parameters: of one learning rate.
+        parameters: parameters with one learning rate.
         lr: their highest learning rate.
-        weight_decay: pull towards 0.
+        weight_decay: weight decay of matrices and kernels.
 
     >>> layer = nn.Linear(3, 2)
     >>> [(len(group["params"]), group["weight_decay"]) for group in decaying_groups(layer.parameters(), 0.1, 0.05)]
@@ -27,7 +27,7 @@ def decaying_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay:
 
 
 def warm_up(step: int, steps: float) -> float:
-    """Return the factor on the learning rate at a step while it rises linearly over the first `steps`, then 1.
+    """Return the learning-rate factor at a step: it rises linearly over the first `steps`, then is 1.
 
     >>> [warm_up(step, 4) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -36,7 +36,7 @@ def warm_up(step: int, steps: float) -> float:
 
 
 def cosine_fall(step: float, steps: float) -> float:
-    """Return the factor on the learning rate at a step while it falls along half a cosine, from 1 to 0 at `steps`.
+    """Return the learning-rate factor at a step: it falls along half a cosine, from 1 to 0 at `steps`.
 
     >>> [round(cosine_fall(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]

@@ -1,4 +1,4 @@
-"""Advice about image sizes, found by trying: what a timm model takes that cannot take the size asked for."""
+"""Advice about image sizes that a timm model accepts, found by trying, if it rejects the requested size."""
 
 import math
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from torch import nn
 from prior3d.backbone.layout import Unfit, find_layout
 
 _TRIES = 8
-"""Sizes that are tried at most."""
+"""Maximum number of sizes to try."""
 
 Size = tuple[int, int]
 
 
 def advise(name: str, options: Mapping[str, object], size: Size) -> str:
-    """Say what to do about images that a model cannot take: a size near by, or timm's `img_size` for this one.
+    """Return advice about images that a model cannot take: a nearby size, or timm's `img_size` for this size.
 
-    Everything that is named was tried on the meta device, which computes shapes alone.
+    Every suggestion was tried on the meta device, which computes only shapes.
 
     Args:
         name: timm model name.
-        options: arguments of `timm.create_model`.
-        size: height and width that the model cannot take, pixels.
+        options: additional arguments of `timm.create_model`.
+        size: height and width that the model cannot take, in pixels.
     """
     advice = []
     near = _nearest(name, options, size)
@@ -37,7 +37,7 @@ def advise(name: str, options: Mapping[str, object], size: Size) -> str:
 
 
 def _nearest(name: str, options: Mapping[str, object], size: Size) -> str | None:
-    """Return the nearest size a model takes, with the number it is a multiple of where other multiples do as well."""
+    """Return the nearest size a model takes, and the number whose multiples it takes, if there is one."""
     model = _on_meta(name, options)
     if model is None:
         return None
@@ -51,7 +51,7 @@ def _nearest(name: str, options: Mapping[str, object], size: Size) -> str | None
 
 
 def _img_size(name: str, options: Mapping[str, object], size: Size, near_too: bool) -> Size | None:
-    """Return the value of timm's `img_size` with which a model takes the size, or else whole cells near it."""
+    """Return the value of timm's `img_size` with which a model takes the size, or else a nearby size in whole cells."""
     model = None if "img_size" in options else _on_meta(name, options)
     if model is None:
         return None
@@ -100,4 +100,4 @@ def _on_meta(name: str, options: Mapping[str, object]) -> nn.Module | None:
             except TypeError:
                 return timm.create_model(name, num_classes=0, **options)
     except (TypeError, RuntimeError, ValueError, AssertionError, LookupError):
-        return None  # a family without `img_size`, or one that has no such size
+        return None  # a family without `img_size`, or without this size

@@ -1,4 +1,4 @@
-"""Files that are not simply weights: run folders, checkpoints that nest them, what only looks like a weight file."""
+"""Files that are not plain weights: run folders, nested checkpoints, and files that only look like weights."""
 
 import pickle
 import zipfile
@@ -14,16 +14,16 @@ ENCODER_FILE = "backbone.safetensors"
 """The trained encoder in a run folder."""
 
 DECODER_FILE = "decoder.safetensors"
-"""The trained decoder in a run folder, where there is one."""
+"""The trained decoder in a run folder, if there is one."""
 
 _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
-"""Keys under which checkpoints hold the weights, in the order in which they are looked for."""
+"""Keys under which checkpoints store the weights, in search order."""
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its type where it has no words."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
@@ -31,7 +31,7 @@ def encoder_of_run(folder: Path, key: str | None) -> Path:
     """Return the file of the trained encoder in a run folder.
 
     Raises:
-        UserError: the run is not complete, or this is no run.
+        UserError: the run is not complete, or the folder is not a run.
     """
     if (folder / ENCODER_FILE).is_file():
         return folder / ENCODER_FILE
@@ -44,7 +44,7 @@ def encoder_of_run(folder: Path, key: str | None) -> Path:
 
 
 def refuse_foreign(path: Path, key: str | None) -> None:
-    """Refuse what its first bytes show to be something else than its name says."""
+    """Reject a file whose first bytes do not match the type in its name."""
     with path.open("rb") as file:
         head = file.read(64)
     size = path.stat().st_size
@@ -62,7 +62,7 @@ def refuse_foreign(path: Path, key: str | None) -> None:
 
 
 def unpickling_message(path: Path) -> str:
-    """Say what besides tensors is in a torch file that cannot be read as plain weights, and what to do about it."""
+    """Describe the non-tensor content of a torch file that cannot be read as plain weights, and the remedy."""
     try:
         types = get_unsafe_globals_in_checkpoint(path)
     except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError):
@@ -78,7 +78,7 @@ def unpickling_message(path: Path) -> str:
 
 
 def _mentions(path: Path, name: str) -> bool:
-    """Whether the pickle in a torch file has a text of exactly this name, such as a key."""
+    """Whether the pickle in a torch file contains exactly this text, for example as a key."""
     with zipfile.ZipFile(path) as archive:
         pickles = [entry for entry in archive.namelist() if entry.endswith("/data.pkl")]
         text = b"X" + len(name).to_bytes(4, "little") + name.encode()
@@ -86,7 +86,7 @@ def _mentions(path: Path, name: str) -> bool:
 
 
 def find_state_dict(content: object) -> dict[str, Tensor]:
-    """Return the tensors by name in what a file holds; none where it holds no state dict."""
+    """Return the tensors of a file's content by name; empty if it has no state dict."""
     for name in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

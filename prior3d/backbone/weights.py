@@ -1,4 +1,4 @@
-"""Weights: from files of any origin into an encoder with every mismatch named, and exports that timm loads."""
+"""Weights: loading files of any origin into an encoder, with every mismatch named, and exports that timm loads."""
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ from prior3d.errors import UserError
 from prior3d.files import write_atomically
 
 _SHOWN = 5
-"""How many mismatches a message names before it counts the rest."""
+"""Number of mismatches that a message names before it counts the rest."""
 
 _OURS = ("backbone.encoder.model.", "encoder.model.")
-"""Prefixes of the encoder that trains, in our own checkpoints and initial weights."""
+"""Prefixes of the trained encoder in prior3d's own checkpoints and initial weights."""
 
 
 def read_weights(path: Path, key: str | None = "weights") -> dict[str, Tensor]:
@@ -35,12 +35,12 @@ def read_weights(path: Path, key: str | None = "weights") -> dict[str, Tensor]:
 
     Args:
         path: the file or run folder; torch files are read with `weights_only=True` and may nest the weights under
-            `state_dict`, `model`, `module` and the like. Several state dicts side by side (`student`, `teacher`) are
-            told apart by their keys, which then begin all names.
+            `state_dict`, `model`, `module` and similar keys. Several state dicts side by side (`student`, `teacher`)
+            are distinguished by their keys, which then prefix all names.
         key: option that errors name.
 
     Raises:
-        UserError: the file is missing or holds no weights.
+        UserError: the file is missing or contains no weights.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -65,22 +65,22 @@ def read_weights(path: Path, key: str | None = "weights") -> dict[str, Tensor]:
 def load_encoder(
     model: nn.Module, weights: Mapping[str, Tensor], source: str, key: str | None = "weights"
 ) -> str | None:
-    """Load a timm state dict into a timm model made without its classifier; nothing but the classifier may differ.
+    """Load a timm state dict into a timm model without classifier; only the classifier may differ.
 
-    A prefix of all names, such as `module.` or `student.backbone.`, is taken off where the rest then fits entirely.
+    A prefix of all names, such as `module.` or `student.backbone.`, is removed if the remaining names then all fit.
 
     Args:
         model: timm model, `num_classes=0`.
-        weights: names to tensors, as timm writes them.
-        source: how errors name where the weights came from.
+        weights: names to tensors, in timm's naming.
+        source: name of the origin of the weights in errors.
         key: option that errors name.
 
     Returns:
-        Which prefix was taken off and how much was left out, a sentence; None where there was no prefix.
+        A sentence about the removed prefix and the number of ignored tensors; None if there was no prefix.
 
     Raises:
-        UserError: names that are missing, unexpected or of another shape, the first few by name; several models in one
-            file; NaN or infinity.
+        UserError: names are missing, unexpected or of another shape (the message has the first few); the file has
+            several models; or weights are NaN or infinite.
     """
     wanted = model.state_dict()
     prefix = _find_prefix(wanted, weights, source, key)
@@ -101,18 +101,18 @@ def load_encoder(
 
 
 def load_decoder_of_run(decoder: nn.Module, folder: Path, key: str | None = "weights") -> str:
-    """Load the trained decoder of a run into one of the same shape; any other keeps its random weights.
+    """Load the trained decoder of a run into one of the same shape; a decoder of another shape is not changed.
 
     Args:
-        decoder: changed in place, where the run's fits.
-        folder: of the run.
+        decoder: changed in place if the run's decoder fits.
+        folder: folder of the run.
         key: option that errors name.
 
     Returns:
-        Whether it was loaded, a sentence.
+        A sentence that tells whether it was loaded.
 
     Raises:
-        UserError: the file cannot be read, or holds NaN or infinity.
+        UserError: the file cannot be read, or contains NaN or infinity.
     """
     file = folder.expanduser() / DECODER_FILE
     given = read_weights(file, key) if file.is_file() else {}
@@ -125,7 +125,7 @@ def load_decoder_of_run(decoder: nn.Module, folder: Path, key: str | None = "wei
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor], source: str, key: str | None = None) -> None:
-    """Raise UserError, with the first tensor's name, where weights hold NaN or infinity.
+    """Raise UserError, with the first tensor's name, if weights contain NaN or infinity.
 
     >>> refuse_not_finite({"conv.weight": torch.tensor([1.0, torch.nan])}, "a.pth")
     Traceback (most recent call last):
@@ -139,10 +139,10 @@ def refuse_not_finite(weights: Mapping[str, Tensor], source: str, key: str | Non
 
 
 def _find_prefix(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, key: str | None) -> str:
-    """Return the prefix of names under which a model is found whole, else the one under which most of it is."""
+    """Return the prefix of names under which the complete model is found, else the one under which most of it is."""
     if not wanted or all(name in given for name in wanted):
         return ""
-    longest = max(wanted, key=len)  # the least likely to be the end of another name
+    longest = max(wanted, key=len)  # least likely to be the end of another name
     found = [name.removesuffix(longest) for name in given if name.endswith(f".{longest}")]
     whole = [prefix for prefix in found if all(_fits(given.get(prefix + name), one) for name, one in wanted.items())]
     ours = [prefix for prefix in _OURS if prefix in whole]
@@ -168,7 +168,7 @@ def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def find_mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Return every way in which one state dict does not fit another, in words."""
+    """Describe all mismatches between two state dicts."""
     missing = [f"{name} is missing" for name in wanted if name not in given]
     unexpected = [f"{name} is unexpected" for name in given if name not in wanted]
     shapes = [
@@ -180,7 +180,7 @@ def find_mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
 
 
 def summarise(mismatches: list[str]) -> str:
-    """Return the first few mismatches and how many more there are."""
+    """Return the first few mismatches and the number of remaining ones."""
     more = f" and {len(mismatches) - _SHOWN} more" if len(mismatches) > _SHOWN else ""
     return "; ".join(mismatches[:_SHOWN]) + more
 
@@ -189,9 +189,9 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], description: M
     """Write weights as safetensors, atomically, with a description in the file's own metadata.
 
     Args:
-        path: the file; it appears whole or not at all, and the same weights and description give the same bytes.
+        path: the file; it appears complete or not at all. Equal weights and descriptions give equal bytes.
         weights: names to tensors of any device and layout.
-        description: what they are; kept as JSON under the key `prior3d`.
+        description: description of the weights; stored as JSON under the key `prior3d`.
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     about = {"format": "pt", "prior3d": json.dumps(description, sort_keys=True)}
@@ -199,7 +199,7 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], description: M
 
 
 def _with_sorted_header(content: bytes) -> bytes:
-    """Return a safetensors file with the keys of its metadata in order: the library writes them in a random one."""
+    """Return a safetensors file with sorted metadata keys: the library writes them in random order."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -209,10 +209,10 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def read_description(path: Path) -> dict[str, object]:
-    """Return the description that `save_weights` put into a file; empty for files of others.
+    """Return the description that `save_weights` stored in a file; empty for other files.
 
     Raises:
-        UserError: a `.safetensors` that cannot be read.
+        UserError: a `.safetensors` file cannot be read.
     """
     if path.suffix != ".safetensors":
         return {}
@@ -224,7 +224,7 @@ def read_description(path: Path) -> dict[str, object]:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 of names, types, shapes and values, whatever file they are from."""
+    """Return a SHA-256 of names, types, shapes and values, independent of the file format."""
     found = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())

@@ -1,1 +1,1 @@
-"""What plugins implement: one contract per kind, and the table of fields. No machinery."""
+"""The interfaces that plugins implement: one contract per kind, and the table of fields. No machinery."""

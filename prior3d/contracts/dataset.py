@@ -19,14 +19,14 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What every dataset is told, whatever its own options.
+    """Settings that every dataset receives, next to its own options.
 
     Attributes:
         size: height and width of the run's images, in pixels; datasets decode at their native size.
         views: views per sample, V.
         split: which part of the data this object serves.
-        cache: folder for what is computed once (rendered rooms, pair tables); shared between runs.
-        seed: the run's seed; a dataset's content must not depend on it, only the order of its samples.
+        cache: folder for results that are computed once (rendered rooms, pair tables); runs share it.
+        seed: the run's seed. It decides the order of a dataset's samples and must not change their content.
     """
 
     size: tuple[int, int]
@@ -37,36 +37,37 @@ class DataSpec:
 
 
 class SceneSurface(Protocol):
-    """The points of a scene, of which a box can be cut out.
+    """The surface points of a scene, from which a box can be cut out.
 
     Attributes:
-        points: [N, 3] float32, metres, world axes.
-        colors: [N, 3] uint8 RGB, of the same rows; None where there are none.
+        points: [N, 3] float32, meters, world axes.
+        colors: [N, 3] uint8 RGB, one row per point; None if the surface has no colors.
     """
 
     points: np.ndarray
     colors: np.ndarray | None
 
     def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Return the rows [M] int64 of the points inside the box from `low` to `high`, [3] metres each."""
+        """Return the rows [M] int64 of the points inside the box from `low` to `high`, [3] meters each."""
         ...
 
 
 class Dataset(ABC):
-    """A source of samples; subclasses take `spec` and typed keyword options, which are the schema of `data:`.
+    """A source of samples; subclasses take `spec` and typed keyword options, which define the schema of `data:`.
 
-    A damaged file raises `DamagedFile` from `sample` or `load`; whether that ends the run is not for the dataset to
-    decide. Errors of the user's making (no such folder, no intrinsics) raise `UserError` with the name of the option
-    (`root`) from the constructor or `verify`, before anything is computed; messages name other options likewise.
+    For a damaged file, `sample` and `load` raise `DamagedFile`; the caller decides whether that ends the run. For a
+    user's mistake (no such folder, no intrinsics), the constructor or `verify` raises `UserError` with the name of the
+    option (`root`) before anything is computed. Messages that mention other options name them too.
 
     Attributes:
-        provides: fields this dataset can decode (see `prior3d.contracts.fields`); may depend on options.
-        fields: fields of its own, named `<plugin>/<field>`; what it provides of them stands in `provides`, too.
-        splits: the splits it has; "train" always, others where evaluation data is kept apart.
+        provides: fields this dataset can decode (see `prior3d.contracts.fields`); they may depend on its options.
+        fields: extra fields that this dataset defines, named `<plugin>/<field>`; `provides` also lists those it can
+            decode.
+        splits: the splits it has: always "train", and others if it keeps evaluation data apart.
         scenes: names of the scenes of this split, in the order of the `scene` field.
-        class_names: names of the classes of `semantic`, `label` or `box_labels`, by id; empty where there are none.
-        max_surface_points: points of the surface that a view gets at most.
-        damaged: files that its jobs could not decode and left out; the caller decides whether that ends the run.
+        class_names: names of the classes of `semantic`, `label` or `box_labels`, by id; empty if it has none.
+        max_surface_points: maximum number of surface points per view.
+        damaged: files that its jobs could not decode and skipped; the caller decides whether that ends the run.
     """
 
     contract: ClassVar[int] = 3
@@ -90,26 +91,26 @@ class Dataset(ABC):
         """Decode the V views of one sample.
 
         Args:
-            index: number of this sample in the run, counted from 0 over all ranks, beyond `len` in later epochs;
-                decides what is sampled, together with `spec.seed`, and nothing else does: workers and resumed runs see
-                the same samples.
-            fields: what to decode, of `provides`; the rest stays absent. `scene` and `frame` are always set.
-            generator: seeded from (seed, index), for any further choice.
+            index: number of this sample in the run, counted from 0 over all ranks; it exceeds `len` in later epochs.
+                Only this number and `spec.seed` decide what is sampled, so all workers and resumed runs see the same
+                samples.
+            fields: the fields of `provides` to decode; the rest stays absent. `scene` and `frame` are always set.
+            generator: random generator seeded from (seed, index), for any further choice.
         """
 
     @abstractmethod
     def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
-        """Return a text that changes when what some frames hold changes: caches and scores are kept by it.
+        """Return a text that changes when the content of some frames changes; keys of caches and scores include it.
 
-        It is cheap: names, sizes and times of files, and options that change what is decoded of them.
-        `prior3d.files.fingerprint` makes one of files.
+        It must be cheap: use names, sizes and times of files, and the options that change what is decoded from them.
+        `prior3d.files.fingerprint` computes one for a list of files.
 
         Args:
-            frames: scene and frame of each; None for all of this split.
+            frames: (scene, frame) of each frame; None for all frames of this split.
         """
 
     def frame_count(self, scene: int) -> int:
-        """Return the number of frames of a scene: with `load`, how probes see every frame once."""
+        """Return the number of frames of a scene; probes use it with `load` to read every frame once."""
         raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
@@ -118,29 +119,30 @@ class Dataset(ABC):
         Args:
             scene: index into `scenes`.
             frame: from 0 to `frame_count(scene) - 1`.
-            fields: what to decode; the rest stays absent. `scene` and `frame` are always set, `size` with the
-                intrinsics and wherever no image is decoded.
+            fields: the fields to decode; the rest stays absent. `scene` and `frame` are always set; `size` is set with
+                the intrinsics and whenever no image is decoded.
         """
         raise NotImplementedError(f"{type(self).__name__} does not give its frames one by one")
 
     def verify(self) -> None:
-        """Check quickly that the files are there and fit together; raise UserError otherwise."""
+        """Check quickly that the files exist and fit together; raise UserError otherwise."""
 
     def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
-        """Yield what is computed once, and kept in the cache, before samples are drawn: stage by stage.
+        """Yield, stage by stage, the jobs whose results are computed once and cached before samples are drawn.
 
-        A stage is asked for when all jobs of the earlier ones are done, so it may read what they left, and refuse it.
+        A stage is requested when all jobs of the earlier stages are done, so it may read their results, and reject
+        them.
 
         Args:
-            fields: what the run reads; a surface is fused only for runs that read a field of it.
+            fields: the fields that the run reads; a surface is fused only for runs that read one of its fields.
 
         Raises:
-            UserError: what was computed will not do.
+            UserError: the results of an earlier stage are unusable.
         """
         yield from ()
 
     def note_damage(self, damaged: Iterable[DamagedFile]) -> list[DamagedFile]:
-        """Add files to `damaged`, each once; return those that were not known."""
+        """Add files to `damaged`, each once; return the new ones."""
         known = {damage.path for damage in self.damaged}
         new = list({damage.path: damage for damage in damaged if damage.path not in known}.values())
         self.damaged += new
@@ -149,22 +151,22 @@ class Dataset(ABC):
     def surface(self, scene: int) -> "SceneSurface":
         """Return the surface of a scene; a dataset that provides the field `surface` implements this.
 
-        One that provides `surface_color`, too, returns a surface with colors.
+        A dataset that also provides `surface_color` returns a surface with colors.
 
-        The sample's own part is cut out by `prior3d.data.posed.surface.add_surface`, for the views as augmented.
+        `prior3d.data.posed.surface.add_surface` then cuts out the part of each sample, for the augmented views.
         """
         raise NotImplementedError(f"{type(self).__name__} has no surface")
 
     def describe(self) -> list[str]:
-        """Return lines for the log: how many scenes, frames, pairs; warnings about the data."""
+        """Return lines for the log: the numbers of scenes, frames and pairs, and warnings about the data."""
         return [f"{len(self.scenes)} scenes, {len(self)} samples"]
 
 
 def table_of(dataset: Dataset) -> FieldTable:
-    """Return all fields there are for a dataset: prior3d's, and those that it brings.
+    """Return the table of all fields available to a dataset: prior3d's and its own.
 
     Raises:
-        UserError: a field of its own has the name of another, or it provides one that nothing describes.
+        UserError: one of its own fields has the name of another field, or it provides a field that nothing describes.
     """
     name = type(dataset).__name__
     table = FIELDS.with_fields(dataset.fields, name) if dataset.fields else FIELDS

@@ -13,17 +13,17 @@ __all__ = ["Engine", "Gaussians", "KernelMap", "NeighbourEngine", "SparseEngine"
 
 
 class Engine(ABC):
-    """What all engines share; derive from one of the classes below, which say what the job is.
+    """Base class of all engines; derive from one of the classes below, which define the job.
 
     An engine is found by its entry point in the group `prior3d.engines`, or in a plugin file of a recipe. Its name is
-    `<job>/<name>`; recipes and functions that have only one job write `<name>`. The constructor takes nothing, and one
-    instance serves the whole process. Its module is imported when `auto` compares the engines of its job: import what
-    may be missing inside the methods.
+    `<job>/<name>`; recipes and functions that have only one job write `<name>`. The constructor takes no arguments, and
+    one instance serves the whole process. The module is imported when `auto` compares the engines of a job, so import
+    optional packages inside the methods.
 
     Attributes:
         job: sparse, splat or neighbours.
-        rank: `auto` takes the highest-ranked engine without an obstacle; equal ranks go by name. The torch engines,
-            which run everywhere, have 0.
+        rank: `auto` picks the highest-ranked engine without an obstacle; equal ranks are ordered by name. The torch
+            engines, which run everywhere, have rank 0.
         deterministic: whether equal inputs give equal bytes, gradients included.
     """
 
@@ -34,11 +34,11 @@ class Engine(ABC):
 
     @abstractmethod
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why this engine cannot run on tensors of a device and type, with what to install; None if it can.
+        """Return why this engine cannot run on a device and dtype, and what to install; None if it can run.
 
         Args:
             device: of the tensors.
-            dtype: of the tensors, as the job's method gets them.
+            dtype: of the tensors, as the job's method receives them.
 
         Returns:
             A clause such as "gsplat is not installed: pip install gsplat".
@@ -46,20 +46,20 @@ class Engine(ABC):
 
 
 class SparseEngine(Engine):
-    """Computes a sparse convolution, given features, weight and kernel map."""
+    """An engine that computes a sparse convolution from features, weight and kernel map."""
 
     job = "sparse"
 
     @abstractmethod
     def convolve(self, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-        """Sum features[in_k] @ weight[k] into rows out_k over the offsets k, differentiable in features and weight.
+        """Sum features[in_k] @ weight[k] into rows out_k over all offsets k, differentiable in features and weight.
 
-        Sums run in float32 at least, whatever the features' dtype.
+        Sums use float32 or wider, for every dtype of the features.
 
         Args:
             features: [N_in, C_in], of any strides.
             weight: [K, C_in, C_out], of the features' dtype.
-            kernel_map: pairs per offset; `kernel_map.cached(key, make)` keeps this engine's own form of it.
+            kernel_map: pairs per offset; `kernel_map.cached(key, make)` stores this engine's own form of the map.
 
         Returns:
             [N_out, C_out] of the features' dtype; zero where an output has no pair.
@@ -67,7 +67,7 @@ class SparseEngine(Engine):
 
 
 class SplatEngine(Engine):
-    """Renders values of Gaussians in the conventions of `prior3d.splat.rasterize`."""
+    """An engine that renders values of Gaussians with the conventions of `prior3d.splat.rasterize`."""
 
     job = "splat"
 
@@ -77,22 +77,22 @@ class SplatEngine(Engine):
         gaussians: Gaussians,  # float32 or float64
         values: Tensor,  # [N, C]
         intrinsics: Tensor,  # [V, 3, 3] pixels
-        world_from_camera: Tensor,  # [V, 4, 4] rigid, OpenCV axes, metres
+        world_from_camera: Tensor,  # [V, 4, 4] rigid, OpenCV axes, meters
         size: tuple[int, int],
         background: Tensor,  # [C]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Render views, differentiable once in the Gaussians, the values and the background.
 
         Args:
-            gaussians: what to render.
-            values: per Gaussian, any number of channels.
-            intrinsics: of `size`.
-            world_from_camera: poses.
+            gaussians: the Gaussians to render.
+            values: values per Gaussian, any number of channels.
+            intrinsics: cameras for images of `size`.
+            world_from_camera: camera poses.
             size: (height, width) in pixels.
             background: value behind everything.
 
         Returns:
-            Values [V, C, H, W], expected depth [V, H, W] in metres and alpha [V, H, W].
+            Values [V, C, H, W], expected depth [V, H, W] in meters and alpha [V, H, W].
         """
 
     def operator(
@@ -103,15 +103,15 @@ class SplatEngine(Engine):
         size: tuple[int, int],
         grid: tuple[int, int] | None,
     ) -> SplatOperator | None:
-        """Return the linear map from values to maps of these views; arguments as of `prior3d.splat.view_operator`.
+        """Return the linear map from values to maps of these views; arguments as in `prior3d.splat.view_operator`.
 
-        By default None: it is made from `rasterize` and its gradient.
+        The default returns None: the caller then builds the map from `rasterize` and its gradient.
         """
         return None
 
 
 class NeighbourEngine(Engine):
-    """Finds exact nearest neighbours by inner product."""
+    """An engine that finds exact nearest neighbors by inner product."""
 
     job = "neighbours"
 
@@ -122,8 +122,9 @@ class NeighbourEngine(Engine):
         Args:
             memory: [M, C] float32, M >= k, of any strides.
             queries: [Q, C] float32, on the same device.
-            k: how many, at least 1.
+            k: number of neighbors, at least 1.
 
         Returns:
-            similarities [Q, k] float32, falling along each row, and rows of the memory [Q, k] int64, on that device.
+            similarities [Q, k] float32, decreasing along each row, and rows of the memory [Q, k] int64, on the same
+            device.
         """

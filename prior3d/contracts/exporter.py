@@ -1,4 +1,4 @@
-"""The contract of an exporter: weights and their description to another library's file."""
+"""The contract of an exporter: it converts weights and their description to another library's file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
 
 
 class Exporter(ABC):
-    """Writes a trained encoder as another library reads it; subclasses take typed keyword options."""
+    """A writer of trained encoders in another library's format; subclasses take typed keyword options."""
 
     contract: ClassVar[int] = 1
 
     @abstractmethod
     def export(self, model: "nn.Module", description: Mapping[str, object], target: Path) -> Path:
-        """Write the weights and check what was written by reading it back.
+        """Write the weights and check the file by reading it back.
 
         Args:
             model: the timm model, as trained, without a classifier.
-            description: what the weights are: `model` (timm name), `timm_options`, `mean`, `std`, ...
-            target: file or folder; it appears whole or not at all.
+            description: description of the weights: `model` (timm name), `timm_options`, `mean`, `std`, ...
+            target: file or folder to write; it appears complete or not at all.
 
         Returns:
-            What was written.
+            The path that was written.
 
         Raises:
-            UserError: this model has no form in the other library, or the target cannot be written.
+            UserError: the other library cannot represent this model, or the target cannot be written.
         """

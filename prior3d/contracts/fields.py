@@ -1,9 +1,9 @@
-"""The one table of every field a batch may hold: what it is, and how it is moved, batched and kept.
+"""The table of every field a batch may hold: its meaning, and how it is moved, batched and stored.
 
 A batch is a plain dict of tensors. B is the batch size, V the number of views of a sample (1 for single images), H x W
-the one image size of a run, N a number of rows that varies. Assembling, augmenting, collating, moving to the device and
-storing loop over the table, so a dataset brings fields of its own, named `<plugin>/<field>`, by declaring them in
-`Dataset.fields`.
+the single image size of a run, N a varying number of rows. The code that assembles, augments, collates, moves and
+stores batches loops over this table. A dataset therefore adds its own fields, named `<plugin>/<field>`, by declaring
+them in `Dataset.fields`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,27 +22,27 @@ UNKNOWN_DEPTH = 0.0
 """Depth value that means: not measured."""
 
 Moves = Literal["resample", "nearest", "vectors", "intrinsics", "boxes", "none"]
-"""What the affine map from a view's image to the output does to a field.
+"""How the affine map from a view's image to the output changes a field.
 
-- resample: values of pixels, resized with antialiasing.
-- nearest: the value at each output pixel's center, nothing mixed.
-- vectors: as nearest, and the first component changes its sign where the image is mirrored.
+- resample: pixel values are resized with antialiasing.
+- nearest: each output pixel takes the value at its center; values are not mixed.
+- vectors: like nearest, and the first component changes sign if the image is mirrored.
 - intrinsics: a pinhole matrix.
-- boxes: left, top, right, bottom in pixels, clipped to the output; what has no area left is dropped.
-- none: stays as it is.
+- boxes: left, top, right, bottom in pixels, clipped to the output; boxes without area are dropped.
+- none: the field does not change.
 """
 
 Numbers = Literal["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"]
-"""Types of the numbers of a field, by NumPy's names, which are PyTorch's, too."""
+"""Number types of a field, by the names that NumPy and PyTorch share."""
 
 Batches = Literal["stack", "pack"]
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one entry of a batch holds, and what is done to it on the way there.
+    """Description of one entry of a batch: its content, and how that content is processed.
 
-    A view holds the same without the axes B and V, as a NumPy array at the file's own resolution with channels last:
+    A view holds the same field without the axes B and V, as a NumPy array at the file's own resolution, channels last:
     a field [B, V, 3, H, W] is [h, w, 3] there. A field without the axis V has one value for all views of a sample.
 
     >>> flow = Field("acme/flow", "[B, V, 2, H, W]", "float32", "shares of the image's size", moves="vectors")
@@ -50,18 +50,18 @@ class Field:
     (('B', 'V', '2', 'H', 'W'), True, True)
 
     Attributes:
-        name: a plugin's own is `<plugin>/<field>`.
-        shape: [B, ...], [B, V, ...], or [N, ...] where it is packed; maps end in H, W, or C, H, W.
-        dtype: of the batch; a `resample` field of bytes becomes float32 0..1 on the device.
-        meaning: one line, with units.
-        moves: see `Moves`.
-        batches: `stack`, or `pack` where views have different numbers of rows: rows are concatenated, and
-            `<name>_view` [N] int64 says which view, b * V + v, each belongs to.
-        kept_as: dtype in the files of probes, where that of the batch wastes memory.
-        probes_only: whether it is a label, with which probes measure and which no prior may read.
-        made_from: the field that it is made from or comes with: a dataset declares only that one.
-        rows_of: the packed field whose rows it describes: it is cut in step, and shares its `<name>_view`.
-        mirrors: whether it stays true where left and right are swapped.
+        name: name of the field; a plugin's own field is named `<plugin>/<field>`.
+        shape: [B, ...], [B, V, ...], or [N, ...] if it is packed; maps end in H, W or in C, H, W.
+        dtype: number type in the batch; a `resample` field of bytes becomes float32 0..1 on the device.
+        meaning: one-line description, with units.
+        moves: how augmentation changes it; see `Moves`.
+        batches: `stack`, or `pack` if views have different numbers of rows. Packed rows are concatenated, and
+            `<name>_view` [N] int64 holds the view, b * V + v, of each row.
+        kept_as: number type in the files of probes, if that of the batch wastes memory.
+        probes_only: whether it is a label: probes measure with it, and no prior may read it.
+        made_from: the field that it is computed from or comes with; a dataset declares only that field.
+        rows_of: the packed field whose rows it describes; both are cut together and share one `<name>_view`.
+        mirrors: whether it stays valid when left and right are swapped.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Field:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names or lengths of the axes, as `shape` has them."""
+        """Names or lengths of the axes, in the order of `shape`."""
         return tuple(axis.strip() for axis in self.shape.strip("[] ").split(","))
 
     @property
@@ -120,28 +120,28 @@ class Field:
 
     @property
     def of_views(self) -> bool:
-        """Whether each view has a value, or rows, of its own."""
+        """Whether each view has its own value or rows."""
         return self.batches == "pack" or "V" in self.axes
 
     @property
     def view_index(self) -> str:
-        """Name of the field that says which view each row of this packed field belongs to."""
+        """Name of the field that holds the view of each row of this packed field."""
         return f"{self.rows_of or self.name}_view"
 
     @property
     def is_view_index(self) -> bool:
-        """Whether it is such a field itself."""
+        """Whether this field is itself the `<name>_view` of a packed field."""
         return self.rows_of is not None and self.name == self.view_index
 
 
 class FieldTable(Mapping[str, Field]):
-    """Fields by name, in the order in which samples are made.
+    """Fields by name, in the order in which samples are assembled.
 
-    Each packed field brings its `<name>_view`.
+    Each packed field adds its `<name>_view`.
 
     Args:
         fields: the fields.
-        owners: name to who brings the field, for messages.
+        owners: field name to the plugin that adds the field, for messages.
     """
 
     def __init__(self, fields: Iterable[Field], owners: Mapping[str, str] | None = None) -> None:
@@ -163,28 +163,29 @@ class FieldTable(Mapping[str, Field]):
 
     @property
     def probes_only(self) -> frozenset[str]:
-        """Names of labels: what probes measure with, and no prior may read."""
+        """Names of the labels, which probes measure with and no prior may read."""
         return frozenset(name for name, field in self.items() if field.probes_only)
 
     def rows_of(self, name: str) -> frozenset[str]:
-        """Return the names of a packed field and of all that share its rows."""
+        """Return the names of a packed field and of all fields that share its rows."""
         return frozenset({name} | {other for other, field in self.items() if field.rows_of == name})
 
     def declared(self, fields: frozenset[str]) -> frozenset[str]:
-        """Return what a dataset has to decode for some fields: itself, what it is made from, the rows it describes."""
+        """Return what a dataset must decode for some fields: the field itself, its source, the rows it describes."""
         found = {(self[name].made_from or name) if name in self else name for name in fields}
         found |= {self[name].rows_of for name in found if name in self and self[name].rows_of is not None}
         return frozenset(found) - ALWAYS
 
     def with_fields(self, fields: Iterable[Field], owner: str) -> "FieldTable":
-        """Return the table with the fields of a plugin.
+        """Return a copy of the table with the fields of a plugin added.
 
         Args:
             fields: named `<plugin>/<field>`.
             owner: name of the plugin, for messages.
 
         Raises:
-            UserError: a name is no plugin's, or another plugin has a field of this name that is not the same.
+            UserError: a name is not of the form `<plugin>/<field>`, or another plugin has a different field of this
+                name.
         """
         found = [field for field in self.values() if not field.is_view_index]
         owners, known = dict(self._owners), dict(self._fields)
@@ -335,32 +336,32 @@ FIELDS = FieldTable(_TABLE)
 """prior3d's own fields; `prior3d.contracts.dataset.table_of` adds those of a dataset."""
 
 SURFACE_FIELDS = FIELDS.rows_of("surface")
-"""Fields cut out of a scene's fused surface, which is prepared for runs that read any of them."""
+"""Fields cut out of a scene's fused surface, which is prepared only for runs that read one of them."""
 
 ALWAYS = frozenset({"scene", "frame"})
-"""Fields every sample has, whatever the dataset: where it comes from."""
+"""Fields of every sample of every dataset: where the sample comes from."""
 
 
 def is_known(name: str) -> bool:
-    """Whether a field name is in the table or is a plugin's own (`<plugin>/<field>`)."""
+    """Whether a field name is in the table or belongs to a plugin (`<plugin>/<field>`)."""
     return name in FIELDS or "/" in name
 
 
 def provides_field(name: str, provides: frozenset[str], table: Mapping[str, Field] = FIELDS) -> bool:
-    """Whether a dataset that provides `provides` gives a field, by itself or by what it is made from."""
+    """Whether a dataset that provides `provides` gives a field, directly or through the field it is computed from."""
     return name in provides or (name in table and table[name].made_from in provides)
 
 
 def missing_fields(needs: tuple[str, ...], provides: frozenset[str], table: Mapping[str, Field] = FIELDS) -> list[str]:
-    """Return those of `needs` that a dataset providing `provides` cannot give.
+    """Return the entries of `needs` that a dataset providing `provides` cannot give.
 
     >>> missing_fields(("image_clean", "depth|pseudo_depth"), frozenset({"image"}))
     ['depth|pseudo_depth']
 
     Args:
-        needs: field names; "depth|pseudo_depth" means that either will do.
+        needs: field names; "depth|pseudo_depth" means that either one is enough.
         provides: field names a dataset declares.
-        table: all fields there are, those of the dataset included.
+        table: all known fields, including those of the dataset.
     """
 
     def available(name: str) -> bool:

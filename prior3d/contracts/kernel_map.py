@@ -1,4 +1,4 @@
-"""Which input row meets which output row under which kernel offset: what a sparse engine works on."""
+"""The input of a sparse engine: which input row meets which output row under which kernel offset."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class KernelMap:
     """Pairs (input row, output row), grouped by kernel offset.
 
-    Within one offset no row occurs twice on either side. `identity` is the offset whose pairs are every row with itself
-    (the centre of a submanifold kernel), a hint that engines may use or ignore: its pairs are listed like the others.
+    Within one offset no row occurs twice on either side. `identity` is the offset that pairs every row with itself (the
+    center of a submanifold kernel). It is a hint that engines may use or ignore: its pairs are listed like the others.
 
     >>> import torch
     >>> rows = torch.tensor([0, 1, 1])
@@ -41,18 +41,18 @@ class KernelMap:
 
     @cached_property
     def transposed(self) -> "KernelMap":
-        """The map of the transposed operation: inputs and outputs change places, offsets keep their index."""
+        """The map of the transposed operation: inputs and outputs are swapped, offsets keep their index."""
         return replace(self, in_rows=self.out_rows, out_rows=self.in_rows, in_size=self.out_size, out_size=self.in_size)
 
     def cached(self, key: Hashable, make: Callable[["KernelMap"], T]) -> T:
-        """Return an engine's own form of this map, made once and kept as long as the map is.
+        """Return an engine's own form of this map, computed once and kept for the lifetime of the map.
 
         Args:
-            key: of the form; begin it with the engine's name, so that no other engine has the same.
-            make: gets this map, returns the form.
+            key: name of the form; begin it with the engine's name to keep it distinct from those of other engines.
+            make: function from this map to the form.
 
         Returns:
-            What `make` returned the first time.
+            The result of the first call of `make`.
         """
         if key not in self._forms:
             self._forms[key] = make(self)

@@ -1,4 +1,4 @@
-"""The contract of a prior: what it is told, what it is given each step, what it returns."""
+"""The contract of a prior: its constructor arguments, its inputs at each step, and its outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ Batch = dict[str, Tensor]
 """A batch: field name (see `prior3d.contracts.fields`) to tensor."""
 
 FEATURE_KINDS = frozenset({"encoder", "dense", "pooled"})
-"""The kinds of features that one pass of a backbone gives."""
+"""The kinds of features that one backbone pass computes."""
 
 TEACHERS = frozenset({"reference", "ema"})
-"""The frozen backbones whose features a prior may read next to those of the one that trains."""
+"""The frozen backbones whose features a prior may read in addition to those of the trained backbone."""
 
 READABLE = FEATURE_KINDS | TEACHERS
-"""What a prior may ask for in `reads`."""
+"""The values that `reads` of a prior may contain."""
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a prior knows of the backbone when it builds its heads.
+    """Properties of the backbone that a prior needs to build its heads.
 
     Attributes:
         name: timm name of the encoder.
@@ -34,7 +34,7 @@ class BackboneSpec:
         dense_stride: image pixels per cell of `Features.dense` (along each axis).
         encoder_channels: stride to channels of each encoder map; a ViT has one entry, its patch tokens.
         pooled_channels: channels of `Features.pooled`.
-        has_decoder: whether `dense` comes from a decoder rather than being the encoder's tokens.
+        has_decoder: whether `dense` is the output of a decoder; otherwise it is the encoder's patch tokens.
     """
 
     name: str
@@ -47,20 +47,20 @@ class BackboneSpec:
 
     @property
     def dense_size(self) -> tuple[int, int]:
-        """Rows and columns of `Features.dense`."""
+        """Numbers of rows and columns of `Features.dense`."""
         return tuple(-(-side // self.dense_stride) for side in self.size)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one backbone pass gives for one image field; only what some prior reads is there.
+    """Features of one backbone pass for one image field; only the kinds that some prior reads are present.
 
     Attributes:
         encoder: stride to map [B, V, C_s, h_s, w_s].
-        dense: [B, V, C, h, w], the decoder's output, or the patch tokens where there is no decoder.
+        dense: [B, V, C, h, w], the decoder's output, or the patch tokens if there is no decoder.
         pooled: [B, V, P].
-        reference: the same of the frozen INITIAL encoder.
-        ema: the same of the exponential moving average of the backbone.
+        reference: the same features from the frozen INITIAL encoder.
+        ema: the same features from the exponential moving average of the backbone.
     """
 
     encoder: Mapping[int, Tensor] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Features:
     ema: "Features | None" = None
 
     def maps(self) -> list[Tensor]:
-        """Return the trainable maps: what a zero loss is connected to."""
+        """Return the trainable maps, to which a zero loss is connected."""
         maps = [tensor for tensor in (self.dense, self.pooled, *self.encoder.values()) if tensor is not None]
         if not maps:
             raise ValueError("these features hold no map: a prior must read encoder, dense or pooled")
@@ -78,20 +78,20 @@ class Features:
 
 
 Teacher = Callable[[Tensor], Features]
-"""A frozen backbone: images [B, V, 3, H, W] in 0..1 to the kinds of features that the prior reads, without gradient."""
+"""A frozen backbone: maps images [B, V, 3, H, W] in 0..1 to the features that the prior reads, without gradient."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene as the offline stage of a prior sees it: all of its frames, none of them augmented.
+    """A scene in the offline stage of a prior: all of its frames, none of them augmented.
 
     Attributes:
-        index: of the scene, as in the batch field `scene`.
+        index: number of the scene, as in the batch field `scene`.
         name: for messages.
-        frames: how many there are; numbers run from 0, as in the batch field `frame`.
-        read: decodes the frames of some numbers to a batch of ONE sample: the fields of `prepares`, [1, V, ...] on the
-            device, images in 0..1. Frames that are damaged are left out where the recipe says so: `frame` [1, V] tells
-            which are there.
+        frames: number of frames; frames are numbered from 0, as in the batch field `frame`.
+        read: decodes frames, given their numbers, to a batch of ONE sample: the fields of `prepares`, [1, V, ...] on
+            the device, images in 0..1. With `on_damage: skip`, damaged frames are left out: `frame` [1, V] holds the
+            numbers of the frames that are present.
     """
 
     index: int
@@ -101,24 +101,25 @@ class Scene:
 
 
 class Prior(nn.Module):
-    """An objective on the features of one backbone pass.
+    """A training objective on the features of one backbone pass.
 
-    Subclass it, take `backbone` and typed keyword options in the constructor (they are the schema of the recipe's
-    section), and write `forward`. A prior owns its heads, memory banks and teachers; it does not own its weight, its
-    schedule, the optimiser, logging or devices, nor how much of the backbone trains.
+    Subclass it, take `backbone` and typed keyword options in the constructor (they define the schema of the recipe's
+    section), and write `forward`. A prior owns its heads, memory banks and teachers. It does not control its weight,
+    its schedule, the optimizer, logging, devices, or how much of the backbone trains.
 
     Attributes:
-        contract: version of this interface the prior was written for.
-        encodes: image fields it wants features of; the union over all priors is encoded in one pass.
-        reads: the kinds of features it reads, a subset of encoder, dense, pooled, reference, ema; of the teachers
-            `reference` and `ema` it gets the same kinds as of the backbone that trains.
-        needs: batch fields it reads each step; "depth|pseudo_depth" means that either will do.
-        views: the minimum number of views of a sample.
-        prepares: fields its offline stage reads, of all frames of all scenes; none for no such stage.
-        refresh_steps: optimiser steps before which the offline stage runs anew with the moving average of the backbone
-            as its teacher. Without any it runs once, before training, with the initial backbone.
-        prepared_version: to be raised whenever `prepare` writes something else for the same options.
-        prepared_options: names of the options on which what it writes depends; None for all of them.
+        contract: version of this interface that the prior was written for.
+        encodes: image fields whose features it needs; the union over all priors is encoded in one pass.
+        reads: the kinds of features it reads, a subset of encoder, dense, pooled, reference, ema. The teachers
+            `reference` and `ema` give the same kinds as the trained backbone.
+        needs: batch fields it reads each step; "depth|pseudo_depth" means that either one is enough.
+        views: the minimum number of views per sample.
+        prepares: fields its offline stage reads, from all frames of all scenes; empty if it has no offline stage.
+        refresh_steps: optimizer steps before which the offline stage runs again, with the moving average of the
+            backbone as its teacher. If empty, the stage runs once, before training, with the initial backbone.
+        prepared_version: version of the output of `prepare`; raise it whenever `prepare` writes something else for the
+            same options.
+        prepared_options: names of the options that affect the output of `prepare`; None for all options.
     """
 
     contract: ClassVar[int] = 1
@@ -136,30 +137,30 @@ class Prior(nn.Module):
         self.backbone = backbone
 
     def prepare(self, scene: Scene, teacher: Teacher, folder: Path) -> None:
-        """Write what this prior needs of one scene: its offline stage, where it `prepares` anything.
+        """Write the data that this prior needs for one scene: the offline stage of a prior that `prepares` fields.
 
-        Scenes are shared out among processes and runs, so what is written may depend on the arguments and on the
-        `prepared_options`, but neither on other scenes nor on this prior's parameters. Whoever is killed leaves
-        nothing behind, and another begins the scene anew.
+        Processes and runs divide the scenes among themselves. The output may therefore depend on the arguments and on
+        the `prepared_options`, but not on other scenes or on this prior's parameters. A process that is killed leaves
+        no output, and another process starts the scene again.
 
         Args:
             scene: the scene.
             teacher: encodes its images; see `refresh_steps`.
-            folder: an empty folder, which appears under its final name when all is written.
+            folder: an empty folder, which gets its final name when everything is written.
         """
         raise NotImplementedError(f"{type(self).__name__} prepares {self.prepares} and has no prepare()")
 
     def attach(self, folders: Sequence[Path]) -> None:
-        """Take over what was prepared, by this process or another; until then the loss is 0 (`zero`).
+        """Load the prepared data, written by this process or another; before this call the loss is 0 (`zero`).
 
-        Called before training or, with `refresh_steps`, at each of these and on resume after one.
+        Called before training. With `refresh_steps`, it is called at each of these steps and on resume after one.
 
         Args:
-            folders: those `prepare` has filled; scene i of the batch field `scene` is in `folders[i]`.
+            folders: the folders that `prepare` filled; scene i of the batch field `scene` is in `folders[i]`.
         """
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """Return the batch, with any field this prior makes itself and wants encoded; runs before the pass."""
+        """Return the batch with any fields that this prior makes and wants encoded; called before the backbone pass."""
         return batch
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,19 +168,19 @@ class Prior(nn.Module):
 
         Args:
             batch: the fields of `needs`, on the device, images as float32 0..1.
-            features: by image field, as named in `encodes`.
+            features: features by image field, as named in `encodes`.
         """
         raise NotImplementedError
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> "dict[str, Figure]":
-        """Return pictures for TensorBoard, by name; none by default."""
+        """Return images for TensorBoard, by name; none by default."""
         return {}
 
     def zero(self, features: Mapping[str, Features]) -> Tensor:
-        """Return a loss of exactly 0 that is connected to all of the features and to this prior's parameters.
+        """Return a loss of exactly 0 that is connected to all features and to this prior's parameters.
 
-        For batches with nothing to learn from: a detached zero would hang DistributedDataParallel, and `x.sum() * 0`
-        is NaN where x holds inf. Added to a loss on some of the maps it connects the others.
+        Use it for batches with nothing to learn from: a detached zero would hang DistributedDataParallel, and `x.sum()
+        * 0` is NaN if x holds inf. Added to a loss on some of the maps, it connects the others.
         """
         tensors = [tensor for name in self.encodes for tensor in features[name].maps()]
         tensors += [parameter for parameter in self.parameters() if parameter.requires_grad]

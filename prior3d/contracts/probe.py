@@ -1,7 +1,7 @@
-"""The contract of a probe: what it measures of a frozen model, and against which controls.
+"""The contract of a probe: what it measures about a frozen model, and against which controls.
 
-A probe's file imports from `prior3d` and from `prior3d.probes`, which holds the parts that probes are made of: frozen
-features, linear heads, logistic regression, neighbours, labels, figures.
+A probe's file imports from `prior3d` and from `prior3d.probes`, which holds the building blocks of probes: frozen
+features, linear heads, logistic regression, neighbors, labels, figures.
 """
 
 from abc import ABC, abstractmethod
@@ -36,19 +36,20 @@ __all__ = [
 ]
 
 Part = Literal["train", "held_out"]
-"""Of the data: what heads are fitted to, and what they are measured on."""
+"""Parts of the data: the one that heads are fitted to, and the one that they are measured on."""
 
 FeatureKind = Literal["dense", "encoder", "pooled"]
-"""dense: the decoder's map, or the encoder's last one; encoder: all of the encoder's maps, brought to one stride and
-concatenated, no decoder; pooled: one vector per image."""
+"""dense: the decoder's map, or else the encoder's last map. encoder: all of the encoder's maps, resized to one stride
+and concatenated, without the decoder. pooled: one vector per image."""
 
 
 class MeasuredModel(Protocol):
-    """A frozen model as a probe sees it; `prior3d.probes.FrozenModel` is one.
+    """The frozen model that a probe measures; `prior3d.probes.FrozenModel` implements it.
 
     Attributes:
-        device: where it is, and images have to be.
-        classify: images [N, 3, H, W] in 0..1 to the logits of the checkpoint's own classifier, if it has one.
+        device: device of the model; images must be on it.
+        classify: function from images [N, 3, H, W] in 0..1 to the logits of the checkpoint's own classifier, if it has
+            one.
     """
 
     device: "torch.device"
@@ -59,12 +60,12 @@ class MeasuredModel(Protocol):
         ...
 
     def trainable(self) -> "list[nn.Module]":
-        """Return copies of the backbones whose every parameter may be trained."""
+        """Return copies of the backbones with all parameters trainable."""
         ...
 
 
 class MeasuredData(Protocol):
-    """What a probe is measured on; `prior3d.probes.ProbeData` is it.
+    """The data that a probe measures on; `prior3d.probes.ProbeData` implements it.
 
     Attributes:
         parts: the datasets.
@@ -77,11 +78,11 @@ class MeasuredData(Protocol):
     size: tuple[int, int]
 
     def groups(self, part: Part) -> "tuple[list[str], Tensor]":
-        """Return names of groups and the group [N] of each image: scenes where there are several, else images."""
+        """Return the names of the groups and the group [N] of each image: scenes if there are several, else images."""
         ...
 
     def batches(self, part: Part, fields: frozenset[str], batch: int = 32) -> "Iterator[dict[str, Tensor]]":
-        """Yield fields [n, ...] of the images of a part, in order."""
+        """Yield batches of fields [n, ...] of the images of a part, in order."""
         ...
 
     def field(self, part: Part, name: str) -> Any:
@@ -93,17 +94,17 @@ class MeasuredData(Protocol):
         ...
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what a probe reads or computes once for all models on this data."""
+        """Return a value that a probe reads or computes once for all models on this data."""
         ...
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement returns beside its scores, where the probe makes figures.
+    """Result of a measurement: scores and, if the probe makes figures, the data to draw them.
 
     Attributes:
-        scores: what is kept and compared.
-        shown: what `Probe.plot` needs to show this model, such as its predictions for a few images; on the CPU, small.
+        scores: the scores that are stored and compared.
+        shown: data that `Probe.plot` needs for this model, such as its predictions for a few images; small, on the CPU.
     """
 
     scores: Scores
@@ -111,23 +112,24 @@ class Measured:
 
 
 class Probe(ABC):
-    """A measurement; subclasses take typed keyword options, which are the schema of the recipe's section.
+    """A measurement of a frozen model; subclasses take typed keyword options, which define the schema of their section.
 
-    A probe keeps nothing from one measurement to the next: what `plot` needs, `measure` returns.
+    A probe keeps no state between measurements: `measure` returns everything that `plot` needs.
 
-    Errors that a user can mend are `UserError` with the name of an option of the probe, or with `data`, or an option
+    Errors that a user can fix are `UserError` with the name of an option of the probe, with `data`, or with an option
     of the data such as `data.root`.
 
     Attributes:
-        needs: fields the data must provide; "a|b" means that either will do.
-        trains: whether it fits anything to the labels of the data's training part (a head, a memory of neighbours).
-        views: views per sample the data is prepared for; 2 where it reads the mined pairs.
-        lower_is_better: metrics of which less is better.
-        bounds: least and greatest possible value of a metric, or of those whose names begin alike; others are free.
-        seeded: whether another seed gives another result, as where a head is initialized or labels are chosen.
-        needs_classifier: whether it asks for the classifier that a model's weights came with; models side by side,
-            which have none together, are then left out.
-        meanings: a metric, or what the names of several begin with, to a line for readers on what it says.
+        needs: fields the data must provide; "a|b" means that either one is enough.
+        trains: whether it fits anything to the labels of the data's training part (a head, a memory of neighbors).
+        views: views per sample that the data is prepared for; 2 if the probe reads the mined pairs.
+        lower_is_better: metrics for which lower values are better.
+        bounds: smallest and largest possible value of a metric, or of all metrics whose names share a prefix; others
+            are unbounded.
+        seeded: whether the result depends on the seed, for example because a head is initialized or labels are chosen.
+        needs_classifier: whether it needs the classifier that came with a model's weights; concatenated models, which
+            have no common classifier, are then left out.
+        meanings: a metric, or a prefix of several metrics, to a line that explains it to readers.
     """
 
     contract: ClassVar[int] = 1
@@ -142,77 +144,78 @@ class Probe(ABC):
 
     @abstractmethod
     def measure(self, model: MeasuredModel, data: MeasuredData, seed: int = 0) -> Scores | Measured:
-        """Measure a model; with equal seeds the same choices are made for every model.
+        """Measure a model; equal seeds give the same choices for every model.
 
         Args:
-            model: never changed.
-            data: what it is measured on; features and labels that were read once are kept there.
-            seed: of whatever the probe draws.
+            model: the frozen model; it must not be changed.
+            data: data to measure on; it caches features and labels once they are read.
+            seed: seed of everything random in the measurement.
 
         Returns:
-            The scores; with what `plot` shows, if it shows anything.
+            The scores, together with the data for `plot` if the probe makes figures.
         """
 
     @abstractmethod
     def summarise(self, total: Totals) -> Metrics:
-        """Return the metrics that follow from statistics summed over groups."""
+        """Compute the metrics from statistics summed over groups."""
 
     def check(self, backbone: "nn.Module", trains: bool = False) -> None:
-        """Refuse a model that cannot be measured, before anything is.
+        """Reject a model that cannot be measured, before any measurement starts.
 
         Args:
-            backbone: a `prior3d.backbone.Backbone` that will be measured.
-            trains: whether its encoder is trained first.
+            backbone: the `prior3d.backbone.Backbone` to measure.
+            trains: whether its encoder is trained before the measurement.
 
         Raises:
-            UserError: with the name of the probe's option that does not fit.
+            UserError: the model does not fit; the key is the name of the probe's option that conflicts.
         """
         return
 
     def check_data(self, parts: Mapping[Part, Dataset]) -> None:
-        """Refuse data that have the fields and yet say nothing to this probe; none of them is read.
+        """Reject data that have the required fields but are useless to this probe; no data are read.
 
         Args:
-            parts: what it would be measured on, not prepared yet.
+            parts: the datasets it would be measured on, not prepared yet.
 
         Raises:
-            DoesNotFit: with the key of the data that does not fit, such as `data.root`; the probe is then left out
-                where nobody asked for it by name.
-            UserError: an option of the probe that is wrong by itself.
+            DoesNotFit: the data do not fit; the key is that of the data, such as `data.root`. The probe is then left
+                out unless the user asked for it by name.
+            UserError: an option of the probe is wrong by itself.
         """
         return
 
     def files(self) -> Sequence[Path]:
-        """Return files it reads beside its data; it measures again when they change."""
+        """Return the files it reads in addition to its data; the probe measures again when they change."""
         return ()
 
     def controls(self, data: MeasuredData) -> Mapping[str, Scores]:
-        """Measure what needs no model at all (a constant guess, position, raw pixels), by name of the control.
+        """Measure baselines that need no model (a constant guess, position, raw pixels), by name of the control.
 
-        A model that is no better than a control has learned nothing that this probe can see, and the report says so.
+        A model that is no better than a control has learned nothing that this probe can measure; the report states
+        this.
         """
         return {}
 
     def plot(
         self, models: Mapping[str, MeasuredModel], data: MeasuredData, shown: Mapping[str, Any]
     ) -> "Mapping[str, Figure]":
-        """Plot what the models get right and wrong, side by side on the same images; by name of the figure.
+        """Return figures, by name, that compare what the models get right and wrong on the same images.
 
         Args:
-            models: by name, in the order of the columns.
-            data: what they were measured on.
-            shown: by name, what `measure` returned to be shown; of several seeds, the first one's.
+            models: models by name, in the order of the columns.
+            data: the data they were measured on.
+            shown: by model name, the `shown` data that `measure` returned; with several seeds, that of the first seed.
         """
         return {}
 
 
 def measured(found: Scores | Measured) -> Measured:
-    """Return what a probe's `measure` returned in its longer form."""
+    """Return the result of a probe's `measure` as a `Measured`."""
     return found if isinstance(found, Measured) else Measured(found)
 
 
 def metrics_of(probe: Probe, scores: Scores | Measured | Sequence[Scores]) -> dict[str, float]:
-    """Return a probe's metrics, the mean over seeds where there are several."""
+    """Return a probe's metrics, averaged over seeds if there are several."""
     several = [measured(scores).scores] if isinstance(scores, Scores | Measured) else list(scores)
     found = [probe.summarise(one.total()) for one in several]
     return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}

@@ -1,4 +1,4 @@
-"""The contract of a reader: one file format of posed recordings, as scenes, frames and cameras."""
+"""The contract of a reader: it turns one file format of posed recordings into scenes, frames and cameras."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,24 @@ from prior3d.contracts.fields import Field
 from prior3d.contracts.view import View
 
 BY_NAMES, BY_METADATA, BY_MARKER = 10, 20, 30
-"""How sure `Reader.recognises` is: by the names of files alone, by a file of metadata that several formats share, by a
-file that this format alone has."""
+"""Confidence of `Reader.recognises`: from file names alone, from a metadata file that several formats share, from a
+file that only this format has."""
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A camera as a format describes it; frames that share one camera share one object.
+    """A camera as the format describes it; frames with the same camera share one object.
 
     Attributes:
-        model: `pinhole`, or a lens model by OpenCV's name.
+        model: `pinhole`, or OpenCV's name of a lens model.
         intrinsics: [3, 3] float64, pixels of `size`, pixel centers at +0.5.
         size: height and width of the images, pixels.
-        distortion: coefficients in the order of OpenCV; none for a pinhole.
-        depth_size: height and width of the depth maps, pixels; None where the format has no depth.
-        depth_intrinsics: [3, 3] float64 of the camera that took the depth maps, pixels of `depth_size`; None where
-            depth is registered to color, that is, shows the same field of view.
-        color_from_depth: [4, 4] float64, meters: pose of the depth camera in the axes of this one; None for the same
-            place and direction.
+        distortion: coefficients in OpenCV's order; empty for a pinhole.
+        depth_size: height and width of the depth maps, pixels; None if the format has no depth.
+        depth_intrinsics: [3, 3] float64, intrinsics of the depth camera, pixels of `depth_size`; None if depth is
+            registered to color, that is, shows the same field of view.
+        color_from_depth: [4, 4] float64, meters: pose of the depth camera in the axes of this camera; None if both
+            poses are the same.
     """
 
     model: Literal["pinhole", "opencv", "fisheye"]
@@ -43,15 +43,15 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame of a recording, nothing of it decoded.
+    """One frame of a recording, not decoded yet.
 
     Attributes:
-        name: of the frame within its scene, for messages.
-        camera: that took it.
-        world_from_camera: [4, 4] float64, meters, OpenCV axes, of the color camera; None where it is not known.
-        problem: why the frame cannot be used ("no pose", "pose not finite"), None where it can. Such frames are left
-            out, counted, and named in the log: lost tracking is normal.
-        time: seconds, where the format has them.
+        name: name of the frame within its scene, for messages.
+        camera: the camera that took it.
+        world_from_camera: [4, 4] float64, meters, OpenCV axes: pose of the color camera; None if unknown.
+        problem: why the frame cannot be used ("no pose", "pose not finite"); None for a usable frame. Unusable frames
+            are left out, counted, and named in the log: lost tracking is normal.
+        time: time stamp in seconds, if the format has one.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Cloud(NamedTuple):
 
     Attributes:
         points: [N, 3] float64, meters, world axes.
-        colors: [N, 3] uint8 RGB; None where there are none.
+        colors: [N, 3] uint8 RGB; None if the points have no colors.
     """
 
     points: np.ndarray
@@ -74,12 +74,12 @@ class Cloud(NamedTuple):
 
 
 class Recording(ABC):
-    """One scene of a format, opened: its frames are listed, nothing is decoded yet. It can be pickled.
+    """One opened scene of a format: its frames are listed, but not decoded yet. It can be pickled.
 
     Attributes:
-        frames: in order; those that cannot be used, too, with their `problem`. A long scene may make them when they
-            are asked for: with `frame_step`, most never are.
-        notes: lines for the log on what was found, left out or goes unused.
+        frames: all frames in order, including unusable ones with their `problem`. A long scene may create them on
+            access: with `frame_step`, most are never used.
+        notes: lines for the log about what was found, left out or not used.
     """
 
     frames: Sequence[Frame]
@@ -89,47 +89,48 @@ class Recording(ABC):
     def read(self, frame: int, fields: frozenset[str]) -> View:
         """Decode one frame at the resolution of its files.
 
-        The camera and the pose are in `frames` and need not be in the view.
+        The view need not contain the camera and the pose, which are in `frames`.
 
         Args:
             frame: index into `frames`.
-            fields: what to decode, of what the reader provides. Depth is in meters along the axis of the camera that
-                took it, 0 = unknown: moving it to the color camera is done by those who read the recording.
+            fields: the fields to decode, a subset of what the reader provides. Depth is in meters along the axis of the
+                camera that took it, 0 = unknown; the caller moves it to the color camera.
 
         Raises:
-            DamagedFile: a file cannot be decoded, or has another size than the frame's camera says.
+            DamagedFile: a file cannot be decoded, or its size differs from that of the frame's camera.
         """
 
     @abstractmethod
     def fingerprint(self, frames: Sequence[int] | None = None) -> str:
-        """Return a text that changes when what the scene holds does; cheap: names, sizes and times of files.
+        """Return a text that changes with the content of the scene; it must be cheap: names, sizes and times of files.
 
         Args:
-            frames: indices of those that matter; None for all.
+            frames: indices of the frames to include; None for all.
         """
 
     def surface(self) -> Cloud | None:
-        """Return the mesh or the points of the format, None where it has none."""
+        """Return the mesh or the points of the scene; None if the format has none."""
         return None
 
     def overlap(self) -> Mapping[str, np.ndarray] | None:
-        """Return which frames see the same points, where the format knows: columns of a pair table; None otherwise."""
+        """Return which frames see the same points, as columns of a pair table; None if the format lacks this."""
         return None
 
 
 class Reader(ABC):
-    """One file format of posed recordings; subclasses take `root` and typed keyword options.
+    """A reader of one file format of posed recordings; subclasses take `root` and typed keyword options.
 
-    Errors of the user's making raise `UserError` from the constructor, `scenes` or `open`, with the name of the option
-    (`root`, `intrinsics`) as key. `prior3d.data.posed.files` and `prior3d.data.posed.cameras` have what readers share;
-    `prior3d.testing.check_reader` tries whether a reader keeps to this.
+    For a user's mistake, the constructor, `scenes` and `open` raise `UserError` with the name of the option (`root`,
+    `intrinsics`) as key. `prior3d.data.posed.files` and `prior3d.data.posed.cameras` contain the code that readers
+    share; `prior3d.testing.check_reader` checks that a reader follows this contract.
 
     Args:
         root: folder of the data.
 
     Attributes:
-        provides: fields that `Recording.read` decodes; cameras and poses are always there.
-        fields: fields of its own, named `<plugin>/<field>`; those of them that it provides stand in `provides`, too.
+        provides: fields that `Recording.read` decodes; cameras and poses are always provided.
+        fields: extra fields that this reader defines, named `<plugin>/<field>`; `provides` also lists those it can
+            decode.
     """
 
     contract: ClassVar[int] = 1
@@ -142,20 +143,20 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, folder: Path) -> int:
-        """Return 0 if a folder is not of this format, else how sure that is; `format: auto` takes the highest.
+        """Return 0 if a folder is not of this format, else the confidence that it is; `format: auto` takes the highest.
 
-        Quick, even for a folder of many scenes: it looks at names, not into all files.
+        It must be quick, even for a folder of many scenes: look at file names, do not open all files.
 
         Args:
-            folder: exists; the root of scenes, or one scene.
+            folder: an existing folder; the root of scenes, or one scene.
 
         Returns:
-            0, `BY_NAMES`, `BY_METADATA` or `BY_MARKER`; a number between them where two formats are still confused.
+            0, `BY_NAMES`, `BY_METADATA` or `BY_MARKER`; a number between them if two formats could still be confused.
         """
 
     @abstractmethod
     def scenes(self) -> Sequence[str]:
-        """Return the names of the scenes below the root, sorted: paths below it, with `/`."""
+        """Return the sorted names of the scenes: their paths relative to the root, with `/`."""
 
     @abstractmethod
     def open(self, scene: str) -> Recording:

@@ -1,4 +1,4 @@
-"""The contracts of work per scene: a job, and a runner that brings jobs somewhere."""
+"""The contracts of work per scene: a job, and a runner that executes jobs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from prior3d.errors import DamagedFile
 
 Progress = Callable[[Iterable, str, int], Iterable]
-"""Wraps an iterable in a progress bar: (items, description, how many) -> the same items."""
+"""A function that wraps an iterable in a progress bar: (items, description, number of items) -> the same items."""
 
 
 def silent(items: Iterable, description: str, total: int) -> Iterable:
@@ -19,16 +19,17 @@ def silent(items: Iterable, description: str, total: int) -> Iterable:
 
 @dataclass(frozen=True)
 class SceneJob:
-    """Work that is done once for one scene, and kept: plain data that travels to other processes.
+    """Work done once for one scene, whose result is kept: plain data that can be sent to other processes.
 
     Attributes:
-        kind: what sort of result, a folder name such as `pairs` or `prepared/gaussian_distillation`.
-        scene: its name, for messages.
-        facts: plain JSON values on which the result depends: its key in the store.
-        build: writes the result's files into the (empty) folder it is given, may show progress within the scene, and
-            returns the files it left out because they are damaged, None where that cannot be; can be pickled.
-        name: of the result's folder; None for the key of the facts.
-        on_device: whether it computes on a GPU where there is one.
+        kind: kind of result, a folder name such as `pairs` or `prepared/gaussian_distillation`.
+        scene: name of the scene, for messages.
+        facts: plain JSON values on which the result depends; they form its key in the store.
+        build: function that writes the result's files into the (empty) folder it is given. It may show progress within
+            the scene. It returns the files it left out because they are damaged, or None if there can be none. It can
+            be pickled.
+        name: name of the result's folder; None for the key of the facts.
+        on_device: whether it computes on a GPU if there is one.
     """
 
     kind: str
@@ -43,27 +44,27 @@ class SceneJob:
 
 
 class Work(Protocol):
-    """Does one job through the store's locks, or finds it done; can be pickled, together with jobs."""
+    """A function that does one job under the store's locks, or finds it done; it can be pickled together with jobs."""
 
     def __call__(self, job: SceneJob, wait: bool = True) -> bool:
-        """Return True when the result is there; False, at once, where another process is at it and `wait` is false.
+        """Return True when the result exists; False at once if another process does the job and `wait` is false.
 
         Args:
-            job: what to do.
-            wait: for another process that is at it; should that one die, the job is done here.
+            job: the job to do.
+            wait: whether to wait for another process that is doing the job; if that process dies, the job is done here.
 
         Raises:
-            UserError: what the job raised, or the cache cannot be written.
+            UserError: the job raised it, or the cache cannot be written.
         """
         ...
 
 
 class Runner(ABC):
-    """Runs scene jobs somewhere: in this process, in several, on a cluster.
+    """A runner of scene jobs: in this process, in several processes, or on a cluster.
 
-    Subclasses take typed keyword options, the schema of `prepare:`. What jobs build goes through the store, whose
-    locks let any number of runners, on any machines that see its folder, share the work; a runner only decides where
-    `work` is called. A whole runner:
+    Subclasses take typed keyword options, which define the schema of `prepare:`. Jobs write their results through the
+    store. Its locks let any number of runners, on all machines that see its folder, share the work; a runner only
+    decides where `work` is called. A complete runner:
 
         class Threads(Runner):
             '''Runs jobs in threads of this process.'''
@@ -75,23 +76,24 @@ class Runner(ABC):
                         done.result()  # raises what the job raised
                         yield numbers[done]
 
-    `prior3d.testing.check_runner` says what else a runner must keep to.
+    `prior3d.testing.check_runner` checks the other requirements of a runner.
     """
 
     contract: ClassVar[int] = 1
 
     @abstractmethod
     def run(self, jobs: Sequence[SceneJob], work: Work) -> Iterator[int]:
-        """Do all jobs; yield the number of each, its place in `jobs`, once and as soon as its result is there.
+        """Do all jobs; yield the number of each, its place in `jobs`, once and as soon as its result exists.
 
-        The first error ends the run and is raised as it is. When the iterator is closed (after an error elsewhere, or
-        Ctrl-C), everything that was started has ended.
+        The first error ends the run and is raised unchanged. Closing the iterator (after an error elsewhere, or Ctrl-C)
+        ends all processes and threads that the runner started.
 
         Args:
-            jobs: independent of each other; others may be at some of them, or have done them.
-            work: does one job. Passing over those that others are at (`wait=False`), to come back to them last, lets
-                several runners share the jobs; it may be called for one job in several places at once.
+            jobs: jobs that are independent of each other; other processes may be doing some of them, or may have done
+                them.
+            work: does one job. Several runners share the jobs if each skips those that others are doing (`wait=False`)
+                and returns to them last. It may be called for one job in several places at once.
 
         Raises:
-            UserError: what a job raised.
+            UserError: a job raised it.
         """

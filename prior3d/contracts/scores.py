@@ -1,4 +1,4 @@
-"""What a probe measured, kept apart by scene or image, so that intervals and differences can be drawn later."""
+"""Results of a probe, stored by scene or image so that intervals and differences can be computed later."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 Metrics = Mapping[str, float]
-"""Metric name, unit included, to value."""
+"""Metric name, including the unit, to value."""
 
 Totals = Mapping[str, Tensor]
-"""Statistics summed over groups: what metrics are computed from."""
+"""Statistics summed over groups, from which metrics are computed."""
 
 Summarise = Callable[[Totals], Metrics]
 
@@ -19,10 +19,10 @@ Summarise = Callable[[Totals], Metrics]
 class Scores:
     """Additive statistics by group: counts of hits, confusion matrices, sums of squared errors, histograms.
 
-    Additive, so that the metrics of any resampling of the groups follow from sums, without the features.
+    They are additive: the metrics of any resampling of the groups follow from sums, without the features.
 
     Attributes:
-        groups: names of the scenes, or of the images where scenes mean nothing; what a bootstrap draws from.
+        groups: names of the scenes, or of the images if the data has no scenes; a bootstrap resamples them.
         statistics: name to [G, ...] float64, the first axis over the groups.
 
     >>> scores = Scores(("a", "b"), {"hits": torch.tensor([1.0, 2.0])})
@@ -45,7 +45,7 @@ class Scores:
         return {name: torch.tensordot(weights.double(), values.double(), 1) for name, values in self.statistics.items()}
 
     def to_plain(self) -> dict[str, object]:
-        """Return lists that JSON can hold."""
+        """Return the scores as lists that JSON can hold."""
         return {
             "groups": list(self.groups),
             "statistics": {name: values.tolist() for name, values in self.statistics.items()},
@@ -53,7 +53,7 @@ class Scores:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> "Scores":
-        """Return what `to_plain` wrote."""
+        """Return the scores that `to_plain` converted."""
         statistics = {name: torch.tensor(v, dtype=torch.float64) for name, v in plain["statistics"].items()}
         return cls(tuple(plain["groups"]), statistics)
 
@@ -62,12 +62,12 @@ def by_group(names: Sequence[str], group_of: Tensor, statistics: Mapping[str, Te
     """Sum the statistics of single images by group.
 
     Args:
-        names: of the groups, G.
+        names: names of the G groups.
         group_of: [N] int64, the group of each image.
         statistics: name to [N, ...].
 
     Returns:
-        The scores of the groups that have an image.
+        The scores of the groups that have at least one image.
 
     >>> scores = by_group(["a", "b"], torch.tensor([0, 0, 1]), {"hits": torch.tensor([1.0, 0.0, 1.0])})
     >>> scores.groups, scores.statistics["hits"].tolist()

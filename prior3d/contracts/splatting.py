@@ -1,4 +1,4 @@
-"""What a splat engine works on and what it makes: Gaussians, and the linear map from them to what views show."""
+"""Input and output of splat engines: Gaussians, and the linear map from their values to maps of views."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Gaussians:
-    """N Gaussians in the world.
+    """N Gaussians in world coordinates.
 
     Attributes:
-        means: metres  # [N, 3]
-        quaternions: w, x, y, z, rotating the own axes into the world; any length but zero  # [N, 4]
-        scales: standard deviations along the own axes, metres  # [N, 3]
+        means: meters  # [N, 3]
+        quaternions: w, x, y, z, rotating the Gaussian's axes into the world; any nonzero length  # [N, 4]
+        scales: standard deviations along the Gaussian's axes, meters  # [N, 3]
         opacities: in [0, 1]  # [N]
-        colors: in [0, 1], if images were given  # [N, 3]
-        features: if lifted  # [N, C]
+        colors: in [0, 1], only if images were given  # [N, 3]
+        features: only if lifted  # [N, C]
 
     >>> one = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 3), torch.ones(1))
     >>> len(one), one.features is None
@@ -50,7 +50,7 @@ class Gaussians:
             target: device or floating-point type.
 
         Returns:
-            The Gaussians there.
+            The moved or converted Gaussians.
         """
         return self._map(lambda tensor: tensor.to(target))
 
@@ -63,12 +63,12 @@ class Gaussians:
 
 
 class Scaled(NamedTuple):
-    """An operator over some cells, its weights divided by the roots of what cells show and of what Gaussians are seen.
+    """An operator over some cells, with weights divided by the square roots of cell masses and Gaussian masses.
 
     Attributes:
         operator: singular values in [0, 1].
-        cells: divisors: root of a cell's mass, 0 where the cell is left out  # [V, h, w]
-        gaussians: divisors: root of mass + median mass, 0 where a Gaussian is not seen  # [N]
+        cells: divisors: square root of a cell's mass, 0 if the cell is left out  # [V, h, w]
+        gaussians: divisors: square root of mass + median mass, 0 if no view sees the Gaussian  # [N]
         mass: sum of a Gaussian's weights over the cells  # [N]
     """
 
@@ -79,16 +79,16 @@ class Scaled(NamedTuple):
 
 
 class SplatOperator(ABC):
-    """The linear map from values on N Gaussians to what V views show of them; without gradients.
+    """The linear map from values of N Gaussians to maps of V views; without gradients.
 
-    Entry (cell, Gaussian) is the sum over the cell's pixels of alpha x transmittance. Lifting and targets are written
-    with these methods alone, so that an engine need not have the entries.
+    Entry (cell, Gaussian) is the sum over the cell's pixels of alpha x transmittance. Lifting and targets use only
+    these methods, so an engine need not store the entries.
 
     Attributes:
-        views: V.
-        count: N, seen or not.
-        size: (h, w) of the maps in cells; cells are pixels unless a coarser grid was asked for.
-        areas: pixels per cell; its dtype and device are those of all results  # [h, w]
+        views: number of views, V.
+        count: number of Gaussians, N, including those that no view sees.
+        size: (h, w) of the maps in cells; a cell is a pixel unless a coarser grid was requested.
+        areas: pixels per cell; all results have its dtype and device  # [h, w]
     """
 
     views: int
@@ -104,7 +104,7 @@ class SplatOperator(ABC):
             values: [N, C].
 
         Returns:
-            [V, C, h, w]; not divided by anything.
+            [V, C, h, w], not normalized.
         """
 
     @abstractmethod
@@ -127,7 +127,7 @@ class SplatOperator(ABC):
         """
 
     def mass(self) -> Tensor:
-        """Sum the weights of each cell over its Gaussians and pixels; alpha, for single pixels.
+        """Sum the weights of each cell over its Gaussians and pixels; for cells of one pixel this is alpha.
 
         Returns:
             [V, h, w].
@@ -135,15 +135,15 @@ class SplatOperator(ABC):
         return self.render(self.areas.new_ones(self.count, 1))[:, 0]
 
     def joined(self, others: Sequence["SplatOperator"]) -> Optional["SplatOperator"]:
-        """Return one operator over the views of this and others in order, which has `scaled`.
+        """Return one operator over the views of this and other operators, in order, that implements `scaled`.
 
-        For engines that hold entries: least squares are then solved on all views at once. By default None: views are
-        gone through one by one, and nothing of them is kept.
+        It is for engines that store the entries: least squares are then solved on all views at once. The default
+        returns None: views are processed one by one, and nothing of them is kept.
         """
         return None
 
     def scaled(self, kept: Tensor) -> Scaled:
-        """Return this operator over the kept cells, scaled for least squares; only where `joined` gives an operator.
+        """Return this operator over the kept cells, scaled for least squares; needed only if `joined` is.
 
         Args:
             kept: [V, h, w] bool.

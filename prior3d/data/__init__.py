@@ -1,7 +1,7 @@
 """From files to batches: posed recordings, single images, and the samples made of either.
 
-Here: decoding of files. Scenes of posed views are in `prior3d.data.posed`, images that stand alone in
-`prior3d.data.images`, and what becomes of decoded views in `prior3d.data.sample`.
+This package has the decoding of files. Scenes of posed views are in `prior3d.data.posed`, single images in
+`prior3d.data.images`, and the processing of decoded views in `prior3d.data.sample`.
 """
 
 from prior3d.data.decoding import (

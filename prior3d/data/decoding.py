@@ -1,4 +1,4 @@
-"""Reading one image, depth map or array from a file; whatever cannot be decoded is a `DamagedFile`."""
+"""Reading one image, depth map or array from a file; a file that cannot be decoded raises `DamagedFile`."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from prior3d.errors import DamagedFile
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
-_GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is what Pillow before 11 calls a 16-bit PNG
+_GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
 _TOP_16_BIT = 65535
 _IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -29,7 +29,7 @@ _CONTRADICTS = (
 
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Turn what decoders raise on broken bytes into a `DamagedFile` that names the file."""
+    """Turn the errors that decoders raise on broken bytes into a `DamagedFile` that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -44,13 +44,13 @@ def damage(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the header of an image file says.
+    """Contents of an image file's header.
 
     Attributes:
-        size: height and width of the stored pixels.
-        turned: whether its EXIF orientation says that the stored pixels are to be turned or mirrored.
-        upright_size: height and width after that.
-        mode: Pillow's name for the kind of pixels.
+        size: Height and width of the stored pixels.
+        turned: Whether its EXIF orientation rotates or mirrors the stored pixels.
+        upright_size: Height and width after that.
+        mode: Pillow's name for the type of pixels.
     """
 
     size: tuple[int, int]
@@ -60,7 +60,7 @@ class ImageHeader:
 
     @property
     def problem_as_depth(self) -> str | None:
-        """Why this is no 16-bit depth map, None if it is one."""
+        """Why this is not a 16-bit depth map, None if it is one."""
         return None if self.mode in _GREY_16_BIT else f"expected a 16-bit grey image, got mode {self.mode}"
 
     @property
@@ -70,27 +70,26 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Return what an image file's header says, without decoding the pixels."""
+    """Return the contents of an image file's header, without decoding the pixels."""
     with damage(path), Image.open(path) as picture:
         return _header(picture)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of what `read_color` returns, in pixels, without decoding it."""
+    """Return height and width of the image that `read_color` returns, in pixels, without decoding it."""
     return read_header(path).upright_size
 
 
 def read_color(path: Path) -> np.ndarray:
-    """Return a photograph as [h, w, 3] uint8 RGB, turned upright as its EXIF orientation says.
+    """Return a photograph as [h, w, 3] uint8 RGB, rotated upright by its EXIF orientation.
 
-    Grey images have three equal channels, 16 bits are scaled to 8, the colours of palettes are looked up, and opacity
-    is ignored.
+    Gray images get three equal channels, 16 bits are scaled to 8, palette colors are looked up, and opacity is ignored.
 
     Args:
-        path: of an image file; posed images have `read_calibrated_color`.
+        path: Image file; posed images have `read_calibrated_color`.
 
     Raises:
-        DamagedFile: the file cannot be decoded, or holds numbers that are no colours (floating-point images).
+        DamagedFile: The file cannot be decoded, or its numbers are not colors (floating-point images).
     """
     with damage(path), Image.open(_intact(path)) as picture:
         upright = ImageOps.exif_transpose(picture) if _header(picture).turned else picture
@@ -100,15 +99,15 @@ def read_color(path: Path) -> np.ndarray:
 def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return an image as [h, w, 3] uint8 RGB, in the pixels that a camera's calibration describes.
 
-    An EXIF orientation is followed only where the calibration is evidently of the turned image. Otherwise the file is
-    refused: the calibration and the depth map next to it may be of the stored pixels or of the turned ones.
+    An EXIF orientation is applied only if the calibration is evidently of the rotated image. Otherwise the file is
+    refused: the calibration and the depth map that go with it may be of the stored pixels or of the rotated ones.
 
     Args:
-        path: of an image file.
-        size: height and width, pixels, of the calibration.
+        path: Image file.
+        size: Height and width of the calibration, pixels.
 
     Raises:
-        DamagedFile: the file cannot be decoded, has another size, or its orientation contradicts the calibration.
+        DamagedFile: The file cannot be decoded, has another size, or its orientation contradicts the calibration.
     """
     with damage(path), Image.open(_intact(path)) as picture:
         header = _header(picture)
@@ -121,7 +120,7 @@ def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_16bit(path: Path) -> np.ndarray:
-    """Return a 16-bit grey image as [h, w] uint16."""
+    """Return a 16-bit gray image as [h, w] uint16."""
     with damage(path), Image.open(_intact(path)) as picture:
         if problem := _header(picture).problem_as_depth:
             raise ValueError(problem)
@@ -129,7 +128,7 @@ def read_16bit(path: Path) -> np.ndarray:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Return an image of one id per pixel, grey or by palette, as [h, w] integers: a palette's colours are ignored."""
+    """Return an image with one id per pixel (gray value or palette index) as [h, w] integers; ignore palette colors."""
     with damage(path), Image.open(_intact(path)) as picture:
         if picture.mode not in (*_GREY_16_BIT, *_IDS):
             raise ValueError(f"expected one id per pixel (a grey image or one with a palette), got mode {picture.mode}")
@@ -137,7 +136,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Return the [h, w] float32 array of an `.npy` file; what is not finite becomes 0 (unknown)."""
+    """Return the [h, w] float32 array of an `.npy` file; values that are not finite become 0 (unknown)."""
     with damage(path):
         values = np.load(path, allow_pickle=False)
         if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu":
@@ -147,12 +146,12 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def same_field_of_view(size: tuple[int, int], other: tuple[int, int], share: float = 0.01) -> bool:
-    """Whether images of two sizes (height, width) can show the same field of view: their aspects hardly differ.
+    """Return whether images of two sizes (height, width) can show the same field of view: their aspects nearly agree.
 
     Args:
-        size: height and width, pixels.
-        other: those of the other image.
-        share: by which the aspects may differ, on top of what rounding to whole pixels makes of one aspect.
+        size: Height and width, pixels.
+        other: Height and width of the other image, pixels.
+        share: Allowed difference of the aspects, in addition to what rounding to whole pixels causes.
 
     >>> same_field_of_view((968, 1296), (480, 640))  # colour and depth of ScanNet: 0.4 % apart
     True
@@ -171,9 +170,9 @@ def _header(picture: Image.Image) -> ImageHeader:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or one that nobody defined."""
+    """Return the EXIF orientation; 1 (upright) if there is none or it is undefined."""
     if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
-        return 1  # Pillow turns a TIFF itself; to look for what stands behind a PNG's pixels it would decode them
+        return 1  # Pillow rotates a TIFF itself; to find the EXIF data behind a PNG's pixels, it would decode them
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(2, 9) else 1
 
@@ -182,7 +181,7 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """Return the pixels of an opened image as [h, w, 3] uint8."""
     if picture.mode == "F":
         raise ValueError("expected an image of 8 or 16 bits, got floating-point numbers (mode F)")
-    if picture.mode in _GREY_16_BIT:  # which Pillow cuts off at 255 instead of scaling
+    if picture.mode in _GREY_16_BIT:  # Pillow clips these at 255 instead of scaling
         grey = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
@@ -196,7 +195,7 @@ def _uint16(picture: Image.Image) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """Return in a few words why a file cannot be decoded; the message names the file."""
+    """Return, in a few words, why a file cannot be decoded; the message names the file."""
     if isinstance(error, UnidentifiedImageError):
         return "no image, or without its beginning"
     return str(error) or type(error).__name__
@@ -205,8 +204,8 @@ def _reason(error: Exception) -> str:
 def _intact(path: Path) -> io.BytesIO:
     """Return the file's bytes; those of a PNG only if all its checksums are right.
 
-    Pillow skips the checksums of pixel data: of 200 depth files with one bit turned it decoded 7 to other depths, and a
-    file without its end to the last pixel. JPEG has no checksums; Pillow finds what is cut off.
+    Pillow skips the checksums of pixel data. Of 200 depth files with one flipped bit, it decoded 7 to wrong depths, and
+    it decoded a truncated file to the last pixel. JPEG has no checksums; Pillow detects truncated files.
     """
     content = path.read_bytes()
     if content.startswith(_PNG_SIGNATURE):

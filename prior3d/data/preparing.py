@@ -1,4 +1,4 @@
-"""Preparing datasets before anything reads them: checked first, computed once, described, damage judged."""
+"""Preparation of datasets before they are read: check files, run the one-time jobs, describe data, judge damage."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from prior3d.jobs import Store, run_jobs
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """A dataset, and what a run does with it.
+    """A dataset and how a run uses it.
 
     Attributes:
-        name: for messages.
-        dataset: the data.
-        fields: what the run reads of it.
-        key: the section of the recipe that describes it.
+        name: Name for messages.
+        dataset: Dataset to prepare.
+        fields: Fields that the run reads.
+        key: Section of the recipe that describes it.
     """
 
     name: str
@@ -35,17 +35,17 @@ def prepare_datasets(
     say: Callable[[str], None],
     runner: Runner | None = None,
 ) -> None:
-    """Verify all data and compute what is computed once; say what there is, and what is damaged.
+    """Verify all data and run its one-time jobs; log a description of the data and any damage.
 
     Args:
-        uses: the data.
-        on_damage: of `data:`.
-        progress: shows how far it is.
-        say: takes lines for the log.
-        runner: does the work per scene; `local` by default.
+        uses: Datasets and their use.
+        on_damage: The option `data.on_damage`.
+        progress: Shows progress.
+        say: Takes lines for the log.
+        runner: Runner of the jobs per scene; `local` by default.
 
     Raises:
-        UserError: the files do not fit together, or one is damaged.
+        UserError: The files do not fit together, or one is damaged.
     """
     for use in uses:
         with section(use.key):
@@ -65,17 +65,17 @@ def prepare(
     progress: Progress = silent,
     name: str | None = None,
 ) -> None:
-    """Do a dataset's jobs, stage by stage.
+    """Run a dataset's jobs, stage by stage.
 
     Args:
-        dataset: the data.
-        fields: what will be read of it.
-        runner: does the jobs; `local` by default.
-        progress: shows how far each stage is.
-        name: of the data, for the progress; its split by default.
+        dataset: Dataset to prepare.
+        fields: Fields that will be read.
+        runner: Runner of the jobs; `local` by default.
+        progress: Shows the progress of each stage.
+        name: Name of the data for the progress; its split by default.
 
     Raises:
-        UserError: its key is relative to the section that describes the data.
+        UserError: The job's error, with a key that is relative to the section that describes the data.
     """
     for jobs in dataset.jobs(fields):
         if jobs:
@@ -85,15 +85,15 @@ def prepare(
 def judge_damage(
     damaged: Sequence[DamagedFile], on_damage: Literal["refuse", "skip"], say: Callable[[str], None]
 ) -> None:
-    """End the run because files are damaged, or say which are skipped.
+    """End the run because files are damaged, or log which are skipped.
 
     Args:
-        damaged: the files.
-        on_damage: of `data:`.
-        say: takes lines for the log.
+        damaged: Damaged files.
+        on_damage: The option `data.on_damage`.
+        say: Takes lines for the log.
 
     Raises:
-        UserError: there are any, and they are refused.
+        UserError: There are damaged files, and they are refused.
     """
     if damaged and on_damage == "refuse":
         with section("data"):
@@ -104,7 +104,7 @@ def judge_damage(
 
 @contextmanager
 def refusing_damage() -> Iterator[None]:
-    """Report a damaged file that ends the run, raised in the block, as the user's error."""
+    """Turn a damaged file that ends the run, raised in the block, into a UserError."""
     try:
         yield
     except DamagedFile as damage:

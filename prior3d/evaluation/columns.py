@@ -19,10 +19,10 @@ from prior3d.evaluation.request import Request
 from prior3d.probes.results import AFTER, BEFORE
 
 ALONE = "model"
-"""The column of a model that nothing is compared with."""
+"""Column name of a model without a comparison."""
 
 RANDOM, GIVEN = "random", "control"
-"""What the control is called."""
+"""Column name of the control."""
 
 _ONLY_THE_MODEL_HAS_ONE = (
     "it has no decoder, the model has one: name a run, or its backbone.safetensors with decoder.safetensors beside it"
@@ -41,28 +41,28 @@ class Column:
 
     @property
     def backbones(self) -> list[Backbone]:
-        """Those of its models."""
+        """Backbones of its models."""
         return [model.backbone for model in self.models]
 
     @property
     def key(self) -> str:
-        """A text that changes with the weights."""
+        """Text that changes with the weights."""
         return " ".join(model.digest for model in self.models)
 
 
 def build_columns(
     subject: Subject, request: Request, against: Subject | None = None, control: str | None = None
 ) -> dict[str, Column]:
-    """Return the columns that a command line asks for, by name.
+    """Return the columns that a command line requests, by name.
 
     Args:
-        subject: the model.
-        request: what is measured on what.
-        against: what the model is compared with; None for the initial weights of a run, and nothing otherwise.
-        control: another model's name; None for random weights.
+        subject: Model to evaluate.
+        request: Probes and data.
+        against: Model to compare with; None for the initial weights of a run, and for no comparison otherwise.
+        control: Name of a third model; None for random weights.
 
     Raises:
-        UserError: weights that do not fit or are not there, or a control of nothing or of another size.
+        UserError: Weights do not fit or do not exist, or there is a control without a comparison or of another size.
     """
     size, seed, names = request.data.size, request.seed, (BEFORE, AFTER)
     after = load_trained(subject, request.backbone, size, seed)
@@ -88,14 +88,15 @@ def columns_of(
     """Return the columns of a comparison, by name.
 
     Args:
-        before: what is compared with; None for a single column.
-        after: the model.
-        control: takes the place of `after` beside `before`: as many channels, but nothing that `after` learnt.
-        control_name: what it is called.
-        names: what `before` and `after` are called.
+        before: Model to compare with; None for a single column.
+        after: Model to evaluate.
+        control: Replaces `after` in the combination with `before`: it has the same number of channels, but nothing that
+            `after` has learned.
+        control_name: Name of the control.
+        names: Names of `before` and `after`.
 
     Raises:
-        UserError: the control is not of the size of `after`.
+        UserError: The control and `after` differ in size.
     """
     if before is None:
         return {ALONE: Column((after,), after.text)}
@@ -114,14 +115,14 @@ def single_names(columns: Mapping[str, Column]) -> list[str]:
 
 
 def pairs_of(columns: Mapping[str, Column]) -> list[tuple[str, str]]:
-    """Return which columns are compared: the model with the other one, and both with the control."""
+    """Return the pairs of columns to compare: the model with the other one, and both together with the control."""
     single = single_names(columns)
     combined = [name for name in columns if name not in single]
     return [tuple(reversed(single)), tuple(combined)] if len(single) == 2 else []
 
 
 def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
-    """Return what a reader has to mind about the models."""
+    """Return notes about the models that readers should know."""
     if len(columns) == 1:
         return []
     first, second = single_names(columns)

@@ -22,10 +22,11 @@ SAYS_ITS_MODEL = (
     "a file that says it: backbone.safetensors of a run, or one of prior3d.backbone.save_weights(file, weights,"
     " {'model': ...})"
 )
-"""What to name beside MODEL where MODEL itself may be any file: `backbone.name=...` is about MODEL alone."""
+"""Description, for messages, of a file that can be named as another model. MODEL itself may be any file, since
+`backbone.name=...` applies to it only."""
 
 RANDOM_WEIGHTS = "random:"
-"""In front of a name of timm: the model with random weights, where it is MODEL and beside it."""
+"""Prefix of a timm name for the model with random weights, as MODEL and as another model."""
 
 _UNREAD = ("priors", "optim", "trainer")
 
@@ -35,11 +36,11 @@ class Subject:
     """A model that a command line names.
 
     Attributes:
-        name: as it was given.
-        content: sections of a recipe, as plain values, the command line's over the model's own.
-        source: where they were given.
-        run: the run folder, if it is one.
-        file: the weight file, if it is one.
+        name: Name as given.
+        content: Recipe sections as plain values; those of the command line override the model's own.
+        source: Where these values come from.
+        run: The run folder, if it is one.
+        file: The weight file, if it is one.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Subject:
 
     @property
     def short_name(self) -> str:
-        """A name for folders and titles."""
+        """Name for folders and titles."""
         if self.run is not None:
             return self.run.path.resolve().name
         if self.file is None:
@@ -60,14 +61,14 @@ class Subject:
 
 
 def find_subject(name: str, overrides: Sequence[str] = ()) -> Subject:
-    """Find what a name means.
+    """Find the model that a name refers to.
 
     Args:
-        name: a folder, a file, a model of timm, or `random:` and a model of timm.
-        overrides: `key.path=value` each, over what the model brings.
+        name: A folder, a file, a model of timm, or `random:` and a model of timm.
+        overrides: Values `key.path=value` that override those of the model.
 
     Raises:
-        UserError: it is nothing of these, or a run that is not finished.
+        UserError: The name is none of these, or a run that is not finished.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -106,7 +107,7 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
     content: dict[str, object] = {"backbone": {**brought, "weights": str(path)}}
     source = _override(content, overrides)
     _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} is the weights already")
-    if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # others are for the reader
+    if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # the reader checks other types
         raise UserError(
             f"{name} does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;"
             f" after --against or --control, name {SAYS_ITS_MODEL}"
@@ -128,13 +129,13 @@ def _of_timm(name: str, overrides: Sequence[str]) -> Subject:
 
 
 def find_other(name: str, flag: str) -> Subject:
-    """Find what a model beside the first one means; errors name the flag."""
+    """Find the model that a name refers to, other than the first one; errors name the flag."""
     with section(flag):
         return find_subject(name)
 
 
 def two_names(first: Subject, second: Subject) -> tuple[str, str]:
-    """Return names to tell two models apart by: short ones, or as they were given, or by number."""
+    """Return distinct names of two models: short ones, or the given ones, or numbered ones."""
     if first.short_name != second.short_name:
         return first.short_name, second.short_name
     if first.name != second.name:
@@ -155,8 +156,8 @@ def _refuse(overridden: frozenset[str], keys: Sequence[str], why: str) -> None:
 
 
 def _leave_options_behind(content: dict, trained_on: dict, overridden: frozenset[str]) -> None:
-    """Drop the options of the dataset a run was trained on where the command line names another one."""
-    if not isinstance(content["data"], dict):  # for the reader to refuse
+    """Drop the options of the dataset that a run was trained on if the command line names another dataset."""
+    if not isinstance(content["data"], dict):  # the reader refuses it
         return
     if content["data"].get("name") == trained_on["data"].get("name"):
         return
@@ -170,9 +171,9 @@ class Model:
     """A backbone with its weights.
 
     Attributes:
-        text: what it is and where its weights are from, in words.
-        backbone: with these weights.
-        section: how it was made.
+        text: Description of the model and the source of its weights, in words.
+        backbone: Backbone with these weights.
+        section: Options it was made with.
     """
 
     text: str
@@ -181,11 +182,11 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 of all weights and of what images are normalised with."""
+        """SHA-256 of all weights and of the normalization of images."""
         return self.backbone.digest()
 
     def facts(self) -> dict[str, object]:
-        """Return what a report says of it."""
+        """Return the facts about it for a report."""
         return {
             "backbone": self.section.name,
             "decoder stride": self.backbone.spec.dense_stride if self.backbone.decoder is not None else None,
@@ -198,16 +199,16 @@ class Model:
 
 
 def load_trained(subject: Subject, options: BackboneSection, size: tuple[int, int], seed: int) -> Model:
-    """Return a model with the weights it is named for: trained, from a file, or timm's.
+    """Return a model with the weights that its name refers to: trained, from a file, or timm's.
 
     Args:
-        subject: the model.
-        options: its `backbone:`.
-        size: height and width of the images, pixels.
-        seed: of weights that are random.
+        subject: Model to load.
+        options: Its `backbone:` section.
+        size: Height and width of the images, pixels.
+        seed: Seed of random weights.
 
     Raises:
-        UserError: weights that do not fit, are missing, or cannot be fetched.
+        UserError: Weights do not fit, are missing, or cannot be fetched.
     """
     if subject.run is not None:
         backbone = make_backbone(_without_weights(options), size, seed)
@@ -228,9 +229,9 @@ def load_initial(subject: Subject, options: BackboneSection, size: tuple[int, in
 
 
 def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) -> Model:
-    """Return a model beside the first one, `backbone:` as it brings it along; errors name the flag.
+    """Return a model other than the first one, with its own `backbone:` section; errors name the flag.
 
-    Keys on the command line are those of the first one: no error advises to set `backbone.weights` for this one.
+    Keys on the command line belong to the first one, so no error suggests setting `backbone.weights` for this one.
     """
     with section(flag):
         options = read_section(BackboneSection, subject.content["backbone"], "backbone")
@@ -245,7 +246,7 @@ def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) ->
 
 
 def make_untrained(like: Model, size: tuple[int, int], seed: int) -> Model:
-    """Return a model of the same size with random weights of its own."""
+    """Return a model of the same size with its own random weights."""
     options = _without_weights(like.section)
     backbone = make_backbone(options, size, stream_seed("control", seed))
     return Model(f"{options.name} with random weights", backbone, options)

@@ -49,27 +49,27 @@ from prior3d.recipe.sections import BackboneSection
 _LONG_SIDE = 448
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 _PAGE = 6
-"""Images on a page."""
+"""Number of images per page."""
 
 _MOST = 60
-"""Images that are drawn; of more, as many are chosen evenly."""
+"""Largest number of images to plot; of more, this many are chosen evenly."""
 
 _FITTED = 48
-"""Images that axes and clusters are fitted to, evenly chosen; all pages are drawn with these."""
+"""Number of images that axes and clusters are fitted to, evenly chosen; all pages use the same axes and clusters."""
 
 
 def plot(arguments: Arguments, images: Sequence[str]) -> int:
-    """Draw features of the models on images, side by side.
+    """Plot features of the models on images, side by side.
 
     Args:
-        arguments: which models, where to, on which device.
-        images: files and folders.
+        arguments: Models, output folder and device.
+        images: Files and folders.
 
     Returns:
         The exit status 0.
 
     Raises:
-        UserError: models or images do not work; nothing is left behind.
+        UserError: Models or images do not work; no files remain.
     """
     for flag, given in {
         "--probes": bool(arguments.probes),
@@ -98,8 +98,8 @@ def plot(arguments: Arguments, images: Sequence[str]) -> int:
 
 
 def _refuse_unread(subject: Subject) -> None:
-    """Refuse values of the command line that no picture depends on."""
-    # the seed decides what random weights are, which only a model that timm makes can have
+    """Refuse values of the command line that do not affect the figures."""
+    # The seed determines random weights, which only a model made by timm can have.
     read = ("backbone",) if subject.run or subject.file else ("backbone", "seed")
     for key in sorted(subject.source.overridden):
         if key.partition(".")[0] not in read:
@@ -120,13 +120,13 @@ def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
 
 
 def own_size(name: str) -> tuple[int, int]:
-    """Return the size a model was made for; pictures are resized to whatever fits it near their own."""
+    """Return the size a model was made for; images are resized to a fitting size near their own."""
     known = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return (224, 224) if known is None else (known.input_size[1], known.input_size[2])
 
 
 def _freeze(model: Model, device: str) -> FrozenModel:
-    # with the statistics the model has: a few pictures are not enough to estimate others
+    # Keep the model's statistics: a few images are not enough to estimate others.
     return FrozenModel([deepcopy(model.backbone).eval().requires_grad_(False).to(device)], device)
 
 
@@ -143,28 +143,28 @@ def write_pictures(
     progress: Progress = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Write pictures of the features of models on images: `pca.png` and `clusters.png`, numbered if there are many.
+    """Write figures of the features of models on images: `pca.png` and `clusters.png`, numbered if there are many.
 
-    Axes and clusters are fitted once, so that colours mean the same on all pages. Memory does not grow with the number
-    of images.
+    Axes and clusters are fitted once, so colors mean the same on all pages. Memory does not grow with the number of
+    images.
 
     Args:
-        models: title to model.
-        paths: image files, and folders that are searched for some.
-        out: folder to write to; made if it is missing.
-        size: long side of the images as models see them, pixels, whatever their own size; each model's short and long
+        models: Dict from title to model.
+        paths: Image files, and folders to search for images.
+        out: Folder to write to; created if it is missing.
+        size: Long side of the images as models see them, pixels, whatever their own size; each model's short and long
             side are then rounded to whole cells of its coarsest map.
-        kind: which features: dense or encoder.
-        k: clusters of each model.
-        seed: of k-means.
-        progress: shows how far it is.
-        say: takes a line where not all images are drawn.
+        kind: Type of features: dense or encoder.
+        k: Number of clusters per model.
+        seed: Seed of k-means.
+        progress: Shows progress.
+        say: Takes a line if not all images are plotted.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: no images, one that cannot be read, or that a model cannot take.
+        UserError: There are no images, or an image cannot be read or does not suit a model.
     """
     files = find_images(paths)
     if len(files) > _MOST:
@@ -192,10 +192,10 @@ def write_pictures(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return image files, and those below folders, in the order given and then by name.
+    """Return image files, and those below folders, in the given order and then by name.
 
     Raises:
-        UserError: a path is missing, is no image, or no image is found.
+        UserError: A path is missing or is not an image, or no image is found.
     """
     files = []
     for path in (Path(path).expanduser() for path in paths):
@@ -210,7 +210,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         raise UserError("no images are given: name files or folders")
     with _readable():
         for path in files:
-            image_size(path)  # the header alone: a wrong name is known before any model runs
+            image_size(path)  # reads only the header: a wrong name is found before any model runs
     return files
 
 
@@ -218,7 +218,7 @@ def read_image(path: Path, size: int) -> Tensor:
     """Return an image as [3, H, W] in 0..1, its long side `size` pixels.
 
     Raises:
-        UserError: it cannot be decoded.
+        UserError: The image cannot be decoded.
     """
     with _readable():
         picture = Image.fromarray(read_color(path))
@@ -228,7 +228,7 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def working_size(own: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return height and width, in pixels, of an image of its own height and width whose long side becomes `size`."""
+    """Return the height and width, in pixels, of an image whose long side is resized to `size`."""
     return tuple(max(round(side * size / max(own)), 1) for side in own)
 
 
@@ -243,7 +243,7 @@ def _readable() -> Iterator[None]:
 def _sample(
     models: Mapping[str, FrozenModel], files: Sequence[Path], size: int, kind: FeatureKind, progress: Progress
 ) -> dict[str, Tensor]:
-    """Return by model the features [R, C] at the same places of some of the images, one image in memory at a time."""
+    """Return, by model, the features [R, C] at the same places of some of the images, one image in memory at a time."""
     chosen = evenly_spaced(len(files), _FITTED).tolist()
     places = sample_places(len(chosen))
     rows: dict[str, list[Tensor]] = {name: [] for name in models}

@@ -1,4 +1,4 @@
-"""An evaluation from names of models to a report: check, prepare, measure, plot, write; a later one goes on."""
+"""An evaluation from names of models to a report: check, prepare, measure, plot, write; a repeated run continues it."""
 
 import json
 import time
@@ -39,18 +39,18 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `prior3d-eval` is asked for.
+    """Arguments of `prior3d-eval`.
 
     Attributes:
-        model: a run folder, a weight file or a model of timm.
-        against: another such, to compare with; None for the run's initial weights, or nothing.
-        control: another such, of the size of the model and trained independently; None for random weights.
-        probes: what to measure, by name; none for those of the run's recipe, or the default ones.
-        seeds: number of measurements, each with a different probe seed.
-        out: folder for the report.
-        overrides: `key.path=value` each.
-        plugins: further plugin files.
-        device: where to measure.
+        model: A run folder, a weight file or a model of timm.
+        against: Another model to compare with; None for the run's initial weights, or for no comparison.
+        control: Another model of the same size, trained independently; None for random weights.
+        probes: Names of the probes; none for those of the run's recipe, or the default ones.
+        seeds: Number of measurements, each with a different probe seed.
+        out: Folder for the report.
+        overrides: Values `key.path=value`.
+        plugins: Further plugin files.
+        device: Device to measure on.
     """
 
     model: str
@@ -65,13 +65,13 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Run `prior3d-eval`: measure models and write a report, saying how far it is.
+    """Run `prior3d-eval`: measure models and write a report, showing progress.
 
     Returns:
         The exit status 0.
 
     Raises:
-        UserError: models, data or probes do not work; nothing is left behind.
+        UserError: Models, data or probes do not work; no files remain.
     """
     measure_and_report(arguments, Console(highlight=False, soft_wrap=True))
     return 0
@@ -81,11 +81,11 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
     """Measure models and write a report; everything is checked before anything is written.
 
     Args:
-        arguments: what is asked for.
-        console: shows progress and the table.
+        arguments: Arguments of the command.
+        console: Shows progress and the table.
 
     Raises:
-        UserError: models, data or probes do not work; nothing is left behind.
+        UserError: Models, data or probes do not work; no files remain.
     """
     subject = find_subject(arguments.model, arguments.overrides)
     with subject.source.locating():
@@ -104,14 +104,14 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
 
 
 def choose_device(device: str) -> str:
-    """Return cpu or cuda; auto takes a GPU where there is one."""
+    """Return cpu or cuda; auto uses a GPU if there is one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use", "--device")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def check_folder(out: Path) -> None:
-    """Raise UserError where a folder cannot be made or written to; nothing is left there."""
+    """Raise UserError if a folder cannot be created or written to; leave nothing in it."""
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is no folder", "--out")
@@ -123,7 +123,7 @@ def check_folder(out: Path) -> None:
 
 
 def default_folder(subject: Subject, against: Subject | None, what: str) -> Path:
-    """Return where results go: into the run folder, or into the current one."""
+    """Return the output folder: in the run folder, or in the current one."""
     suffix = "" if against is None else f"-against-{against.short_name}"
     if subject.run is not None:
         return subject.run.path / f"{what}{suffix}"
@@ -169,7 +169,7 @@ def _measure_and_report(
 
 
 def _prepare(request: Request, columns: Mapping[str, Column], console: Console) -> None:
-    """Say what is compared, compute what the data need, and refuse what cannot be measured."""
+    """Describe the comparison, run the jobs of the data, and refuse what cannot be measured."""
     for name, column in columns.items():
         console.print(f"{name}: {column.text}")
     for label, why in request.left_out.items():
@@ -187,7 +187,7 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
 
 
 def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
-    """Return the data of the probes, each once, with names to tell them apart."""
+    """Return the datasets of the probes, each once, with distinct names."""
     found = {}
     for task in tasks:
         for dataset in task.parts.values():
@@ -200,7 +200,7 @@ def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> d
     """Return the weights of the columns with their classifiers, if a probe needs them.
 
     Raises:
-        UserError: there is no classifier.
+        UserError: There is no classifier.
     """
     asking = [task.label for task in tasks if task.probe.needs_classifier]
     found = {}
@@ -229,7 +229,7 @@ def _open_results(
     columns: Mapping[str, Column],
     started_from: Mapping[str, Weights],
 ) -> tuple[Results, str]:
-    """Return what is measured already, here or by the run itself, and a key of all that the report depends on."""
+    """Return existing results, from here or the run itself, and a key of everything that the report depends on."""
     weights = {name: column.key for name, column in columns.items()}
     classifiers = {
         name: classifier_digest(columns[name].backbones[0], checkpoint) for name, checkpoint in started_from.items()
@@ -246,7 +246,7 @@ def _open_results(
 
 
 def _key_of_report(out: Path) -> str | None:
-    """Return the key of the report that is there already."""
+    """Return the key of the existing report."""
     if not ((out / JSON).is_file() and (out / MARKDOWN).is_file()):
         return None
     return json.loads((out / JSON).read_text(encoding="utf-8")).get("key")
@@ -255,7 +255,7 @@ def _key_of_report(out: Path) -> str | None:
 def _describe(
     subject: Subject, request: Request, columns: Mapping[str, Column], key: str, against: Subject | None
 ) -> About:
-    """Return what the report says beside the numbers."""
+    """Return the report's description of models and measurements."""
     notes = [*notes_on_models(columns), *(f"{label} was left out: {why}." for label, why in request.left_out.items())]
     if subject.run is not None:
         notes.append(
@@ -276,7 +276,7 @@ def _describe(
 
 
 def _write(out: Path, comparison: Comparison, drawings: Drawings, about: About) -> None:
-    """Write the report and the events in place of earlier ones."""
+    """Write the report and the events, replacing earlier ones."""
     out.mkdir(parents=True, exist_ok=True)
     earlier = list(out.glob("events.out.tfevents.*"))
     write_events(out, comparison, drawings.figures)

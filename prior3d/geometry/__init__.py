@@ -1,8 +1,8 @@
-"""Exact pinhole geometry on batches of posed depth maps; no losses, no data reading, no learnable parts.
+"""Exact pinhole geometry on batches of posed depth maps; no losses, no data reading, no learned parts.
 
-Conventions: metres; OpenCV axes (x right, y down, z forward); pixels (x, y) with centres at +0.5; depth along the
-optical axis, 0 = unknown. Everything runs in float32 (float64 if given) and is written with elementwise operations
-only, which neither autocast nor TF32 touches: under bf16 a point 4 m away would move by up to 3 cm.
+Conventions: meters; OpenCV axes (x right, y down, z forward); pixels (x, y) with centers at +0.5; depth along the
+optical axis, 0 = unknown. Everything runs in float32 (float64 for float64 inputs), with elementwise operations only,
+which neither autocast nor TF32 changes: under bf16 a point 4 m away would move by up to 3 cm.
 """
 
 from prior3d.geometry.cameras import (

@@ -1,4 +1,4 @@
-"""Pinhole cameras: pixels to points and back, poses, homographies."""
+"""Pinhole cameras: projection in both directions, poses and homographies."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch import Tensor
 from prior3d.geometry.precision import exact
 
 MIN_DEPTH = 1e-4
-"""Metres. Projection divides by at least this, so that points beside or behind the camera stay finite."""
+"""Minimum divisor of a projection, in meters; it keeps points at or behind the camera finite."""
 
 
 def known_depth(depth: Tensor) -> Tensor:
-    """Tell measured depth from unknown: finite and above zero.
+    """Return which depths are known: finite and above zero.
 
     Args:
-        depth: [...] metres.
+        depth: [...] meters.
 
     Returns:
         [...] bool.
@@ -25,7 +25,7 @@ def known_depth(depth: Tensor) -> Tensor:
 
 
 def pixel_centers(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """List the pixel centres of an image in row order.
+    """Return the pixel centers of an image in row order.
 
     Returns:
         [height * width, 2] float32 pixels (x, y); the first is (0.5, 0.5).
@@ -43,12 +43,12 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
     """Lift every pixel of depth maps to 3D; differentiable in all arguments.
 
     Args:
-        depth: [..., H, W] metres along the optical axis. Unknown depth (0) gives the camera centre: mask it.
+        depth: [..., H, W] meters along the optical axis. Unknown depth (0) gives the camera center: mask it out.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1; skew, negative and rotated axes are allowed.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., H, W, 3] points in metres, in world axes if a pose is given.
+        [..., H, W, 3] points in meters, in world axes if a pose is given.
 
     >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
     >>> points = unproject(torch.full((2, 4), 3.0), intrinsics)
@@ -66,16 +66,16 @@ def unproject(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | Non
 def unproject_pixels(
     pixels: Tensor, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None = None
 ) -> Tensor:
-    """Lift given pixels of known depth to 3D; differentiable in all arguments.
+    """Lift given pixels with known depth to 3D; differentiable in all arguments.
 
     Args:
-        pixels: [..., N, 2] (x, y), centres at +0.5.
-        depth: [..., N] metres along the optical axis.
+        pixels: [..., N, 2] (x, y), centers at +0.5.
+        depth: [..., N] meters along the optical axis.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose, metres; without it the points stay in camera axes.
+        world_from_camera: [..., 4, 4] pose, meters; without it the points stay in camera axes.
 
     Returns:
-        [..., N, 3] points in metres, in world axes if a pose is given.
+        [..., N, 3] points in meters, in world axes if a pose is given.
 
     >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
     >>> unproject_pixels(torch.tensor([[2.0, 1.0]]), torch.tensor([3.0]), intrinsics)
@@ -94,16 +94,16 @@ def unproject_pixels(
 
 
 def project(points: Tensor, intrinsics: Tensor, world_from_camera: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Project points into images; differentiable in all arguments.
+    """Project points to images; differentiable in all arguments.
 
     Args:
-        points: [..., N, 3] metres, in world axes if a pose is given, else in camera axes.
+        points: [..., N, 3] meters, in world axes if a pose is given, else in camera axes.
         intrinsics: [..., 3, 3] pixels, last row 0 0 1.
-        world_from_camera: [..., 4, 4] pose of the camera, metres.
+        world_from_camera: [..., 4, 4] pose of the camera, meters.
 
     Returns:
-        pixels [..., N, 2] (x, y) and depth [..., N] in metres along the optical axis. Points with depth <= 0 are behind
-        the camera: their pixels are finite, mostly far outside the image, and mean nothing.
+        [..., N, 2] pixels (x, y) and [..., N] depth in meters along the optical axis. Points with depth <= 0 are behind
+        the camera: their pixels are finite, mostly far outside the image, and have no meaning.
 
     >>> intrinsics = torch.tensor([[50.0, 0, 2], [0, 50, 1], [0, 0, 1]])
     >>> pixels, depth = project(torch.tensor([[0.0, 0.0, 3.0]]), intrinsics)
@@ -127,10 +127,10 @@ def invert_rigid(world_from_camera: Tensor) -> Tensor:
     """Invert rotation-and-translation matrices.
 
     Args:
-        world_from_camera: [..., 4, 4], rotation orthonormal, last row 0 0 0 1.
+        world_from_camera: [..., 4, 4] poses with an orthonormal rotation and the last row 0 0 0 1.
 
     Returns:
-        camera_from_world [..., 4, 4].
+        [..., 4, 4] camera_from_world.
 
     >>> pose = torch.eye(4)
     >>> pose[0, 3] = 2.0
@@ -144,11 +144,11 @@ def invert_rigid(world_from_camera: Tensor) -> Tensor:
 
 
 def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
-    """Measure the angle between the optical axes of two cameras.
+    """Return the angle between the optical axes of two cameras.
 
     Args:
-        world_from_a: [..., 4, 4].
-        world_from_b: [..., 4, 4].
+        world_from_a: [..., 4, 4] pose of a.
+        world_from_b: [..., 4, 4] pose of b.
 
     Returns:
         [...] degrees, 0 to 180.
@@ -164,14 +164,14 @@ def view_angle(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
 
 def baseline(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
-    """Measure the distance between the centres of two cameras.
+    """Return the distance between the centers of two cameras.
 
     Args:
-        world_from_a: [..., 4, 4].
-        world_from_b: [..., 4, 4].
+        world_from_a: [..., 4, 4] pose of a, meters.
+        world_from_b: [..., 4, 4] pose of b, meters.
 
     Returns:
-        [...] metres.
+        [...] meters.
 
     >>> pose = torch.eye(4)
     >>> pose[0, 3] = 2.0
@@ -183,14 +183,14 @@ def baseline(world_from_a: Tensor, world_from_b: Tensor) -> Tensor:
 
 
 def warp_pixels(homography: Tensor, pixels: Tensor) -> Tensor:
-    """Move pixels by a homography, such as the one of a crop.
+    """Map pixels with a homography, for example that of a crop.
 
     Args:
-        homography: [..., 3, 3], target pixels from source pixels (`crop_from_image`).
-        pixels: [..., N, 2] (x, y), centres at +0.5, in the source.
+        homography: [..., 3, 3] maps source pixels to target pixels (`crop_from_image`).
+        pixels: [..., N, 2] (x, y) in the source, centers at +0.5.
 
     Returns:
-        [..., N, 2] in the target. Points on the horizon of a projective map are not finite.
+        [..., N, 2] pixels in the target. Points on the horizon of a projective map are not finite.
 
     >>> warp_pixels(torch.diag(torch.tensor([2.0, 2, 1])), torch.tensor([[0.5, 1.5]])).tolist()
     [[1.0, 3.0]]

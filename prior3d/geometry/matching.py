@@ -1,4 +1,4 @@
-"""Which pixels of two posed depth maps see the same 3D point."""
+"""Matches between pixels of two posed depth maps that see the same 3D point."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from prior3d.geometry.cameras import known_depth, pixel_centers, project, unproj
 from prior3d.geometry.precision import exact
 
 ROUNDING = 16 * torch.finfo(torch.float32).eps
-"""Share of the depth by which distances are kept under the limit, so that a check in other arithmetic agrees."""
+"""Share of the depth by which distances stay below the limit, so a check in other arithmetic agrees."""
 
 
 class ViewMatches(NamedTuple):
     """Matches of a batch of view pairs in fixed shapes: one slot per pixel of a, in row order."""
 
-    pixels_a: Tensor  # [B, N, 2] pixel centres (x, y) in a
-    pixels_b: Tensor  # [B, N, 2] pixel centres (x, y) in b; means nothing where not valid
+    pixels_a: Tensor  # [B, N, 2] pixel centers (x, y) in a
+    pixels_b: Tensor  # [B, N, 2] pixel centers (x, y) in b; no meaning where not valid
     valid: Tensor  # [B, N] bool
 
 
@@ -32,25 +32,25 @@ def match_views(
     relative_distance: float = 0.0,
     search_radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Match the pixels of two views whose 3D points are mutually nearest and closer than a limit.
+    """Match the pixels of two views whose 3D points are mutual nearest neighbors within a limit.
 
     Args:
-        depth_a: [H_a, W_a] metres along the optical axis, 0 (or nan, inf) = unknown.
+        depth_a: [H_a, W_a] meters along the optical axis, 0 (or nan, inf) = unknown.
         depth_b: [H_b, W_b] likewise; the sizes may differ.
-        intrinsics_a: [3, 3] pixels, centres at +0.5.
+        intrinsics_a: [3, 3] pixels, centers at +0.5.
         intrinsics_b: [3, 3] pixels.
-        world_from_a: [4, 4] pose of a, metres.
-        world_from_b: [4, 4] pose of b, metres.
-        max_distance: metres two matched 3D points may lie apart.
+        world_from_a: [4, 4] pose of a, meters.
+        world_from_b: [4, 4] pose of b, meters.
+        max_distance: maximum distance in meters between the two 3D points of a match.
         relative_distance: the limit is `max(max_distance, relative_distance * z)`, z the smaller of the two depths.
         search_radius: see `match_views_batched`.
 
     Returns:
-        Two [M, 2] tensors of pixel centres (x, y), in a and in b; row i matches row i, no pixel occurs twice.
+        Two [M, 2] tensors of pixel centers (x, y), in a and in b. Row i matches row i, and no pixel occurs twice.
 
     Reference:
         The view prior of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the projection down and compares
-        depths one way, so several pixels may share one match; here matches are mutual and compared in 3D.
+        depths in one direction, so several pixels may share one match. Here matches are mutual and compared in 3D.
 
     >>> depth, pose = torch.full((6, 8), 2.0), torch.eye(4)
     >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]])
@@ -81,20 +81,20 @@ def match_views_batched(
 ) -> ViewMatches:
     """Match the pixels of a batch of view pairs in fixed shapes, without waiting for the device.
 
-    Each pixel of a is projected into b and its nearest 3D point sought in a window of b's pixels, and the same from b
-    to a; mutual choices within the limit are matches. Both points of a match project inside the other view.
+    Each pixel of a is projected to b, and the nearest 3D point is searched in a window of b's pixels; then the same
+    from b to a. Mutual choices within the limit are matches. Both points of a match project inside the other view.
 
     Args:
-        depth_a: [B, H_a, W_a] metres along the optical axis, 0 (or nan, inf) = unknown.
+        depth_a: [B, H_a, W_a] meters along the optical axis, 0 (or nan, inf) = unknown.
         depth_b: [B, H_b, W_b] likewise; the sizes may differ.
-        intrinsics_a: [B, 3, 3] pixels, centres at +0.5.
+        intrinsics_a: [B, 3, 3] pixels, centers at +0.5.
         intrinsics_b: [B, 3, 3] pixels.
-        world_from_a: [B, 4, 4] pose of a, metres.
-        world_from_b: [B, 4, 4] pose of b, metres.
-        max_distance: metres two matched 3D points may lie apart.
+        world_from_a: [B, 4, 4] pose of a, meters.
+        world_from_b: [B, 4, 4] pose of b, meters.
+        max_distance: maximum distance in meters between the two 3D points of a match.
         relative_distance: the limit is `max(max_distance, relative_distance * z)`, z the smaller of the two depths.
-        search_radius: half width of the window in pixels of the searched view. A point within `max_distance` lies at
-            most `focal * max_distance / z` pixels off; the default, see `default_search_radius`, is what real frames
+        search_radius: half width of the window, in pixels of the searched view. A point within `max_distance` is at
+            most `focal * max_distance / z` pixels away. The default, see `default_search_radius`, is what real frames
             need. Time grows with its square.
 
     Returns:
@@ -116,7 +116,7 @@ def match_views_batched(
     depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b = exact(
         depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
     )
-    # World axes, but the origin at camera b: far from the origin float32 has no digits left for centimetres.
+    # World axes with the origin at camera b: far from the origin, float32 has no digits left for centimeters.
     origin = world_from_b[:, None, :3, 3].double()
     view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
     view_b = _View(depth_b, intrinsics_b, _recenter(world_from_b, origin))
@@ -137,10 +137,11 @@ def match_views_batched(
 
 
 def default_search_radius(height: int, width: int) -> int:
-    """Choose the half width in pixels of the window that is searched around a projected point.
+    """Return the half width in pixels of the search window around a projected point.
 
-    2 pixels at 128x96, 5 at 320x240, 10 at 640x480. Office and kitchen frames, 1 to 40 degrees between views, limit
-    2 cm: at least 99.9 % of the mutual neighbours that both views see, 99.5 % in crops of 1.7 times the focal length.
+    The radius is 2 pixels at 128x96, 5 at 320x240, 10 at 640x480. On office and kitchen frames, with 1 to 40 degrees
+    between views and a limit of 2 cm, it finds at least 99.9 % of the mutual neighbors that both views see, and 99.5 %
+    in crops of 1.7 times the focal length.
 
     >>> default_search_radius(96, 128)
     2
@@ -149,13 +150,13 @@ def default_search_radius(height: int, width: int) -> int:
 
 
 class _View:
-    """A posed depth map and its points, unknown ones set apart."""
+    """A posed depth map and its points, with a mask of known depth."""
 
     def __init__(self, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> None:
         self.intrinsics, self.world_from_camera = intrinsics, world_from_camera
         self.known = known_depth(depth)  # [B, H, W]
         self.depth = torch.where(self.known, depth, 0.0)
-        self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] metres
+        self.points = unproject(self.depth, self.intrinsics, self.world_from_camera)  # [B, H, W, 3] meters
 
 
 def _recenter(world_from_camera: Tensor, origin: Tensor) -> Tensor:
@@ -165,11 +166,11 @@ def _recenter(world_from_camera: Tensor, origin: Tensor) -> Tensor:
 
 
 def _nearest(source: _View, target: _View, radius: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Find, for each source pixel, the nearest target point around its projection into the target.
+    """Find, for each source pixel, the nearest target point around its projection in the target.
 
     Returns:
-        squared distance [B, N] (inf where no point is known), index [B, N] into the target's pixels, and whether the
-        source point is known and projects inside the target [B, N]; where it does not, the other two mean nothing.
+        [B, N] squared distance (inf where no point is known), [B, N] index into the target's pixels, and [B, N] whether
+        the source point is known and projects inside the target; where it does not, the other two have no meaning.
     """
     height, width = target.depth.shape[-2:]
     radius = default_search_radius(height, width) if radius is None else radius
@@ -189,11 +190,11 @@ def _nearest(source: _View, target: _View, radius: int | None) -> tuple[Tensor, 
 def _search_window(points: Tensor, target: _View, row: Tensor, column: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """Compare each point with the target points around (row, column); ties go to the first in row order.
 
-    A running minimum over the offsets of the window: the windows themselves would be hundreds of times the size of the
-    images. Planes of 32-bit numbers make the gathers several times quicker than rows of points.
+    This keeps a running minimum over the offsets of the window: the windows themselves would be hundreds of times the
+    size of the images. Planes of 32-bit numbers make the gathers several times faster than rows of points.
 
     Returns:
-        squared distance [B, N] and the offset's number within the window [B, N] int32.
+        [B, N] squared distance and [B, N] int32 number of the offset within the window.
     """
     surface = torch.where(target.known[..., None], target.points, torch.inf)
     padded = F.pad(surface.permute(3, 0, 1, 2), (radius,) * 4, value=torch.inf)  # [3, B, H + 2r, W + 2r]
@@ -211,7 +212,7 @@ def _search_window(points: Tensor, target: _View, row: Tensor, column: Tensor, r
 def _search_one_by_one(
     coordinates: tuple[Tensor, ...], planes: tuple[Tensor, ...], corner: Tensor, side: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Search a window offset by offset in buffers that stay in a processor's cache."""
+    """Search a window offset by offset, in buffers that stay in a processor's cache."""
     best = torch.full_like(coordinates[0], torch.inf)
     best_offset = torch.zeros_like(corner, dtype=torch.int32)
     index, squared_distance, difference = torch.empty_like(corner), torch.empty_like(best), torch.empty_like(best)
@@ -230,7 +231,7 @@ def _search_one_by_one(
 def _search_by_rows(
     coordinates: tuple[Tensor, ...], planes: tuple[Tensor, ...], corner: Tensor, side: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Search a window row by row: on a GPU the time goes into starting operations, so fewer and larger ones win."""
+    """Search a window row by row: a GPU spends its time on starting operations, so fewer and larger ones win."""
     best = torch.full_like(coordinates[0], torch.inf)
     best_offset = torch.zeros_like(corner, dtype=torch.int32)
     columns = torch.arange(side, device=corner.device, dtype=corner.dtype)[:, None]

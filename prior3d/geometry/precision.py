@@ -1,6 +1,6 @@
-"""In which precision geometry is computed: float32, or float64 if given, whatever is switched on outside.
+"""Precision of geometry: float32, or float64 for float64 inputs, regardless of autocast and TF32 outside.
 
-`exact` and `working_dtype` say in which type, `full_precision` and `in_full_precision` keep matrix products to it.
+`exact` and `working_dtype` choose the type; `full_precision` and `in_full_precision` keep matrix products in it.
 """
 
 import functools
@@ -16,10 +16,10 @@ R = TypeVar("R")
 
 
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """Return the common floating type of tensors, float32 at least: half precision is widened, float64 stays.
+    """Return the common floating type of tensors, at least float32: half precision is widened, float64 stays.
 
     Args:
-        tensors: any shapes and types; integers count as float32, None does not count.
+        tensors: tensors of any shape and type; integers count as float32, None does not count.
 
     >>> working_dtype(torch.zeros(1, dtype=torch.bfloat16))
     torch.float32
@@ -35,7 +35,7 @@ def exact(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast all tensors to their `working_dtype`; None stays None.
 
     Args:
-        tensors: any shapes and types.
+        tensors: tensors of any shape and type.
 
     >>> [tensor.dtype for tensor in exact(torch.zeros(1, dtype=torch.bfloat16))]
     [torch.float32]
@@ -45,15 +45,15 @@ def exact(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function in `full_precision`, its half-precision tensor arguments widened to float32.
+    """Run a function in `full_precision`, with half-precision tensor arguments widened to float32.
 
-    Float64 arguments stay float64, which is what gradcheck needs.
+    Float64 arguments stay float64, as gradcheck needs.
 
     Args:
-        function: a function whose tensor arguments are passed directly (not inside containers).
+        function: function whose tensor arguments are passed directly (not inside containers).
 
     Returns:
-        The same function, guarded.
+        The guarded function.
 
     >>> @in_full_precision
     ... def product(a, b):
@@ -82,12 +82,12 @@ def _widened(value: object) -> object:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast and reduced-precision (TF32, bf16) float32 matrix products off within the block.
+    """Switch off autocast and reduced-precision (TF32, bf16) float32 matrix products within the block.
 
-    Only what runs inside the block is covered: the backward pass of an operation is not, unless it opens its own block.
+    This covers only operations that run inside the block. Their backward pass needs a block of its own.
 
     Args:
-        device: where the tensors of the block live.
+        device: device of the tensors in the block.
 
     >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
     ...     (torch.eye(2) @ torch.eye(2)).dtype
@@ -102,9 +102,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _keep_all_bits() -> Callable[[], None]:
-    """Demand full float32 matrix products; calling what is returned restores the user's choice."""
-    # Since torch 2.9 each backend has a setting of its own; releases differ in how the global one follows it, and some
-    # refuse to read the global one once a backend's has been set.
+    """Require full float32 matrix products; calling the returned function restores the user's choice."""
+    # Since torch 2.9 each backend has its own setting. Releases differ in how the global setting follows it, and some
+    # refuse to read the global setting once a backend's has been set.
     backends = [
         backend for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if _has_own_precision(backend)
     ]
@@ -133,5 +133,5 @@ def _keep_all_bits() -> Callable[[], None]:
 def _has_own_precision(backend: object) -> bool:
     try:
         return isinstance(backend.fp32_precision, str)
-    except (AttributeError, AssertionError):  # older torch raises either for a name it does not know
+    except (AttributeError, AssertionError):  # older torch raises either for an unknown name
         return False

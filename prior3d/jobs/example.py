@@ -1,4 +1,4 @@
-"""What small jobs do on which runners are tried; a module of its own, which other processes import in no time."""
+"""Small jobs for testing runners, in a separate module that other processes import quickly."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ def _begin(log: Path, number: int) -> None:
 
 
 def write(place: Path, number: int, folder: Path, progress: Progress) -> list[DamagedFile]:
-    """Write the number of a job as its result, and that it was begun by this process to `place`."""
+    """Write the number of a job as its result, and record in `place` that this process began it."""
     _begin(place, number)
     for _ in progress(range(2), "writing", 2):
         (folder / "number.txt").write_text(str(number))
@@ -23,19 +23,19 @@ def write(place: Path, number: int, folder: Path, progress: Progress) -> list[Da
 
 
 def write_slowly(place: Path, number: int, folder: Path, progress: Progress) -> list[DamagedFile]:
-    """Write it after a tenth of a second."""
+    """Write the number after a tenth of a second."""
     time.sleep(0.1)
     return write(place, number, folder, progress)
 
 
 def write_and_raise(place: Path, error: Exception, folder: Path, progress: Progress) -> None:
-    """Write it and fail."""
+    """Write the number and fail."""
     write(place, 3, folder, progress)
     raise error
 
 
 def write_and_die(checker: int, once: bool, place: Path, number: int, folder: Path, progress: Progress) -> None:
-    """Write it; kill this process at job 3, once or always, where it is not the one that checks."""
+    """Write the number; kill this process at job 3, once or always, unless it is the checking process."""
     write(place, number, folder, progress)
     mark = place / "died"
     if number == 3 and os.getpid() != checker and not (once and mark.exists()):
@@ -44,7 +44,7 @@ def write_and_die(checker: int, once: bool, place: Path, number: int, folder: Pa
 
 
 def write_and_interrupt(checker: int, place: Path, number: int, folder: Path, progress: Progress) -> None:
-    """Write it; at job 3 do to the process that checks what Ctrl-C does, and go on for long."""
+    """Write the number; at job 3 interrupt the checking process like Ctrl-C, and continue for a long time."""
     write(place, number, folder, progress)
     if number == 3:
         os.kill(checker, signal.SIGINT)
@@ -52,5 +52,5 @@ def write_and_interrupt(checker: int, place: Path, number: int, folder: Path, pr
 
 
 def write_much(size: int, folder: Path, progress: Progress) -> None:
-    """Write so many bytes."""
+    """Write the given number of bytes."""
     (folder / "data").write_bytes(bytes(size))

@@ -1,4 +1,4 @@
-"""The one walk over scene jobs: what is not in the store yet is done by a runner, and found there afterwards."""
+"""Execution of scene jobs: a runner does the jobs whose results are not in the store yet."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ def run_jobs(
     """Do the jobs whose results are not in the store; return the folders of all results, in the order of the jobs.
 
     Args:
-        jobs: independent of each other.
-        store: where results are kept.
-        runner: does them; `local` by default.
-        progress: shows how far it is.
-        description: of the jobs, for the progress.
+        jobs: jobs that are independent of each other.
+        store: where results are stored.
+        runner: does the jobs; `local` by default.
+        progress: shows the progress.
+        description: description of the jobs, for the progress.
 
     Raises:
-        UserError: what a job raised, or the store cannot be written.
+        UserError: a job raised it, or the store cannot be written.
 
     >>> import tempfile
     >>> def build(folder, progress):
@@ -61,22 +61,22 @@ def run_jobs(
 
 
 def path_of(job: SceneJob, store: Store) -> Path:
-    """Return where the result of a job lies, or would lie."""
+    """Return the path of a job's result, whether or not it exists."""
     return store.path(job.kind, job.facts, job.name)
 
 
 def do_job(job: SceneJob, store: Store, wait: bool = True, progress: Progress = silent) -> Path:
-    """Return the folder of a job's result; the job is done here if it is not there.
+    """Return the folder of a job's result; do the job if the result does not exist.
 
     Args:
-        job: what to do.
-        store: where results are kept.
-        wait: for another process that is at it.
-        progress: shows how far it is within the scene.
+        job: the job to do.
+        store: where results are stored.
+        wait: whether to wait for another process that is doing the job.
+        progress: shows the progress within the scene.
 
     Raises:
-        Busy: another process is at it, and `wait` is false.
-        UserError: what the job raised, or the store cannot be written.
+        Busy: another process is doing the job, and `wait` is false.
+        UserError: the job raised it, or the store cannot be written.
     """
 
     def build(folder: Path) -> None:
@@ -98,11 +98,11 @@ def damage_in(folder: Path) -> list[DamagedFile]:
 
 @dataclass(frozen=True)
 class StoreWork:
-    """Does jobs with their results in a store: the `Work` that runners get.
+    """The `Work` that runners get: it does jobs and puts their results into a store.
 
     Attributes:
-        store: where results are kept.
-        progress: shows how far a scene is; it stays in this process.
+        store: where results are stored.
+        progress: shows the progress within a scene; it stays in this process.
     """
 
     store: Store
@@ -117,12 +117,12 @@ class StoreWork:
         return True
 
     def __reduce__(self) -> tuple:
-        """Leave the progress behind: it writes to the terminal of this process."""
+        """Pickle without the progress, which writes to the terminal of this process."""
         return type(self), (self.store,)
 
 
 def local_runner() -> Runner:
-    """Return the runner of this process alone: `prepare: {runner: local}`."""
+    """Return the runner that uses only this process: `prepare: {runner: local}`."""
     return make_runner("local", {}, Registry())
 
 
@@ -130,13 +130,13 @@ def make_runner(name: str, options: Mapping[str, object], registry: Registry) ->
     """Return the runner that the section `prepare:` names.
 
     Args:
-        name: of the runner.
-        options: its own.
-        registry: finds it.
+        name: name of the runner.
+        options: options of the runner.
+        registry: where to find the runner.
 
     Raises:
-        UserError: with the key, where there is no such runner or its options are wrong.
+        UserError: the runner does not exist, or its options are wrong; the error has the key.
     """
-    from prior3d.registry.schema import construct  # pydantic is slow to import, and most runs need it anyway
+    from prior3d.registry.schema import construct  # pydantic is slow to import
 
     return construct(registry.get("runners", name, "prepare.runner"), key="prepare", options=options)

@@ -1,4 +1,4 @@
-"""What is computed once and shared by runs on disk: one folder per entry, whole or not there at all."""
+"""Results that are computed once and shared by runs on disk: one folder per entry, complete or absent."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 # POSIX locks do not exclude threads of one process, and closing a second handle would drop the first one's lock: so one
-# thread per entry and process. A forked child starts without any: the threads that hold them do not exist there.
+# thread per entry and process. A forked child starts with none: the threads that hold them do not exist there.
 _threads: dict[str, threading.Lock] = {}
 os.register_at_fork(after_in_child=_threads.clear)
 
@@ -37,15 +37,15 @@ class Store:
     """A folder of entries `root/kind/<content key>`, each built at most once.
 
     Attributes:
-        root: the cache folder (`cache` of `data:`); made when something is built.
-        key: of the option that says where it is, relative to the section in hand; None where no option does.
+        root: the cache folder (`cache` of `data:`); created when the first entry is built.
+        key: key of the option that sets the folder, relative to the current section; None if no option does.
     """
 
     root: Path
     key: str | None = "cache"
 
     def path(self, kind: str, facts: Mapping[str, Any], name: str | None = None) -> Path:
-        """Return where the entry for these facts lies, or would lie; it is called by a name where one is given."""
+        """Return the path of the entry for these facts, whether or not it exists; a given name replaces the key."""
         return Path(self.root) / kind / (name or content_key(facts))
 
     def build(
@@ -56,14 +56,14 @@ class Store:
         wait: bool = True,
         name: str | None = None,
     ) -> Path:
-        """Return the entry's folder, built first where it does not exist; the facts are kept in its `facts.json`.
+        """Return the entry's folder, building it if it does not exist; its `facts.json` stores the facts.
 
         Args:
-            kind: what sort of entry, a folder name such as `rooms`.
-            facts: what the entry depends on, see `content_key`.
+            kind: kind of entry, a folder name such as `rooms`.
+            facts: everything that the entry depends on, see `content_key`.
             build: writes the entry's files into the (empty) folder it is given.
-            wait: as in `build_once`.
-            name: of the folder, in place of the facts' key.
+            wait: see `build_once`.
+            name: name of the folder, instead of the key of the facts.
         """
 
         def build_with_facts(folder: Path) -> None:
@@ -73,30 +73,30 @@ class Store:
         return build_once(self.path(kind, facts, name), build_with_facts, wait, self.key)
 
     def clear(self, kind: str) -> None:
-        """Remove what builders of a kind that died left half-written."""
+        """Remove partly written entries of a kind that killed builders left."""
         folder = Path(self.root) / kind
-        with contextlib.suppress(UserError):  # a folder that cannot be written holds nothing of ours
+        with contextlib.suppress(UserError):  # a folder that cannot be written has none of our files
             _remove_stale(folder)
 
 
 def build_once(entry: Path, build: Callable[[Path], None], wait: bool = True, key: str | None = "cache") -> Path:
-    """Return the folder `entry`, built first where it does not exist; safe for many processes, threads and kills.
+    """Return the folder `entry`, building it if it does not exist; safe with many processes, threads and kills.
 
-    The first to come locks the entry, builds into a temporary folder next to it, forces that to the disk and renames
-    it; the others wait and find it whole. If the builder dies (SIGKILL, power), the kernel releases its lock, one of
-    the waiting takes over from the start, and the remains are removed. If `build` raises, nothing is left behind.
+    The first process locks the entry, builds into a temporary folder next to it, forces that to the disk and renames
+    it; the others wait and find it complete. If the builder dies (SIGKILL, power loss), the kernel releases its lock, a
+    waiting process removes the remains and starts again. If `build` raises, nothing remains.
 
     Args:
         entry: the folder; its name must not begin with a dot.
         build: writes the entry's files into the (empty) folder it is given.
-        wait: until the entry is there, where another process builds it at the moment.
-        key: of the option that says where the entries are, for errors.
+        wait: whether to wait until the entry exists if another process is building it.
+        key: key of the option that sets the folder of the entries, for errors.
 
     Raises:
         Busy: another process is building the entry, and `wait` is false.
         UserError: the file system of the cache has no locks, is full, or cannot be written.
     """
-    if entry.is_dir():  # without a lock, so that a finished cache may be read-only
+    if entry.is_dir():  # checked without a lock, so a finished cache may be read-only
         return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +110,10 @@ def build_once(entry: Path, build: Callable[[Path], None], wait: bool = True, ke
 
 
 def _build(entry: Path, build: Callable[[Path], None], key: str | None) -> None:
-    # A name of its own: should a child of a killed builder live on, it writes where nobody looks.
+    # A unique name: a surviving child of a killed builder then writes to a folder that nobody reads.
     partial = entry.parent / f".{entry.name}.{secrets.token_hex(4)}{_PARTIAL}"
     try:
-        with writing(entry.parent, key):  # inside: while what fills the disk is still there to be seen
+        with writing(entry.parent, key):  # checks the free space before the temporary folder is removed
             partial.mkdir()
             build(partial)
             for path in sorted(partial.rglob("*"), reverse=True):
@@ -126,7 +126,7 @@ def _build(entry: Path, build: Callable[[Path], None], key: str | None) -> None:
 
 
 def _remove_stale(parent: Path, owned: str | None = None) -> None:
-    """Remove what builders that died left in `parent`; `owned` is the entry whose lock the caller holds, if any."""
+    """Remove remains of dead builders in `parent`; `owned` is the entry whose lock the caller holds, if any."""
     for partial in parent.glob(f".*{_PARTIAL}"):
         name = partial.name[1:].rsplit(".", 2)[0]
         if name == owned:
@@ -138,7 +138,7 @@ def _remove_stale(parent: Path, owned: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _locked(entry: Path, wait: bool = True, key: str | None = None) -> Iterator[None]:
-    """Hold the entry's lock, among processes and threads; Busy if it is taken and `wait` is false."""
+    """Hold the entry's lock among processes and threads; raise Busy if it is taken and `wait` is false."""
     lock = entry.with_name(f".{entry.name}{_LOCK}")
     thread = _threads.setdefault(str(lock.absolute()), threading.Lock())
     if not thread.acquire(blocking=wait):
@@ -158,9 +158,9 @@ def _open_lock(lock: Path, key: str | None) -> TextIO:
 
 
 def _lock_file(handle: int, entry: Path, wait: bool, key: str | None) -> None:
-    # lockf rather than flock: children forked by a builder do not inherit it, so it ends with the builder whatever they
-    # do. Asked for again and again rather than waited for, because the kernel sees deadlocks between threads that are
-    # none, and so that network file systems cannot block a Ctrl-C.
+    # lockf rather than flock: children forked by a builder do not inherit it, so it always ends with the builder. The
+    # loop polls instead of waiting in the kernel, because the kernel reports false deadlocks between threads, and
+    # because a network file system could otherwise block Ctrl-C.
     waiting = False
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Losses that stand alone: tensors in, a scalar out; and how matches are sampled for them."""
+"""Standalone losses, from tensors to a scalar, and the sampling of matches for them."""
 
 from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce, point_info_nce, sample_one_per_cell
 from prior3d.losses.log_depth import gradient_loss, scale_invariant_loss

@@ -1,4 +1,4 @@
-"""Contrastive losses between rows that match, and how to pick rows so that nothing true counts as a negative."""
+"""Contrastive losses between matching rows, and the choice of rows so that no true match counts as a negative."""
 
 from typing import Literal
 
@@ -15,23 +15,23 @@ MIN_NORM = 1e-12
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
     """Pull each query towards its key and away from all other keys (PointInfoNCE).
 
-    The mean over rows of `logsumexp_j(q_i . k_j / temperature) - q_i . k_i / temperature`.
+    It is the mean over rows of `logsumexp_j(q_i . k_j / temperature) - q_i . k_i / temperature`.
 
     Args:
-        queries: [N, C], row i matches row i of keys; L2-normalised here.
-        keys: [N, C].
-        temperature: what cosines are divided by, above 0.
+        queries: [N, C] features; row i matches row i of the keys; L2-normalized here.
+        keys: [N, C] features, L2-normalized here.
+        temperature: divisor of the cosines, above 0.
         symmetric: average with the same loss from keys to queries.
 
     Returns:
         Scalar, float32 (float64 if given). Zero vectors give finite values and gradients.
 
     Raises:
-        ValueError: shapes that differ, no rows, temperature not above 0.
+        ValueError: if shapes differ, there are no rows, or the temperature is not above 0.
 
     Reference:
         Hou et al., Pri3D, 2021, arXiv 2104.11225, after Xie et al., PointContrast, 2020, arXiv 2007.10985. Symmetric
-        by default as in the code of Pri3D; unlike there, zero vectors do not become NaN.
+        by default, as in the code of Pri3D; unlike there, zero vectors do not become NaN.
 
     >>> features = torch.eye(4)
     >>> round(point_info_nce(features, features, temperature=0.1).item(), 4)
@@ -59,21 +59,21 @@ def masked_point_info_nce(
     """Compute PointInfoNCE for a batch in fixed shapes, without waiting for the device.
 
     Args:
-        queries: [G, N, C], one group for each view pair; row i matches row i of keys; L2-normalised here.
-        keys: [G, N, C].
+        queries: [G, N, C] features, one group per view pair; row i matches row i of the keys; L2-normalized here.
+        keys: [G, N, C] features, L2-normalized here.
         valid: [G, N] bool; other slots are neither positives nor negatives, whatever they hold.
-        temperature: what cosines are divided by, above 0.
+        temperature: divisor of the cosines, above 0.
         symmetric: average with the same loss from keys to queries.
         negatives: `pair`: the other keys of the same group; `batch`: the other keys of all groups.
-        exclude: bool, True where query i and key j must not count as negatives (they may show the same point);
-            [G, N, N] for `pair`, [G * N, G * N] for `batch`. A row's own key always counts.
+        exclude: [G, N, N] bool for `pair`, [G * N, G * N] bool for `batch`; True where query i and key j must not count
+            as negatives because they may show the same point. A row's own key always counts.
 
     Returns:
         Scalar, float32 (float64 if given). `pair`: the mean over groups with valid rows of the mean over their valid
-        rows; `batch`: the mean over all valid rows. Without any valid row exactly 0, connected to the graph.
+        rows; `batch`: the mean over all valid rows. Exactly 0 without any valid row, and connected to the graph.
 
     Raises:
-        ValueError: shapes that do not fit, unknown `negatives`, temperature not above 0.
+        ValueError: if shapes do not fit, `negatives` is unknown, or the temperature is not above 0.
 
     >>> features, valid = torch.eye(4).expand(2, 4, 4), torch.tensor([[True, True, True, False], [False] * 4])
     >>> round(masked_point_info_nce(features, features, valid, temperature=0.1).item(), 4)
@@ -87,13 +87,13 @@ def masked_point_info_nce(
         exclude = None if exclude is None else exclude[None]
     counted = _counted_pairs(valid, exclude)
     if counted.numel() == 0:
-        # An empty sum, not a product with 0: that would turn an inf elsewhere into a NaN.
+        # An empty sum, not a product with 0, which would turn an inf elsewhere into a NaN.
         return (queries.flatten()[:0].sum() + keys.flatten()[:0].sum()).to(working_dtype(queries))
     with full_precision(queries.device):
         queries, keys = (_normalise(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
         logits = _Product.apply(queries, keys) / temperature
         positive = logits.diagonal(dim1=-2, dim2=-1)
-        # The diagonal is always counted, so that no row is all -inf, whose gradient would be NaN.
+        # The diagonal always counts: a row of only -inf would have a NaN gradient.
         logits = logits.masked_fill(~counted, -torch.inf)
         loss = logits.logsumexp(dim=-1) - positive
         if symmetric:
@@ -104,14 +104,14 @@ def masked_point_info_nce(
 
 
 def gather_negatives(keys: Tensor) -> Tensor:
-    """Gather rows of all ranks, with gradient; one process alone gets its own rows back.
+    """Gather rows of all ranks, with gradient; a single process gets its own rows back.
 
     Args:
-        keys: [N, ...], the same shape on every rank. Masks can be gathered, too.
+        keys: [N, ...], the same shape on every rank. Masks can be gathered too.
 
     Returns:
-        [ranks * N, ...] in rank order. The gradient sums what all ranks' losses ask of this rank's rows, so that with
-        the averaging of DDP the result is the gradient of the mean loss.
+        [ranks * N, ...] in rank order. The gradient sums the gradients of all ranks' losses for this rank's rows; with
+        the averaging of DDP, the result is the gradient of the mean loss.
 
     >>> gather_negatives(torch.eye(2)).shape
     torch.Size([2, 2])
@@ -134,26 +134,26 @@ def sample_one_per_cell(
     num_cells_b: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pick random matches so that no feature cell of either view is used twice; fixed shapes, no wait for the device.
+    """Pick random matches, no feature cell of either view twice; fixed shapes, no wait for the device.
 
-    Two matches that share a cell would be each other's negative although they have the same feature. Three rounds of:
-    a match is taken if it is the first, in random order, of its cell in a and then of its cell in b. That leaves few
-    cells that another match could still have used.
+    Two matches that share a cell would be each other's negative although they have the same feature. In each of three
+    rounds, a match is taken if it is the first, in random order, of its cell in a and then of its cell in b. Few cells
+    then remain that another match could still have used.
 
     Args:
-        cells_a: [B, N] int64, the cell of each match in view a.
-        cells_b: [B, N] int64, the cell in view b.
+        cells_a: [B, N] int64 cell of each match in view a.
+        cells_b: [B, N] int64 cell of each match in view b.
         valid: [B, N] bool, slots that hold a match.
-        count: matches to pick at most, per batch entry.
+        count: maximum number of matches per batch entry.
         num_cells_a: cells of a feature map of view a (h * w).
         num_cells_b: cells of a feature map of view b.
-        generator: source of randomness on the tensors' device; the global one if None.
+        generator: generator on the tensors' device; the global one if None.
 
     Returns:
-        index [B, count] int64 into the N matches and valid [B, count] bool, valid ones first, in random order.
+        [B, count] int64 index into the N matches and [B, count] bool valid; valid ones first, in random order.
 
     Reference:
-        Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code samples pixels first and maps them to cells after, so that
+        Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code samples pixels first and maps them to cells after, so
         samples of one cell become false negatives; here no cell occurs twice.
 
     >>> cells_a, cells_b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])  # the first two share a cell of a
@@ -169,7 +169,7 @@ def sample_one_per_cell(
         raise ValueError(f"expected count >= 0, got {count}")
     slots = cells_a.shape[1]
     taken_last = torch.iinfo(torch.int64).max
-    # The slot number makes every priority unique: equal ones would let two matches into one cell.
+    # The slot number makes every priority unique: equal priorities would let two matches into one cell.
     high = 2**62 // max(slots, 1)
     priority = torch.randint(high, cells_a.shape, device=cells_a.device, generator=generator) * slots
     priority = priority + torch.arange(slots, device=cells_a.device)
@@ -193,7 +193,7 @@ def sample_one_per_cell(
 
 
 class _Product(torch.autograd.Function):
-    """queries [G, N, C] times keys [G, M, C] transposed, with all bits in the backward pass too."""
+    """Return queries [G, N, C] times keys [G, M, C] transposed, in full precision in the backward pass too."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, queries: Tensor, keys: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def _normalise(rows: Tensor) -> Tensor:
 
 
 def _counted_pairs(valid: Tensor, exclude: Tensor | None) -> Tensor:
-    """Which pairs [G, N, N] enter a sum: both slots valid and not excluded, or the row's own key."""
+    """Return the pairs [G, N, N] that enter a sum: both slots valid and not excluded, or the row's own key."""
     counted = valid[:, :, None] & valid[:, None, :]
     if exclude is not None:
         if exclude.shape != counted.shape:

@@ -1,4 +1,4 @@
-"""Losses on the logarithm of predicted over true depth, where the truth is known."""
+"""Losses on the logarithm of predicted over true depth, at pixels with known depth."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ _FORGIVEN = 0.85
 
 
 def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
-    """Return the scale-invariant logarithmic loss over the known pixels of a batch; 0 where there are none.
+    """Return the scale-invariant logarithmic loss over the known pixels of a batch; 0 without known pixels.
 
     Args:
-        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        log_ratio: [n, H, W] logarithm of predicted over true depth.
         known: [n, H, W] bool; other pixels may hold anything.
 
     Reference:
@@ -25,24 +25,24 @@ def scale_invariant_loss(log_ratio: Tensor, known: Tensor) -> Tensor:
     mean = torch.where(known, log_ratio, 0).sum() / count
     variance = torch.where(known, log_ratio - mean, 0).square().sum() / count
     squared = variance + (1 - _FORGIVEN) * mean.square()
-    floor = 1e-8  # the root has no slope at 0
+    floor = 1e-8  # the square root has an infinite slope at 0
     return (squared + floor).sqrt() - floor**0.5
 
 
 def gradient_loss(log_ratio: Tensor, known: Tensor, scales: int = 4) -> Tensor:
-    """Return how much the slopes of predicted log depth differ from the true ones, over several scales.
+    """Return the difference between the slopes of predicted and true log depth, over several scales.
 
-    The mean absolute difference of the ratio between horizontal neighbours, plus that between vertical ones, summed
-    over scales that keep every pixel, every second, every fourth and so on. Pairs count where both pixels are known.
-    It is 0 exactly where the prediction is the truth times a constant in each connected region.
+    It is the mean absolute difference of the ratio between horizontal neighbors, plus that between vertical ones,
+    summed over scales that keep every pixel, every second, every fourth and so on. Pairs count if both pixels are
+    known. The loss is 0 exactly where the prediction is the truth times a constant in each connected region.
 
     Args:
-        log_ratio: logarithm of predicted over true depth, [n, H, W].
+        log_ratio: [n, H, W] logarithm of predicted over true depth.
         known: [n, H, W] bool; other pixels may hold anything.
-        scales: how many.
+        scales: number of scales.
 
     Reference:
-        Li and Snavely, 2018, arXiv 1804.00607 (MegaDepth), as DINOv2 and FiT3D mean to use it. The code of FiT3D takes
+        Li and Snavely, 2018, arXiv 1804.00607 (MegaDepth), as intended in DINOv2 and FiT3D. The code of FiT3D takes
         differences along the axes of images and channels instead of rows and columns, which makes it 0.
 
     >>> gradient_loss(torch.full((1, 8, 8), 0.7), torch.ones(1, 8, 8, dtype=torch.bool)).item()

@@ -1,4 +1,4 @@
-"""From matched pixels to matched feature cells: mapping to the grid, one match per cell, gathering."""
+"""From matched pixels to matched feature cells: map to the grid, keep one match per cell, gather features."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class CellMatches(NamedTuple):
     """Sampled matches between the feature grids of G pairs of views; fixed shapes, invalid slots are padding.
 
     Attributes:
-        pixels_a, pixels_b: [G, N, 2] pixel coordinates x, y; centres at +0.5.
-        cells_a, cells_b: [G, N] int64 row-major cell of the feature grid each pixel falls into.
-        index: [G, N] int64 the match each slot was taken from.
+        pixels_a, pixels_b: [G, N, 2] pixel coordinates x, y; centers at +0.5.
+        cells_a, cells_b: [G, N] int64 row-major cell of the feature grid that each pixel lies in.
+        index: [G, N] int64 match that each slot was taken from.
         valid: [G, N] bool.
     """
 
@@ -36,16 +36,16 @@ def sample_cell_matches(
 ) -> CellMatches:
     """Sample at most `count` matches per pair of views, no two in one cell of either grid.
 
-    The pixels are mapped to the grid BEFORE sampling. Pri3D's code samples first, so that several matches share a cell
-    and become each other's (false) negatives.
+    The pixels are mapped to the grid before sampling. Pri3D's code samples first, so several matches share a cell and
+    become each other's (false) negatives.
 
     Args:
-        pixels_a: matched pixels x, y in the first views; centres at +0.5.
-        pixels_b: the same in the second views.
-        valid: which of the M slots hold a match.
+        pixels_a: [G, M, 2] matched pixels x, y in the first views; centers at +0.5.
+        pixels_b: [G, M, 2] matched pixels in the second views.
+        valid: [G, M] bool, slots that hold a match.
         grid: rows and columns of the feature maps.
         stride: image pixels per cell.
-        count: N.
+        count: maximum number of matches per pair, N.
 
     >>> pixels = torch.tensor([[[1.5, 0.5], [2.5, 0.5], [9.5, 6.5]]])  # the first two fall into one cell
     >>> matches = sample_cell_matches(pixels, pixels, torch.ones(1, 3, dtype=torch.bool), (2, 3), stride=4, count=3)
@@ -81,7 +81,7 @@ def gather_cells(features: Tensor, cells: Tensor) -> Tensor:
 
 
 def kept_fraction(valid: Tensor) -> Tensor:
-    """Return the share of slots that hold a match: a scalar to log.
+    """Return the share of slots that hold a match, as a scalar to log.
 
     >>> kept_fraction(torch.tensor([[True, False]])).item()
     0.5
@@ -90,7 +90,7 @@ def kept_fraction(valid: Tensor) -> Tensor:
 
 
 def compact(pixels: Tensor, valid: Tensor) -> Tensor:
-    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronises, for pictures only.
+    """Return the valid rows [K, 2] of one pair's pixels [N, 2]; synchronizes, so for figures only.
 
     >>> compact(torch.tensor([[0.5, 0.5], [1.5, 0.5]]), torch.tensor([False, True])).tolist()
     [[1.5, 0.5]]

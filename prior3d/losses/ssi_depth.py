@@ -1,26 +1,26 @@
-"""Loss on depth of unknown scale and shift, in the space the file was written in."""
+"""Loss on depth of unknown scale and shift, in the space of its file."""
 
 import torch
 from torch import Tensor
 
 from prior3d.geometry import in_full_precision
 
-MINIMUM_VALID = 16  # pixels: two unknowns are fitted per image, and fewer than this say little beyond them
+MINIMUM_VALID = 16  # pixels: the fit has two unknowns per image, and fewer pixels give little information beyond them
 
 
 @in_full_precision
 def in_file_space(depth: Tensor, inverse_depth: Tensor, pseudo_kind: Tensor) -> Tensor:
-    """Choose per image what compares with its pseudo-depth file.
+    """Select per image the quantity that compares with its pseudo-depth file.
 
-    Depth and disparity are not affine in each other, so neither can stand in for the other up to scale and shift.
+    Depth and disparity are not affine in each other, so neither can replace the other up to scale and shift.
 
     Args:
-        depth: expected depth E[t], [N, ...].
-        inverse_depth: expected inverse depth E[1/t], [N, ...].
-        pseudo_kind: 0 for a file of depth, 1 for one of disparity, [N].
+        depth: [N, ...] expected depth E[t].
+        inverse_depth: [N, ...] expected inverse depth E[1/t].
+        pseudo_kind: [N] 0 for a depth file, 1 for a disparity file.
 
     Returns:
-        E[t] or E[1/t], [N, ...].
+        [N, ...] E[t] or E[1/t].
 
     >>> in_file_space(torch.tensor([[2.0], [2.0]]), torch.tensor([[0.5], [0.5]]), torch.tensor([0, 1])).tolist()
     [[2.0], [0.5]]
@@ -33,20 +33,20 @@ def in_file_space(depth: Tensor, inverse_depth: Tensor, pseudo_kind: Tensor) -> 
 def fit_scale_and_shift(
     prediction: Tensor, target: Tensor, mask: Tensor, *, minimum_correlation: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """Find per image the scale and shift that bring the prediction closest to the target by least squares.
+    """Fit per image the scale and shift that bring the prediction closest to the target by least squares.
 
-    The scale is positive: it never falls below `minimum_correlation` times the ratio of the standard deviations.
-    Unconstrained least squares would mirror a prediction of inverted depth into a good one and, with a zero scale, give
-    it no gradient; with this floor the squared error falls smoothly with growing correlation over its whole range.
+    The scale is positive: it is at least `minimum_correlation` times the ratio of the standard deviations.
+    Unconstrained least squares would mirror a prediction of inverted depth into a good one and, at scale zero, give it
+    no gradient. With this floor, the squared error falls smoothly with growing correlation over its whole range.
 
     Args:
         prediction: [N, M].
         target: [N, M].
-        mask: pixels that count, [N, M] bool.
-        minimum_correlation: correlation below which the floor holds; -1 is plain least squares.
+        mask: [N, M] bool pixels that count.
+        minimum_correlation: correlation below which the floor applies; -1 gives plain least squares.
 
     Returns:
-        Scale and shift, [N] each; pixels outside the mask may hold anything, NaN included.
+        [N] scale and [N] shift; pixels outside the mask may hold anything, NaN included.
 
     >>> prediction, mask = torch.arange(4.0)[None], torch.ones(1, 4, dtype=torch.bool)
     >>> scale, shift = fit_scale_and_shift(prediction, 2 * prediction + 1, mask)
@@ -59,12 +59,12 @@ def fit_scale_and_shift(
     mean_p, mean_t = prediction.sum(dim=1) / count, target.sum(dim=1) / count
     centered_p = (prediction - mean_p.unsqueeze(1)) * counted
     centered_t = (target - mean_t.unsqueeze(1)) * counted
-    # a spread of the prediction below 1e-4 of its size is treated as rounding: the scale stays bounded
+    # a prediction whose spread is below 1e-4 of its size counts as rounding: the scale stays bounded
     noise = (1e-4 * prediction.abs().sum(dim=1) / count).square() + 1e-12
     variance_p = centered_p.square().sum(dim=1) / count + noise
     variance_t = centered_t.square().sum(dim=1) / count
     scale = (centered_p * centered_t).sum(dim=1) / count / variance_p
-    # two roots, not the root of the quotient: its gradient is inf * 0 where the target does not vary
+    # two roots, not the root of the quotient, whose gradient is inf * 0 where the target does not vary
     scale = scale.maximum(minimum_correlation * variance_t.sqrt() / variance_p.sqrt())
     return scale, mean_t - scale * mean_p
 
@@ -81,28 +81,29 @@ def scale_and_shift_invariant_loss(
 ) -> Tensor:
     """Compare predictions with targets known up to a positive scale and a shift per image.
 
-    The prediction is aligned to the target by least squares; the loss is the mean absolute residual in units of the
-    target's mean absolute deviation, so that neither side's scale nor shift matters. Images with fewer than 16 valid
-    pixels or a constant target say nothing and contribute exactly zero, connected to the graph.
+    The prediction is aligned to the target by least squares. The loss is the mean absolute residual in units of the
+    target's mean absolute deviation, so it does not depend on the scale or shift of either side. Images with fewer than
+    16 valid pixels or a constant target contribute exactly zero, connected to the graph.
 
     Args:
-        prediction: [N, R] (rays) or [N, H, W] (maps), in the file's own space (see `in_file_space`).
+        prediction: [N, R] (rays) or [N, H, W] (maps), in the file's space (see `in_file_space`).
         target: pseudo-depth or disparity, same shape; values that are not finite do not count.
         mask: pixels that count, same shape, bool.
-        trim: share of the pixels of each image with the largest residuals that is left out (of the second fit as well).
-        gradient_weight: weight of the multi-scale gradient term, for maps only; the paper takes 0.5.
-        gradient_scales: number of scales of that term, each half the resolution of the one before.
+        trim: share of the pixels of each image to leave out, those with the largest residuals; also left out of the
+            second fit.
+        gradient_weight: weight of the multi-scale gradient term, for maps only; the paper uses 0.5.
+        gradient_scales: number of scales of that term, each at half the resolution of the previous one.
 
     Returns:
-        Scalar: the mean over images that say something.
+        Scalar: the mean over the images that count.
 
     Raises:
-        ValueError: on shapes that differ, a trim outside [0, 1), or a gradient term asked of rays.
+        ValueError: if shapes differ, `trim` is outside [0, 1), or a gradient term is requested for rays.
 
     Reference:
-        Ranftl et al. 2020, arXiv 1907.01341 (MiDaS), equations 5, 8 and 11. Differs from it in the positive scale, in
-        residuals in units of the target's deviation, in trimming before a second fit (the paper trims after a fit by
-        median and deviation), and in means over what is kept instead of half the mean over all.
+        Ranftl et al. 2020, arXiv 1907.01341 (MiDaS), equations 5, 8 and 11. Differences: the scale is positive;
+        residuals are in units of the target's deviation; trimming comes before a second fit (the paper trims after a
+        fit by median and deviation); means are over the kept pixels instead of half the mean over all.
 
     >>> depth = torch.arange(32.0)[None]
     >>> mask = torch.ones(1, 32, dtype=torch.bool)
@@ -141,7 +142,7 @@ def _check(prediction: Tensor, target: Tensor, mask: Tensor, trim: float, gradie
 
 
 def _deviation(target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Give which images say something, [N] bool, and the mean absolute deviation of their targets, [N]."""
+    """Return the images that count, [N] bool, and the mean absolute deviation of their targets, [N]."""
     count = mask.sum(dim=1)
     mean = target.sum(dim=1) / count.clamp_min(1)
     deviation = ((target - mean.unsqueeze(1)).abs() * mask).sum(dim=1) / count.clamp_min(1)

@@ -107,7 +107,7 @@ class Joint(nn.Module):
         return losses.total, own | losses.scalars
 
     def update_average(self) -> None:
-        """Move the average of the backbone towards the backbone; after each step of the optimizer."""
+        """Move the average of the backbone toward the backbone; after each step of the optimizer."""
         if self._average:
             average = self._average[0].to(next(self.backbone.parameters()).device)
             update_average(average, self.backbone, self.decay)

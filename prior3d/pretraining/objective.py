@@ -18,7 +18,7 @@ class Term:
     warmup: int = 0
 
     def at(self, step: int) -> float:
-        """Return the weight at an optimiser step, counted from 0."""
+        """Return the weight at an optimizer step, counted from 0."""
         return self.weight * min(1.0, (step + 1) / (self.warmup + 1))
 
 
@@ -104,8 +104,8 @@ class JointObjective(nn.Module):
         Args:
             batch: fields on the device.
             features: by image field.
-            step: optimiser step, for the warm-ups.
-            seed: reseeds the global generators for a label, so that a prior's draws do not depend on its neighbours.
+            step: optimizer step, for the warm-ups.
+            seed: reseeds the global generators for a label, so that a prior's draws do not depend on its neighbors.
         """
         losses, weighted, scalars = {}, {}, {}
         for label, prior in self.priors.items():

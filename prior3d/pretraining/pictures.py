@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: features in colour, and whatever each prior draws."""
+"""Pictures for TensorBoard: features in color, and whatever each prior draws."""
 
 from typing import TYPE_CHECKING, Any
 

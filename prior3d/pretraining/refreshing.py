@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Refreshes(lightning.Callback):
-    """Prepares scenes anew before the optimiser steps a prior names in `refresh_steps`.
+    """Prepares scenes anew before the optimizer steps a prior names in `refresh_steps`.
 
     All ranks share the scenes out among them. What is prepared is kept in the run folder, whole or not there: a run
     that is resumed later takes it up as it was, and one that falls back behind the refresh makes the same again. What
@@ -32,7 +32,7 @@ class Refreshes(lightning.Callback):
 
     Args:
         folder: where it is kept, None on ranks that are told by rank 0.
-        checkpoint_every: optimiser steps between two checkpoints.
+        checkpoint_every: optimizer steps between two checkpoints.
         console: where to say so.
     """
 

@@ -250,7 +250,7 @@ class PretrainingTask(lightning.LightningModule):
 
 @torch.no_grad()
 def update_average(average: Backbone, backbone: Backbone, momentum: float) -> None:
-    """Move `average` towards `backbone`: parameters by 1 - momentum, buffers (running statistics) by copy."""
+    """Move `average` toward `backbone`: parameters by 1 - momentum, buffers (running statistics) by copy."""
     ours, theirs = list(average.parameters()), [parameter.detach() for parameter in backbone.parameters()]
     torch._foreach_lerp_(ours, theirs, 1 - momentum)
     for ours_buffer, buffer in zip(average.buffers(), backbone.buffers(), strict=True):

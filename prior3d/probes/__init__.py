@@ -1,9 +1,9 @@
-"""What probes are made of: frozen features, heads and classifiers on them, labels, figures.
+"""Building blocks of probes: frozen features, heads and classifiers on them, labels, figures.
 
     from prior3d import Probe, by_group
     from prior3d.probes import Fitting, FrozenMaps, FrozenModel, ProbeData, Schedule
 
-Not here: the probes themselves (`prior3d_plugins.probes`), and what runs them (`prior3d.probes.measuring`).
+The probes themselves are in `prior3d_plugins.probes`; `prior3d.probes.measuring` runs them.
 """
 
 from prior3d.probes.features import (

@@ -1,4 +1,4 @@
-"""The classifier that a checkpoint came with, put back on the encoder that was made without it."""
+"""The frozen classifier of a checkpoint, attached to an encoder that was made without it."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ from prior3d.errors import UserError
 class CheckpointClassifier(nn.Module):
     """Images to the logits of a frozen linear classifier on the pooled features of an encoder.
 
-    A copy (`copy.deepcopy`) has an encoder of its own, so that its BatchNorm statistics can be re-estimated.
+    A copy (`copy.deepcopy`) has its own encoder, so its BatchNorm statistics can be re-estimated.
 
     Args:
-        encoder: of a backbone, whose decoder has no part in this; shared, not copied.
-        weight: [K, P].
-        bias: [K], or None.
+        encoder: Encoder of a backbone, whose decoder is not used; shared, not copied.
+        weight: Weight [K, P].
+        bias: Bias [K], or None.
     """
 
     def __init__(self, encoder: Encoder, weight: Tensor, bias: Tensor | None) -> None:
@@ -34,7 +34,7 @@ class CheckpointClassifier(nn.Module):
 
 
 def classifier_digest(backbone: Backbone, weights: Mapping[str, Tensor]) -> str | None:
-    """Return a hash of the classifier in a timm state dict, to know its scores by; None if it holds none."""
+    """Return a hash of the classifier in a timm state dict, for the keys of its scores; None if it holds none."""
     found = checkpoint_classifier(backbone, weights)
     if found is None:
         return None
@@ -44,14 +44,14 @@ def classifier_digest(backbone: Backbone, weights: Mapping[str, Tensor]) -> str 
 def checkpoint_classifier(backbone: Backbone, weights: Mapping[str, Tensor]) -> CheckpointClassifier | None:
     """Return the classifier in a timm state dict, on a backbone of the same architecture; None if it holds none.
 
-    The backbone may have been trained further: its classifier stays the one it started with.
+    The backbone may have been trained further: its classifier is still the original one.
 
     Args:
-        backbone: as models are measured: frozen, on its device.
-        weights: of the whole model, as `prior3d.backbone.weights.read_weights` gives them.
+        backbone: Backbone in the state in which models are measured: frozen, on its device.
+        weights: Weights of the whole model, from `prior3d.backbone.weights.read_weights`.
 
     Raises:
-        UserError: the classifier takes other features than the backbone gives.
+        UserError: The classifier needs other features than those of the backbone.
     """
     classifier = backbone.encoder.model.pretrained_cfg.get("classifier")
     if not isinstance(classifier, str):  # some distilled models have two
@@ -67,4 +67,4 @@ def checkpoint_classifier(backbone: Backbone, weights: Mapping[str, Tensor]) -> 
             f" {backbone.encoder.name}",
             "backbone.weights",
         )
-    return CheckpointClassifier(backbone.encoder, weight, bias)  # as it is: the backbone may be about to train
+    return CheckpointClassifier(backbone.encoder, weight, bias)  # not frozen here: the backbone may be trained next

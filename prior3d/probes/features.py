@@ -1,4 +1,4 @@
-"""Frozen features of one part of the data: maps or vectors, read row by row, and what they are standardized by."""
+"""Frozen features of one part of the data: maps or vectors, read by row, and the statistics to standardize them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from prior3d.probes.probe_data import Array, ProbeData
 from prior3d.randomness import generator
 
 MapKind = Literal["dense", "encoder"]
-"""Features with a place for every cell of the image: see `prior3d.contracts.probe.FeatureKind`."""
+"""Features with one vector per cell of the image: see `prior3d.contracts.probe.FeatureKind`."""
 
 _NUMBERS = 2**25
-"""Numbers a prediction at full resolution may take at a time: 128 MiB."""
+"""Largest number of values in a prediction at full resolution: 128 MiB."""
 
 _ROUNDING = 1e-4
-"""Half precision has 11 bits: a channel that varies by less than this share of its mean holds rounding."""
+"""Half precision has 11 bits: a channel that varies by less than this share of its mean holds only rounding."""
 
 
 class FrozenVectors:
-    """One vector per image, those of several backbones side by side; rows go to the device.
+    """One vector per image, concatenated over backbones; rows are moved to the device.
 
     Args:
-        model: whose features.
-        data: of which images.
-        part: of the data.
+        model: Model with the features.
+        data: Data with the images.
+        part: Part of the data.
     """
 
     def __init__(self, model: FrozenModel, data: ProbeData, part: Part) -> None:
@@ -43,23 +43,23 @@ class FrozenVectors:
         return len(self._parts[0])
 
     def take(self, rows: Tensor, unit_length: bool = False) -> Tensor:
-        """Return the features of images, [n, C] or [n, C, h, w], in float32, of unit length per cell if asked.
+        """Return the features of images, [n, C] or [n, C, h, w], in float32, with unit length per cell if requested.
 
         Args:
-            rows: [n] int64, which images.
-            unit_length: as of `concatenate`.
+            rows: Images [n] int64.
+            unit_length: See `concatenate`.
         """
         return concatenate([part.take(rows, self.device).float() for part in self._parts], unit_length)
 
 
 class FrozenMaps(FrozenVectors):
-    """One map per image, those of several backbones side by side; rows go to the device.
+    """One map per image, concatenated over backbones; rows are moved to the device.
 
     Args:
-        model: whose features.
-        data: of which images.
-        part: of the data.
-        kind: which maps.
+        model: Model with the features.
+        data: Data with the images.
+        part: Part of the data.
+        kind: Type of maps.
     """
 
     def __init__(self, model: FrozenModel, data: ProbeData, part: Part, kind: MapKind) -> None:
@@ -67,17 +67,17 @@ class FrozenMaps(FrozenVectors):
         self.size: tuple[int, int] = self._parts[0].shape[-2:]
 
     def batches(self, numbers_each: int) -> Iterator[Tensor]:
-        """Yield the rows of all images in order, as many at a time as memory allows for so many numbers per image."""
+        """Yield the rows of all images in order, in batches that fit in memory at this many numbers per image."""
         yield from torch.arange(len(self)).split(max(1, min(64, _NUMBERS // numbers_each)))
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """Channels less their mean, over their spread; channels that never vary say nothing, and become 0.
+    """Channels minus their mean, divided by their spread; constant channels carry no information and become 0.
 
     Attributes:
-        mean: [C] float32.
-        scale: [C] float32, the reciprocal of the standard deviation, 0 for a channel that does not vary.
+        mean: Mean [C] float32.
+        scale: Reciprocal [C] float32 of the standard deviation, 0 for a constant channel.
     """
 
     mean: Tensor
@@ -85,7 +85,7 @@ class Standardization:
 
     @classmethod
     def of(cls, mean: Tensor, std: Tensor) -> "Standardization":
-        """Return the standardization by mean and standard deviation, [C] each.
+        """Return the standardization from mean and standard deviation, [C] each.
 
         >>> Standardization.of(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 1e-6])).scale
         tensor([2., 0.])
@@ -99,7 +99,7 @@ class Standardization:
 
 
 def evenly_spaced(count: int, most: int) -> Tensor:
-    """Return the numbers of all of `count` things, or of `most` of them, evenly spaced from the first to the last.
+    """Return the indices of `count` items, or of `most` of them, evenly spaced from the first to the last.
 
     >>> evenly_spaced(10, 4).tolist()
     [0, 3, 6, 9]
@@ -116,17 +116,17 @@ def mixed_batches(
     size: int = 64,
     even: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield images in random order: batches of one scene or class vary less than the data does.
+    """Yield images in random order, since batches of one scene or class vary less than the data does.
 
-    Statistics of BatchNorm layers are averages over batches, and what varies between batches only would be lost.
+    Statistics of BatchNorm layers are averages over batches; they would lose variation that is only between batches.
 
     Args:
-        images: [N, 3, H, W] uint8.
-        device: where they go.
-        stream: name of the random stream that decides the order.
-        most: images at most, evenly spaced; None for all.
-        size: images of a batch.
-        even: batches of equal size, so that none has only a few images; else the last one is what remains.
+        images: Images [N, 3, H, W] uint8.
+        device: Device to move them to.
+        stream: Name of the random stream that sets the order.
+        most: Largest number of images, evenly spaced; None for all.
+        size: Images per batch.
+        even: Make batches of equal size, so none has only a few images; otherwise the last one is the rest.
     """
     rows = torch.arange(len(images)) if most is None else evenly_spaced(len(images), most)
     rows = rows[torch.randperm(len(rows), generator=generator(stream))]

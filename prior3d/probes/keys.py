@@ -1,4 +1,4 @@
-"""Keys of scores: they change with all that a score depends on, so that nothing is measured twice or mixed up."""
+"""Keys of scores: they change with everything that a score depends on, so nothing is measured twice or mixed up."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,15 +21,15 @@ def keys_of(
     weights: Mapping[str, str],
     classifiers: Mapping[str, str] | None = None,
 ) -> Keys:
-    """Return the keys of what probes measure of models; the datasets have to be prepared.
+    """Return the keys of the scores that probes measure on models; the datasets must be prepared.
 
     Args:
-        tasks: the probes.
-        sections: `probes:`, of at least these.
+        tasks: Probes with their data.
+        sections: `probes:`, with at least these probes.
         data: `data:`.
-        registry: the plugins, whose versions count.
-        weights: column to the hash of its weights.
-        classifiers: column to the hash of the classifier that its weights came with, for probes that need one.
+        registry: Registry of the plugins, whose versions are part of the keys.
+        weights: Dict from column to the hash of its weights.
+        classifiers: Dict from column to the hash of the classifier of its checkpoint, for probes that need one.
     """
     by_label = {task.label: _key(task, sections[task.label], data, registry) for task in tasks}
     classifying = {task.label for task in tasks if task.probe.needs_classifier}
@@ -62,12 +62,12 @@ def _key(task: ProbeTask, section: ProbeSection, data: DataSection, registry: Re
 
 
 def _identity(plugin: Plugin) -> list[str]:
-    """Return what a plugin is, wherever its file lies: a run keeps a copy, and a run folder may move."""
+    """Return the identity of a plugin, wherever its file is: a run keeps a copy, and a run folder may move."""
     return [plugin.name, plugin.target.rpartition(":")[2], plugin.version]
 
 
 def _contents(dataset: Dataset, task: ProbeTask) -> list[object]:
-    """Return what the part of a dataset that a task reads is, and a text that changes with what it holds."""
-    frames = chosen_frames(dataset, task.most) if task.probe.views == 1 else None  # pairs are of any frames
+    """Return which part of a dataset a task reads, and a text that changes with its contents."""
+    frames = chosen_frames(dataset, task.most) if task.probe.views == 1 else None  # pairs can use any frame
     counts = [dataset.frame_count(scene) for scene in range(len(dataset.scenes))]
     return [dataset.spec.split, list(dataset.spec.size), list(dataset.scenes), counts, dataset.fingerprint(frames)]

@@ -1,4 +1,4 @@
-"""Labels of images and of pixels: which classes there are, and how many predictions are right."""
+"""Labels of images and of pixels: classes, and counts of right predictions."""
 
 from collections.abc import Iterable
 
@@ -19,19 +19,19 @@ def labels_of(data: ProbeData, part: Part) -> Tensor:
 
 
 def names_of(data: ProbeData, part: Part) -> list[str]:
-    """Return a name for each image of a part: its scene (a domain) and its number there.
+    """Return a name for each image of a part: its scene (a domain) and its index there.
 
-    Images of a domain are drawn one by one, so a bootstrap draws them, and not the few domains.
+    Images of a domain are sampled independently, so a bootstrap resamples images rather than the few domains.
     """
     scenes = data.parts[part].scenes
     return [f"{scenes[scene]}/{frame}" for scene, frame in data.frames[part]]
 
 
 def count_classes(data: ProbeData) -> int:
-    """Return how many classes there are, by the data's names or, without, by the highest label.
+    """Return the number of classes, from the data's names or, without names, from the highest label.
 
     Raises:
-        UserError: all training images are of one class.
+        UserError: All training images are of one class.
     """
     trained = labels_of(data, "train")
     if trained.min() == trained.max():
@@ -41,10 +41,10 @@ def count_classes(data: ProbeData) -> int:
 
 
 def class_frequency(data: ProbeData) -> Tensor:
-    """Count the training pixels of each class: [K] int64, K by the data's names or, without, by the highest id.
+    """Count the training pixels of each class: [K] int64, K from the data's names or, without, from the highest id.
 
     Raises:
-        UserError: a part without a single label, or with a class that has no name.
+        UserError: A part has no label at all, or a class without a name.
     """
     names = data.parts["held_out"].class_names
     train, held_out = (_pixels_by_class(data, part) for part in ("train", "held_out"))
@@ -74,21 +74,21 @@ def count_by_class(ids: Tensor, counted: Tensor, classes: int) -> Tensor:
 
 
 def mean_iou(hits: Tensor, predicted: Tensor, labelled: Tensor) -> float:
-    """Return the mean over classes of hits / union, from pixel counts [K]; classes nowhere to be seen do not count."""
+    """Return the mean over classes of hits / union, from pixel counts [K]; classes that never occur do not count."""
     union = predicted + labelled - hits
     return float((hits / union)[union > 0].mean())
 
 
 def count_hits(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count pixels by image and class; those of unknown class (255) count nowhere.
+    """Count pixels by image and class; those of unknown class (255) do not count.
 
     Args:
-        predicted: [n, H, W] int64.
-        truth: [n, H, W] int64.
-        classes: K.
+        predicted: Class ids [n, H, W] int64.
+        truth: Class ids [n, H, W] int64.
+        classes: Number of classes, K.
 
     Returns:
-        [n, K] int64 each: those of the class, those of it that are predicted right, those predicted to be of it.
+        Counts [n, K] int64 each: pixels of the class, those of them predicted right, pixels predicted as the class.
     """
     known = truth != IGNORE_CLASS
     return (
@@ -99,11 +99,11 @@ def count_hits(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, 
 
 
 def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return the mean cross-entropy over pixels of known class; 0 where there is none.
+    """Return the mean cross-entropy over pixels of known class; 0 if there are none.
 
     Args:
-        logits: [n, K, ...].
-        truth: [n, ...] class ids, 255 = unknown.
+        logits: Logits [n, K, ...].
+        truth: Class ids [n, ...], 255 = unknown.
     """
     truth = truth.long()
     summed = F.cross_entropy(logits, truth, ignore_index=IGNORE_CLASS, reduction="sum")
@@ -111,7 +111,7 @@ def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def score_constant(data: ProbeData, guess: int, classes: int) -> dict[str, Tensor]:
-    """Return what guessing one class for every held-out pixel scores: see `count_hits`, by name, [N, K] each."""
+    """Return the scores of guessing one class for every held-out pixel: see `count_hits`, by name, [N, K] each."""
     truth = data.field("held_out", "semantic")
 
     def count(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,5 +122,5 @@ def score_constant(data: ProbeData, guess: int, classes: int) -> dict[str, Tenso
 
 
 def counted(names: Iterable[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    """Return the counts of batches one after the other, by name."""
+    """Return the counts of all batches, concatenated, by name."""
     return dict(zip(names, map(torch.cat, zip(*batches, strict=True)), strict=True))

@@ -1,4 +1,4 @@
-"""Linear heads on frozen feature maps: standardise the channels, then one linear map; trained on batches of images."""
+"""Linear heads on frozen feature maps: standardized channels, then one linear map; trained on batches of images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from prior3d.probes.features import FrozenMaps, Standardization, evenly_spaced
 from prior3d.randomness import generator
 
 _STATISTICS_IMAGES = 512
-"""Training images, evenly spaced, whose mean and spread the channels are standardised by."""
+"""Number of training images, evenly spaced, for the mean and spread that standardize the channels."""
 
 _WEIGHT_DECAY = 1e-3
 _INITIAL = 0.01
 """Standard deviation of the initial weights."""
 
 _WARMUP = 0.05
-"""Share of the steps over which the learning rate rises."""
+"""Share of the steps in which the learning rate rises."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a head is trained: AdamW, the learning rate rising briefly and then falling to 0 along a cosine.
+    """How a head is trained: AdamW with a learning rate that rises briefly and then falls to 0 along a cosine.
 
     Attributes:
-        steps: optimiser steps.
-        batch: images per step.
-        lr: highest learning rate for features of up to 64 channels; with C channels it is 64 / C times that, since a
+        steps: Optimizer steps.
+        batch: Images per step.
+        lr: Highest learning rate for features of up to 64 channels. With C channels it is 64 / C times that, since a
             step of Adam moves a sum over C channels by up to C times as much as each of its weights.
     """
 
@@ -46,15 +46,15 @@ class Schedule:
 
 
 class LinearHead(nn.Module):
-    """Channels, standardised, to outputs, at each cell on its own: batch normalisation and a 1 x 1 convolution.
+    """Standardized channels to outputs, cell by cell: batch normalization and a 1 x 1 convolution.
 
-    The normalisation has no scale and shift of its own, which the linear map makes superfluous, and its statistics are
-    those of the training part, computed once: batches of a few images would only blur them.
+    The normalization has no scale and shift, which the linear map makes superfluous. Its statistics are those of the
+    training part, computed once: batches of a few images would only add noise.
 
     Args:
-        standardization: of the channels.
-        bias: numbers per cell that the linear map gives at first, [K].
-        activate: these numbers [n, h, w, K] to what is predicted of each cell, [n, h, w, *].
+        standardization: Standardization of the channels.
+        bias: Initial outputs [K] of the linear map per cell.
+        activate: Function from these outputs [n, h, w, K] to the prediction of each cell, [n, h, w, *].
     """
 
     def __init__(self, standardization: Standardization, bias: Tensor, activate: Callable[[Tensor], Tensor]) -> None:
@@ -75,15 +75,15 @@ class LinearHead(nn.Module):
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a head is fitted to.
+    """Target and loss of a head.
 
     Attributes:
-        name: of the probe: with the seed it decides initial weights and order, alike for every model.
-        bias: numbers [K] that the linear map gives at first, before it has seen a feature: what is right on average.
-            Starting far from it costs more steps than the rest of the training.
-        truth: rows [n] of training images to their labels [n, ..., H, W], on the device of the features.
-        loss: predictions [n, *, h', w'] and labels [n, ..., h', w'] to a scalar.
-        activate: see `LinearHead`.
+        name: Name of the probe; with the seed it sets initial weights and order, the same for every model.
+        bias: Initial outputs [K] of the linear map, before it has seen a feature: the right values on average. Starting
+            far from them costs more steps than the rest of the training.
+        truth: Function from rows [n] of training images to labels [n, ..., H, W], on the device of the features.
+        loss: Function from predictions [n, *, h', w'] and labels [n, ..., h', w'] to a scalar.
+        activate: See `LinearHead`.
     """
 
     name: str
@@ -95,8 +95,8 @@ class Fitting:
     def fit(self, features: FrozenMaps, schedule: Schedule, seed: int) -> LinearHead:
         """Train a head on features of the training part; nothing else gets a gradient.
 
-        The loss is taken at every other half cell or so, at other pixels in each step: a prediction interpolated
-        between cells has no finer detail, and upsampling it to all pixels takes most of the time.
+        The loss uses about two pixels per cell and axis, different ones in each step. A prediction interpolated between
+        cells has no finer detail, and upsampling it to all pixels would take most of the time.
         """
         with full_precision(features.device):
             head = LinearHead(_standardization(features), self.bias, self.activate)
@@ -123,14 +123,14 @@ class Fitting:
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring maps [n, K, h, w] to the size of the labels, bilinearly."""
+    """Resize maps [n, K, h, w] to the size of the labels, bilinearly."""
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def at_pixels(maps: Tensor, size: Sequence[int], y: Tensor, x: Tensor) -> Tensor:
     """Upsample maps [n, K, h, w] to a size, but only its rows `y` and columns `x`: [n, K, len(y), len(x)]."""
     down, across = (
-        # how much of each cell a pixel takes: products, unlike samplers, add up in the same order every time on a GPU
+        # Weight of each cell in a pixel: products, unlike samplers, add up in the same order every time on a GPU.
         F.interpolate(torch.eye(cells, device=maps.device)[None], side, mode="linear", align_corners=False)[0].T[chosen]
         for cells, side, chosen in zip(maps.shape[-2:], size, (y, x), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on frozen vectors: convex, so that nothing depends on a seed or a schedule."""
+"""Multinomial logistic regression on frozen vectors: convex, so the result depends on no seed or schedule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from prior3d.probes.features import Standardization
 from prior3d.randomness import generator
 
 Take = Callable[[Tensor], Tensor]
-"""Rows [n] to vectors [n, C] float32, all on one device."""
+"""Function from rows [n] to vectors [n, C] float32, all on one device."""
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
-"""Penalties one of which `choose_penalty` takes, strongest first."""
+"""Penalties for `choose_penalty` to choose from, strongest first."""
 
 _ROWS = 8192
-"""Vectors moved to the device at a time; the memory used does not grow with the data."""
+"""Number of vectors moved to the device at a time; memory does not grow with the data."""
 
 _HELD_IN = 0.2
 """Share of the training images that a penalty is chosen on."""
@@ -28,12 +28,12 @@ _ITERATIONS = 200
 
 @dataclass(frozen=True)
 class LogisticRegression:
-    """A fitted classifier: standardised channels, one linear map.
+    """A fitted classifier: standardized channels, one linear map.
 
     Attributes:
-        standardize: the channels.
-        weight: [K, C].
-        bias: [K].
+        standardize: Standardization of the channels.
+        weight: Weight [K, C].
+        bias: Bias [K].
     """
 
     standardize: Standardization
@@ -58,17 +58,17 @@ def fit_logistic(
     rows: Tensor | None = None,
     start: LogisticRegression | None = None,
 ) -> LogisticRegression:
-    """Minimise the mean cross-entropy plus penalty / 2 times the sum of squared weights.
+    """Minimize the mean cross-entropy plus penalty / 2 times the sum of squared weights.
 
-    Equals scikit-learn's `LogisticRegression(C=1 / (penalty * N))` on standardised channels.
+    Equals scikit-learn's `LogisticRegression(C=1 / (penalty * N))` on standardized channels.
 
     Args:
-        take: gives the vectors.
-        labels: [N] int64, on the CPU.
-        classes: K.
-        penalty: not negative; the bias is free of it.
-        rows: those to fit to; None for all.
-        start: where to begin; the result does not depend on it, the time does. Fitted to the same rows.
+        take: Function that returns the vectors.
+        labels: Labels [N] int64, on the CPU.
+        classes: Number of classes, K.
+        penalty: Penalty on the squared weights, not negative; the bias has none.
+        rows: Rows to fit to; None for all.
+        start: Initial solution, fitted to the same rows; it changes the time, not the result.
     """
     rows = torch.arange(len(labels)) if rows is None else rows
     chunks = rows.split(_ROWS)
@@ -97,13 +97,13 @@ def fit_logistic(
 
 
 def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
-    """Return the penalty with the least cross-entropy on a fifth of the training images, fitted to the others.
+    """Return the penalty with the lowest cross-entropy on a fifth of the training images, fitted to the others.
 
     Args:
-        take: gives the vectors.
-        labels: [N] int64, on the CPU.
-        classes: K.
-        penalties: to choose from, strongest first.
+        take: Function that returns the vectors.
+        labels: Labels [N] int64, on the CPU.
+        classes: Number of classes, K.
+        penalties: Penalties to choose from, strongest first.
     """
     order = torch.randperm(len(labels), generator=generator("logistic", "penalty"))
     held_in, rest = order.split(
@@ -118,7 +118,7 @@ def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence
                 for rows in held_in.split(_ROWS)
             )
         )
-        if losses[-1] > 1.2 * min(losses):  # weaker ones only fit what is noise here
+        if losses[-1] > 1.2 * min(losses):  # weaker ones only fit noise
             break
     return penalties[losses.index(min(losses))]
 

@@ -1,4 +1,4 @@
-"""Running probes on models: statistics re-estimated first, features read once for all probes on the same data."""
+"""Running probes on models: statistics are re-estimated first; features are read once per dataset for all probes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
 
 Plot = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
-"""Plots models on the data of a task; see `Probe.plot`."""
+"""Function that plots models on the data of a task; see `Probe.plot`."""
 
 _IMAGES = 256
-"""Training images whose statistics BatchNorm layers get, without augmentation, as probes see images."""
+"""Number of training images for the statistics of BatchNorm layers, without augmentation, as probes see images."""
 
 Weights = Mapping[str, Tensor]
 """A state dict."""
@@ -36,13 +36,13 @@ Weights = Mapping[str, Tensor]
 def freeze(
     backbones: Sequence[Backbone], data: ProbeData, device: str | torch.device, started_from: Weights | None = None
 ) -> FrozenModel:
-    """Return copies of backbones as probes see them; the originals are left as they are.
+    """Return copies of backbones as probes see them; the originals do not change.
 
     Args:
-        backbones: whose features are concatenated.
-        data: its training images give the statistics of BatchNorm layers.
-        device: to measure on.
-        started_from: weights of a single backbone before training, with the classifier that they came with.
+        backbones: Backbones whose features are concatenated.
+        data: Data whose training images give the statistics of BatchNorm layers.
+        device: Device to measure on.
+        started_from: Weights of a single backbone before training, with the classifier of its checkpoint.
     """
     copies = [deepcopy(backbone).requires_grad_(False).to(device) for backbone in backbones]
     for copy in copies:
@@ -51,7 +51,7 @@ def freeze(
             check_size(copy, data.size)
         images = data.field("train" if "train" in data.parts else "held_out", "image")
         batches = mixed_batches(images, device, stream="batch norm", most=_IMAGES, even=False)
-        # pooled, too: some families have a layer between the last map and the pooling
+        # Also pooled: some families have a layer between the last map and the pooling.
         reestimate_batch_norm(copy, partial(copy, reads=("dense", "pooled")), batches)
     if started_from is None:
         return FrozenModel(copies, device)
@@ -65,10 +65,10 @@ def _check_weights(backbone: Backbone) -> None:
 
 
 def check_size(backbone: Backbone, size: tuple[int, int]) -> None:
-    """Refuse a size of images that a backbone, made for another one, cannot take.
+    """Refuse an image size that a backbone, made for another one, cannot take.
 
     Raises:
-        UserError: with the key `size`.
+        UserError: With the key `size`.
     """
     if problem := size_problem(backbone, size):
         raise UserError(problem, "size")
@@ -89,12 +89,12 @@ def size_problem(backbone: Backbone, size: tuple[int, int]) -> str | None:
 
 
 class Measuring:
-    """Measures models with probes, and keeps the models as they were measured, for a later call that plots them.
+    """Measures models with probes, and keeps the measured models for a later call that plots them.
 
     Args:
-        device: to measure on.
-        workers: processes that decode.
-        started_from: name of a model to the weights it had before training, with their classifier.
+        device: Device to measure on.
+        workers: Number of processes that decode.
+        started_from: Dict from the name of a model to its weights before training, with their classifier.
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class Measuring:
         plot: Plot | None = None,
         plotted: Sequence[str] = (),
     ) -> None:
-        """Measure models and controls; what `results` holds already is not measured again.
+        """Measure models and controls; skip measurements that `results` already holds.
 
         Args:
-            tasks: the probes, their datasets prepared.
-            models: name to the backbones whose features it concatenates: mostly one.
-            results: receives the scores.
-            progress: shows how far it is.
-            plot: plots some of the models; called for each task while its data is open.
-            plotted: names of those models.
+            tasks: Probes, with prepared datasets.
+            models: Dict from name to the backbones whose features are concatenated: usually one.
+            results: Receives the scores.
+            progress: Shows progress.
+            plot: Function that plots some of the models; called for each task while its data is open.
+            plotted: Names of the models to plot.
 
         Raises:
-            UserError: with the key of the probe or the data that cannot be measured.
+            UserError: With the key of the probe or the data that cannot be measured.
         """
         for group in _by_data(tasks):
             todo = [
@@ -160,7 +160,7 @@ class Measuring:
         return [one.scores for one in found]
 
     def _show(self, task: ProbeTask, models: Mapping[str, FrozenModel], data: ProbeData, name: str) -> object:
-        """Return what a measurement returned to be shown; it is measured again where another process did that."""
+        """Return what a measurement kept for plotting; measure again if another process did the measurement."""
         key = task.label, name
         if key not in self._shown:
             self._shown[key] = measured(task.probe.measure(models[name], data, 0)).shown
@@ -168,19 +168,19 @@ class Measuring:
 
 
 def applies(task: ProbeTask, backbones: Sequence[Backbone]) -> bool:
-    """Whether a probe can measure these backbones side by side."""
+    """Return whether a probe can measure these backbones together."""
     return len(backbones) == 1 or not task.probe.needs_classifier
 
 
 def measure(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Scores]:
-    """Measure a model with one probe, once per seed where seeds make a difference, from `first_seed` upwards."""
+    """Measure a model with one probe, once per seed from `first_seed` on if seeds matter, otherwise once."""
     with task.section():
         return [one.scores for one in _by_seed(task, model, data, first_seed)]
 
 
 @contextmanager
 def opened(tasks: Sequence[ProbeTask], workers: int = 0, progress: Progress = silent) -> Iterator[ProbeData]:
-    """Open the data that some tasks share; what was kept of it is removed at the end."""
+    """Open the data that several tasks share; remove its temporary files at the end."""
     with tasks[0].section():
         data = ProbeData(tasks[0].parts, most=tasks[0].most, workers=workers, progress=progress)
     try:
@@ -218,7 +218,7 @@ def _by_data(tasks: Iterable[ProbeTask]) -> list[list[ProbeTask]]:
 
 
 class _FrozenModels:
-    """Models as probes see them: each backbone frozen once for each data that its statistics are estimated on."""
+    """Models as probes see them: each backbone is frozen once per dataset that its statistics are estimated on."""
 
     def __init__(self, device: str | torch.device, started_from: Mapping[str, Weights]) -> None:
         self._device, self._started_from = device, started_from
@@ -238,12 +238,12 @@ class _FrozenModels:
         key = label, id(backbone)
         if key not in self._single:
             self._single[key] = freeze([backbone], data, self._device, self._started_from.get(name))
-            self._originals.append(backbone)  # alive, so that no other one gets its id
+            self._originals.append(backbone)  # keep it alive, so no other object gets its id
         return self._single[key]
 
 
 class _Shown(Mapping[str, Any]):
-    """What measurements returned to be shown, by name of the model; looked for when it is asked for."""
+    """What measurements kept for plotting, by name of the model; computed on access."""
 
     def __init__(self, names: Sequence[str], find: Callable[[str], Any]) -> None:
         self._names, self._find = names, find

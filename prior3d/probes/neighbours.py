@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of features and the votes they cast."""
+"""Exact nearest neighbors of features and their votes."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,18 @@ def nearest(memory: Tensor, queries: Tensor, k: int, engine: str = "auto") -> tu
     """Find the rows of a memory with the largest inner products with each query; exact.
 
     Args:
-        memory: [M, C], on the device of the queries; of unit length where cosines are meant.
-        queries: [Q, C].
-        k: neighbours per query; fewer are found where the memory is smaller.
-        engine: who searches: `auto`, or the name of an engine of the job `neighbours`, such as `faiss` or `torch`. All
-            give the same neighbours, but for ties.
+        memory: Vectors [M, C], on the device of the queries; scale them to unit length to compare by cosine.
+        queries: Vectors [Q, C].
+        k: Neighbors per query; a smaller memory gives fewer.
+        engine: Search engine: `auto`, or the name of an engine of the job `neighbours`, for example `faiss` or `torch`.
+            All give the same neighbors, except for ties.
 
     Returns:
-        similarities [Q, k] float32, falling along each row, and rows of the memory [Q, k] int64, on the same device.
+        Similarities [Q, k] float32, descending in each row, and rows of the memory [Q, k] int64, on the same device.
 
     Raises:
-        ValueError: shapes that do not fit, an empty memory or k below 1.
-        UserError: the engine cannot be had.
+        ValueError: Shapes do not fit, the memory is empty, or k is below 1.
+        UserError: The engine is not available.
 
     >>> memory = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> nearest(memory, torch.tensor([[0.6, 0.8]]), 1, "torch")[1].tolist()
@@ -36,20 +36,20 @@ def nearest(memory: Tensor, queries: Tensor, k: int, engine: str = "auto") -> tu
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float = 0.07) -> Tensor:
-    """Let neighbours vote for their class, the more similar ones with more weight.
+    """Let neighbors vote for their class, the more similar ones with more weight.
 
     Args:
-        similarities: [Q, k].
-        labels: class of each neighbour, [Q, k] int64 in 0..classes - 1.
-        classes: how many there are.
-        temperature: the weights are the softmax of similarities over it.
+        similarities: Similarities [Q, k].
+        labels: Class of each neighbor, [Q, k] int64 in 0..classes - 1.
+        classes: Number of classes.
+        temperature: The weights are the softmax of similarities / temperature.
 
     Returns:
-        [Q, classes] float32, rows sum to 1.
+        Votes [Q, classes] float32; each row sums to 1.
 
     Reference:
-        Wu et al., 2018, arXiv 1805.01978; temperature as in DINO (Caron et al., 2021, arXiv 2104.14294). Theirs are not
-        normalised per query, which changes no winner.
+        Wu et al., 2018, arXiv 1805.01978; temperature as in DINO (Caron et al., 2021, arXiv 2104.14294). They do not
+        normalize per query, which changes no winner.
     """
     weights = (similarities.float() / temperature).softmax(1)
     return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)

@@ -1,4 +1,4 @@
-"""The data of a probe: images and labels of two parts, and the features of models, each computed once and kept."""
+"""The data of a probe: images and labels of two parts, and the features of models; each is computed once and kept."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +25,18 @@ _BATCH = 32
 
 
 class ProbeData:
-    """Two parts of a dataset, frame by frame and never augmented; what is computed lies in files, read as needed.
+    """Two parts of a dataset, frame by frame and never augmented; computed arrays are in files and read as needed.
 
     Args:
-        parts: `held_out`, and `train` where a probe trains something.
-        most: frames per part at most, evenly spaced over the part; None for all.
-        workers: processes that decode.
-        folder: where features and labels are kept; a temporary folder by default, gone with `close`.
-        resident: bytes up to which an array is kept on the device as a whole.
-        progress: shows how far extraction is.
+        parts: Datasets of the parts: `held_out`, and `train` if a probe trains something.
+        most: Largest number of frames per part, evenly spaced over the part; None for all.
+        workers: Number of processes that decode.
+        folder: Folder for features and labels; by default a temporary folder that `close` removes.
+        resident: Size in bytes up to which a whole array is kept on the device.
+        progress: Shows the progress of extraction.
 
     Raises:
-        UserError: a part has no frame.
+        UserError: A part has no frame.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ProbeData:
                 raise UserError(f"the {dataset.spec.split} split is empty: there is nothing to measure on", "data")
 
     def close(self) -> None:
-        """Remove what was kept."""
+        """Remove the stored files."""
         self._arrays.clear()
         for kept in self._shared.values():
             if hasattr(kept, "close"):
@@ -81,18 +81,18 @@ class ProbeData:
                 part.remove()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what a probe reads or computes once for all models on this data; closed with it, if it can be.
+        """Return a value that a probe reads or computes once for all models on this data; `close` closes it, too.
 
         Args:
-            name: of what is made; it changes with all that this depends on.
-            make: called the first time.
+            name: Name of the value; it must change with everything that the value depends on.
+            make: Function that makes the value; called the first time.
         """
         if name not in self._shared:
             self._shared[name] = make()
         return self._shared[name]
 
     def groups(self, part: Part) -> tuple[list[str], Tensor]:
-        """Return names of groups and the group [N] of each frame: scenes where there are several, else images."""
+        """Return names of groups and the group [N] of each frame: scenes if there are several, otherwise images."""
         frames, scenes = self.frames[part], self.parts[part].scenes
         if len({scene for scene, _ in frames}) > 1:
             return list(scenes), torch.tensor([scene for scene, _ in frames])
@@ -101,7 +101,7 @@ class ProbeData:
     def batches(self, part: Part, fields: frozenset[str], batch: int = _BATCH) -> Iterator[dict[str, Tensor]]:
         """Yield the frames of a part in order: fields [n, ...] without the axis of views, images float in 0..1.
 
-        Packed fields come with their `<name>_view` [rows], which is the number of the frame within the batch.
+        Packed fields have their `<name>_view` [rows], the index of the frame within the batch.
         """
         for decoded in self._decode(part, fields, batch):
             yield to_float(decoded, self._tables[part])
@@ -110,11 +110,11 @@ class ProbeData:
         """Return one field of all frames of a part, in order: `image` as bytes, labels, depth, poses.
 
         Args:
-            part: of the data.
-            name: of the field.
+            part: Part of the data.
+            name: Name of the field.
 
         Returns:
-            An `Array` [N, ...]; for a packed field the `Rows` of each of N frames.
+            An `Array` [N, ...]; for a packed field, the `Rows` of each of N frames.
         """
         key = ("field", part, name)
         if key not in self._arrays:
@@ -133,9 +133,9 @@ class ProbeData:
         """Return the features of a model for all frames of a part, one array [N, C, h, w] or [N, C] per backbone."""
         if model.beside:
             arrays = tuple(array for one in model.beside for array in self.features(one, part, kind))
-            if len({array.shape[2:] for array in arrays}) == 1:  # else they are resized for each other
+            if len({array.shape[2:] for array in arrays}) == 1:  # otherwise they are resized to match
                 return arrays
-        key = (model, part, kind)  # holds the model: what is gone must not lend its id to another
+        key = (model, part, kind)  # holds the model, so the id of a deleted model is not reused
         if key not in self._arrays:
             self._arrays[key] = self._extract(model, part, kind)
         return self._arrays[key]
@@ -201,7 +201,7 @@ def _reserve(path: Path) -> None:
 
 
 class Array:
-    """A tensor [N, ...] in a file that is mapped into memory; small ones are held on the device that asks for them."""
+    """A tensor [N, ...] in a memory-mapped file; small ones are kept on the device that first reads them."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, resident: int) -> None:
         self.shape, self.dtype = shape, dtype
@@ -224,7 +224,7 @@ class Array:
         self._held = None
 
     def take(self, rows: Tensor, device: str | torch.device = "cpu") -> Tensor:
-        """Return rows [n, ...] on a device, in the type they are kept in."""
+        """Return rows [n, ...] on a device, in the stored type."""
         device = torch.device(device)
         if device.type != "cpu" and self._fits:
             if self._held is None:
@@ -239,7 +239,7 @@ class Array:
 
 
 class Rows:
-    """A packed field: rows [n, ...] of each of N frames, n differing, in a file that is mapped into memory."""
+    """A packed field: rows [n, ...] of each of N frames, with different n, in a memory-mapped file."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -256,8 +256,8 @@ class Rows:
         """Append frames.
 
         Args:
-            values: [sum of counts, ...] rows, in the order of their frames.
-            counts: [frames] rows of each.
+            values: Rows [sum of counts, ...], in the order of their frames.
+            counts: Number of rows [frames] of each frame.
         """
         self._shape, self._map = tuple(values.shape[1:]), None
         with writing(self._path.parent), open(self._path, "ab") as file:
@@ -265,7 +265,7 @@ class Rows:
         self._ends += (self._ends[-1] + counts.cumsum(0)).tolist()
 
     def take(self, rows: Tensor, device: str | torch.device = "cpu") -> list[Tensor]:
-        """Return the rows [n, ...] of each of some frames on a device, in the type they are kept in."""
+        """Return the rows [n, ...] of each of several frames on a device, in the stored type."""
         return [torch.from_numpy(self._of(frame).copy()).to(device) for frame in rows.tolist()]
 
     def remove(self) -> None:
@@ -276,7 +276,7 @@ class Rows:
     def _of(self, frame: int) -> np.ndarray:
         start, end = self._ends[frame : frame + 2]
         numbers = torch.empty(0, dtype=self.dtype).numpy().dtype
-        if start == end:  # a file without a row cannot be mapped
+        if start == end:  # an empty file cannot be mapped
             return np.zeros((0, *self._shape), numbers)
         if self._map is None:
             self._map = np.memmap(self._path, numbers, mode="r", shape=(self._ends[-1], *self._shape))
@@ -300,7 +300,7 @@ class _Frames(TorchDataset):
     def __getitem__(self, index: int) -> dict[str, Tensor] | DamagedFile:
         try:
             view = self.dataset.load(*self.frames[index], self.decoded)
-        except DamagedFile as damage:  # raised in a worker it would reach the user as a long story
+        except DamagedFile as damage:  # raised in a worker, it would reach the user as a long traceback
             return damage
         sample = assemble([view], self.dataset.spec.size, None, self.fields, generator("none"), self.table)
         has_views = {name: "V" in self.table[name].axes for name in self.made}

@@ -1,4 +1,4 @@
-"""Scores of several models under several probes: kept as JSON, each under a key of what it was measured on."""
+"""Scores of several models under several probes, stored as JSON, each with a key of the inputs it was measured on."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -12,20 +12,20 @@ from prior3d.files import write_atomically
 BEFORE, AFTER = "before", "after"
 
 Keys = Callable[[str, str | None], str | None]
-"""Probe label and column (None for controls) to a text that changes with all that its scores depend on; None for what
-is not to be measured."""
+"""Dict from probe label and column (None for controls) to a text that changes with everything its scores depend on;
+None for what is not measured."""
 
 _FORMAT = 2
 
 
 @dataclass
 class Origin:
-    """How one column of one probe came about.
+    """How one column of one probe was measured.
 
     Attributes:
-        key: of all that the scores depend on; None where nobody asked.
-        seconds: that it took.
-        control: no model was measured.
+        key: Key of everything that the scores depend on; None if it was not requested.
+        seconds: Duration of the measurement.
+        control: Whether this is a control, measured without a model.
     """
 
     key: str | None = None
@@ -35,13 +35,13 @@ class Origin:
 
 @dataclass
 class Results:
-    """What was measured: probe label to column (a model or a control) to one `Scores` per seed.
+    """Measured scores: probe label to column (a model or a control) to one `Scores` per seed.
 
     Attributes:
-        scores: by label and column.
-        measured: how they came about, by label and column.
-        file: where everything is written as soon as it is put; None to write only with `save`.
-        columns: names of models and controls in the order in which tables show them.
+        scores: Scores by label and column.
+        measured: Origin of the scores by label and column.
+        file: File to write everything to after each `put`; None to write only with `save`.
+        columns: Names of models and controls in the order of the tables.
     """
 
     scores: dict[str, dict[str, list[Scores]]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Results:
     def put(
         self, label: str, column: str, scores: list[Scores], seconds: float | None = None, control: bool = False
     ) -> None:
-        """Set what a probe measured of a model, or of a control."""
+        """Set the scores of a probe on a model, or of a control."""
         self.scores.setdefault(label, {})[column] = scores
         found = Origin(self._key(label, column, control), seconds, control)
         self.measured.setdefault(label, {})[column] = found
@@ -62,17 +62,17 @@ class Results:
             self.save(self.file)
 
     def has(self, label: str, column: str) -> bool:
-        """Whether a probe has measured a model."""
+        """Return whether a probe has measured a model."""
         return column in self.scores.get(label, {})
 
     def has_controls(self, label: str) -> bool:
-        """Whether a probe has measured its controls."""
+        """Return whether a probe has measured its controls."""
         return any(measured.control for measured in self.measured.get(label, {}).values())
 
     def keep_only(self, keys: Keys) -> None:
-        """Forget what was measured of anything else, and give what is measured from now on its key.
+        """Drop scores of anything else, and give scores measured from now on their keys.
 
-        What has no key, being of other probes or models, is put aside: written with the rest, but no part of it.
+        Scores without a key, from other probes or models, are set aside: written with the rest, but not part of it.
         """
         self._keys = keys
         for label, columns in self.measured.items():
@@ -82,11 +82,11 @@ class Results:
                     self._aside.setdefault(label, {})[column] = scores, found
 
     def adopt(self, others: "Results", columns: Iterable[str]) -> None:
-        """Reuse scores that another run measured on the same inputs, whatever it called the models.
+        """Reuse scores that another run measured on the same inputs, under any model names.
 
         Args:
-            others: what was measured.
-            columns: the models that are wanted.
+            others: Scores of the other run.
+            columns: Names of the models to look for.
         """
         for label, theirs in others.measured.items():
             for column, found in theirs.items():
@@ -103,7 +103,7 @@ class Results:
 
     @property
     def columns(self) -> list[str]:
-        """Columns over all probes: before, after, then the others as they came."""
+        """Columns over all probes: before, after, then the others in order of appearance."""
         found = dict.fromkeys(column for by_column in self.scores.values() for column in by_column)
         return [*(name for name in (BEFORE, AFTER) if name in found), *(n for n in found if n not in (BEFORE, AFTER))]
 
@@ -135,7 +135,7 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read what `save` wrote; nothing yet if there is no such file, or one of another version."""
+        """Read the file that `save` wrote; return empty results if it is missing or of another version."""
         plain = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if plain.get("format") != _FORMAT:
             return cls()

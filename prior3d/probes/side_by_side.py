@@ -1,4 +1,4 @@
-"""Figures of what heads predict: a row for each image; columns for the image, the truth and each model."""
+"""Figures of the heads' predictions: a row per image; columns for the image, the truth and each model."""
 
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _IMAGES = 3
-"""Rows of a figure."""
+"""Number of rows of a figure."""
 
 _OPACITY = 0.65
 _MOST_NAMES = 24
-"""Classes that the legend names, those with the most pixels."""
+"""Number of classes in the legend, those with the most pixels."""
 
 
 def rows_shown(data: ProbeData) -> Tensor:
@@ -37,18 +37,18 @@ def images_shown(data: ProbeData) -> Tensor:
 
 
 class Panel(NamedTuple):
-    """What a column shows of each image, and how."""
+    """What a column shows for each image, and how."""
 
     values: Tensor | Sequence[np.ndarray]
     show: "Callable[[Axes, np.ndarray, int], None]"
 
 
 def plot_side_by_side(images: Tensor, columns: Mapping[str, Panel]) -> "Figure":
-    """Plot images and, to the right of each, what belongs to it.
+    """Plot images with their panels to the right.
 
     Args:
-        images: [N, 3, H, W] in 0..1.
-        columns: title to the N things to show, each with the number of its row.
+        images: Images [N, 3, H, W] in 0..1.
+        columns: Dict from title to the N panels to show, indexed by row.
     """
     figure, axes = panels(len(images), 1 + len(columns))
     for row, image in enumerate(images):
@@ -66,11 +66,11 @@ def plot_classes(
     """Plot class maps over the images, with the names of the classes below.
 
     Args:
-        images: [N, 3, H, W] in 0..1.
-        truth: [N, H, W] class ids.
-        predicted: title to [N, H, W] class ids.
-        names: of the classes, by id; empty for numbers.
-        ignore: class id that is left uncoloured.
+        images: Images [N, 3, H, W] in 0..1.
+        truth: Class ids [N, H, W].
+        predicted: Dict from title to class ids [N, H, W].
+        names: Class names, by id; empty to show ids.
+        ignore: Class id without a color.
     """
     grey = images.mean(1).clamp(0, 1).numpy()
     colors = class_colors(256)
@@ -92,12 +92,12 @@ def plot_classes(
 def plot_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
     """Plot depth maps in meters, those of one image on one scale, the range of its true depth.
 
-    What is predicted beyond that range has the color of its end, which the figure says.
+    Predictions beyond that range have the color of its end; the figure says so.
 
     Args:
-        images: [N, 3, H, W] in 0..1.
-        truth: [N, H, W] metres, 0 = unknown.
-        predicted: title to [N, H, W] metres.
+        images: Images [N, 3, H, W] in 0..1.
+        truth: Depth [N, H, W], meters, 0 = unknown.
+        predicted: Dict from title to depth [N, H, W], meters.
     """
     limits = [(float(d[d > 0].min()), float(d[d > 0].max())) if (d > 0).any() else (0.0, 1.0) for d in truth]
 
@@ -119,12 +119,12 @@ def plot_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) 
 
 
 def plot_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
-    """Plot normals as colours: red to the right, green up, blue towards the camera; unknown ones white.
+    """Plot normals as colors: red to the right, green up, blue towards the camera; unknown ones white.
 
     Args:
-        images: [N, 3, H, W] in 0..1.
-        truth: [N, 3, H, W] camera axes (x right, y down, z forward), 0 = unknown.
-        predicted: title to [N, 3, H, W].
+        images: Images [N, 3, H, W] in 0..1.
+        truth: Normals [N, 3, H, W] in camera axes (x right, y down, z forward), 0 = unknown.
+        predicted: Dict from title to normals [N, 3, H, W].
     """
 
     def show(axis: "Axes", normals: np.ndarray, row: int) -> None:
@@ -136,7 +136,7 @@ def plot_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor])
 
 
 def class_colors(count: int) -> np.ndarray:
-    """Return colours [count, 3] in 0..1 that differ most between neighbouring ids."""
+    """Return colors [count, 3] in 0..1 that differ most between neighboring ids."""
     golden = 0.618034
     rows = [
         colorsys.hsv_to_rgb(index * golden % 1, (0.85, 0.5, 0.7)[index // 3 % 3], (0.95, 0.65, 0.8)[index % 3])

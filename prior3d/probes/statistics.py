@@ -1,11 +1,12 @@
-"""How sure a measured difference is: spread over seeds and over scenes, tests for several rows, margins.
+"""Uncertainty of measured differences: spread over seeds and over scenes, tests for several rows, margins.
 
 A metric varies with the seed of a run and with the scenes (or images) it is measured on, and both are few. The scenes
-are the same ones for all seeds and models, so they are resampled together, and two models are compared scene by scene
-and seed by seed. The variance of a mean over S seeds is the sum of two parts: the variance between seeds over S, and
-the variance of the mean when scenes are drawn with replacement; what both contain (what one seed does in one scene) is
-counted once. Intervals are Student's, with Satterthwaite's degrees of freedom: percentiles of a bootstrap that draws
-the seeds, too, cover the truth in 82 % of cases with 5 seeds and in 72 % with 3, not in 95 %, where seeds matter most.
+are the same for all seeds and models, so they are resampled together, and two models are compared scene by scene and
+seed by seed. The variance of a mean over S seeds is the sum of two parts: the variance between seeds over S, and the
+variance of the mean when scenes are drawn with replacement. The part that both contain (the effect of one seed in one
+scene) is counted once. Intervals are Student's, with Satterthwaite's degrees of freedom. Percentiles of a bootstrap
+that also draws the seeds would cover the truth in 82 % of cases with 5 seeds and in 72 % with 3, not in 95 %, when
+seeds matter most.
 """
 
 import math
@@ -21,28 +22,28 @@ from prior3d.contracts.scores import Scores, Summarise
 from prior3d.randomness import generator
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Level of all intervals."""
 
 Verdict = Literal["not inferior", "inferior", "open"]
 
 _MOST_FREEDOM = 10_000.0
-"""Degrees of freedom from which Student's distribution is the normal one, to the digits that are shown."""
+"""Degrees of freedom from which Student's distribution equals the normal one, to the digits that are shown."""
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(100)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric, or a difference of metrics, and how sure it is.
+    """A metric, or a difference of metrics, with its uncertainty.
 
     Attributes:
-        value: the mean over seeds.
-        spread: standard deviation between seeds; NaN with one seed.
-        standard_error: of the value, over seeds and groups.
-        freedom: degrees of freedom of the standard error.
-        low, high: the 95 % interval.
-        p: two-sided, of no difference from 0; meaningless for a metric that is no difference.
-        seeds, groups: how many there were.
+        value: Mean over seeds.
+        spread: Standard deviation between seeds; NaN with one seed.
+        standard_error: Standard error of the value, over seeds and groups.
+        freedom: Degrees of freedom of the standard error.
+        low, high: The 95 % interval.
+        p: Two-sided p-value of no difference from 0; meaningless for a metric that is not a difference.
+        seeds, groups: Number of seeds and groups.
     """
 
     value: float
@@ -61,9 +62,9 @@ class Resampled:
     """The metrics of one model, as measured and under every resampling of the groups.
 
     Attributes:
-        groups: names of the scenes or images.
-        measured: metric to [S], one value per seed.
-        drawn: metric to [R, S], the same for R resamplings, each shared by all seeds.
+        groups: Names of the scenes or images.
+        measured: Dict from metric to [S], one value per seed.
+        drawn: Dict from metric to [R, S], the same for R resamplings, each shared by all seeds.
     """
 
     groups: tuple[str, ...]
@@ -71,7 +72,7 @@ class Resampled:
     drawn: dict[str, np.ndarray]
 
     def take(self, seeds: Sequence[int]) -> "Resampled":
-        """Return some of the seeds, by position."""
+        """Return a subset of the seeds, by position."""
         rows = list(seeds)
         return Resampled(
             self.groups,
@@ -81,7 +82,7 @@ class Resampled:
 
 
 def draw_groups(groups: int, resamples: int = 2000) -> Tensor:
-    """Return how often each group occurs in each of R resamplings, [R, G], always the same for the same numbers."""
+    """Return how often each group occurs in each of R resamplings, [R, G]; deterministic for the same arguments."""
     chosen = torch.randint(groups, (resamples, groups), generator=generator("bootstrap", groups, resamples))
     return torch.zeros(resamples, groups).scatter_add_(1, chosen, torch.ones(resamples, groups))
 
@@ -90,12 +91,12 @@ def resample(scores: Sequence[Scores], summarise: Summarise, weights: Tensor) ->
     """Compute all metrics of a model under every resampling.
 
     Args:
-        scores: one per seed, of the same groups.
-        summarise: the probe's.
-        weights: [R, G] from `draw_groups`; the same for models that are compared.
+        scores: One `Scores` per seed, of the same groups.
+        summarise: The probe's function from totals to metrics.
+        weights: Weights [R, G] from `draw_groups`; the same for models that are compared.
 
     Raises:
-        ValueError: seeds of different groups.
+        ValueError: The seeds have different groups.
     """
     groups = scores[0].groups
     for one in scores:
@@ -107,7 +108,7 @@ def resample(scores: Sequence[Scores], summarise: Summarise, weights: Tensor) ->
         totals = one.total(weights)
         rows = [summarise({name: values[row] for name, values in totals.items()}) for row in range(len(weights))]
         by_seed.append(rows)
-    names = dict.fromkeys(name for metrics in measured for name in metrics)  # a rate of nothing is left out of some
+    names = dict.fromkeys(name for metrics in measured for name in metrics)  # a seed lacks rates with no counts
     return Resampled(
         groups,
         {name: np.array([metrics.get(name, np.nan) for metrics in measured]) for name in names},
@@ -121,16 +122,16 @@ def estimate(model: Resampled, metric: str) -> Estimate:
 
 
 def difference(ours: Resampled, theirs: Resampled, metric: str, relative: bool = False) -> Estimate:
-    """Return ours minus theirs, seed by seed and scene by scene.
+    """Return the metric of `ours` minus that of `theirs`, seed by seed and scene by scene.
 
     Args:
-        ours: of some seeds, groups and resamplings.
-        theirs: of the same ones in the same order.
-        metric: which.
-        relative: as a share of theirs.
+        ours: Metrics over some seeds, groups and resamplings.
+        theirs: Metrics over the same ones in the same order.
+        metric: Name of the metric.
+        relative: Whether to divide by `theirs`.
 
     Raises:
-        ValueError: they cannot be paired.
+        ValueError: The two cannot be paired.
     """
     if ours.groups != theirs.groups or ours.drawn[metric].shape != theirs.drawn[metric].shape:
         raise ValueError(
@@ -149,7 +150,7 @@ def difference(ours: Resampled, theirs: Resampled, metric: str, relative: bool =
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted so that the chance of ANY false claim among them stays below the level.
+    """Return p-values adjusted to keep the chance of ANY false claim among them below the level.
 
     Reference:
         Holm, A simple sequentially rejective multiple test procedure, 1979.
@@ -163,12 +164,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judge_margin(change: Estimate, margin: float, lower_is_better: bool) -> Verdict:
-    """Say whether a difference is surely within a margin fixed beforehand, surely beyond it, or neither.
+    """Return whether a difference is surely within a margin fixed beforehand, surely beyond it, or neither.
 
     Args:
-        change: from `difference`, relative if the margin is.
-        margin: how much worse still counts as not inferior, positive.
-        lower_is_better: whether less of the metric is better.
+        change: Estimate from `difference`, relative if the margin is.
+        margin: How much worse still counts as not inferior, positive.
+        lower_is_better: Whether lower values of the metric are better.
     """
     least_gain, most_gain = (-change.high, -change.low) if lower_is_better else (change.low, change.high)
     if least_gain > -margin:
@@ -191,7 +192,7 @@ def student_tail(t: float, freedom: float) -> float:
 
 
 def student_quantile(freedom: float, level: float = LEVEL) -> float:
-    """Return the t beyond which, to either side, lies a share of 1 - `level`."""
+    """Return the t such that the share outside -t..t is 1 - `level`."""
     low, high = 0.0, 1e4
     for _ in range(60):
         middle = (low + high) / 2
@@ -205,7 +206,7 @@ def _judge(measured: np.ndarray, drawn: np.ndarray, groups: int) -> Estimate:
     value = float(measured.mean())
     spread = float(measured.std(ddof=1)) if seeds > 1 else math.nan
     over_seeds = spread**2 / seeds if seeds > 1 else 0.0
-    # a bootstrap's variance lacks one degree of freedom
+    # A bootstrap's variance lacks one degree of freedom.
     unbiased = groups / (groups - 1) if groups > 1 else 1.0
     over_groups = float(np.nanvar(drawn.mean(1))) * unbiased
     shared = 0.0
@@ -213,10 +214,10 @@ def _judge(measured: np.ndarray, drawn: np.ndarray, groups: int) -> Estimate:
         shared = max(0.0, (float(np.nanvar(drawn, 0).mean()) * unbiased - over_groups) / (seeds - 1))
     total = over_seeds + over_groups
     error = math.sqrt(max(total - shared, over_seeds, over_groups))
-    if error <= 1e-12 * abs(value) or error == 0:  # nothing varies: nothing can be said
+    if error <= 1e-12 * abs(value) or error == 0:  # nothing varies, so the uncertainty is unknown
         return Estimate(value, spread, 0.0, math.nan, value, value, 1.0, seeds, groups)
     lost = over_seeds**2 / max(seeds - 1, 1) + over_groups**2 / max(groups - 1, 1)
-    # of the variance that is used: by that of `total` they would be too many where the two parts share much
+    # Degrees of freedom of the variance used here: with that of `total`, there would be too many if the parts overlap.
     freedom = max(1.0, error**4 / lost)
     half = student_quantile(freedom) * error
     p = student_tail(value / error, freedom)

@@ -1,4 +1,4 @@
-"""From recipe sections to probes with their data; every refusal happens here, before any data is read."""
+"""From recipe sections to probes with their data; every check happens here, before any data is read."""
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A probe and what it is measured on.
+    """A probe and the data to measure it on.
 
     Attributes:
-        label: the probe's key in the recipe.
-        probe: what measures.
-        parts: the data; tasks of equal data share these objects.
-        seeds: number of measurements, each with a different probe seed.
-        most: images per part at most; None for all.
-        has_own_data: whether the data is in the probe's own section, not the run's.
+        label: Key of the probe in the recipe.
+        probe: Probe to measure with.
+        parts: Datasets of the parts; tasks with equal data share these objects.
+        seeds: Number of measurements, each with a different probe seed.
+        most: Largest number of images per part; None for all.
+        has_own_data: Whether the data is in the probe's own section, not the run's.
     """
 
     label: str
@@ -39,16 +39,16 @@ class ProbeTask:
 
     @property
     def data_key(self) -> str:
-        """Where the recipe says what the data is."""
+        """Key of the recipe's section that describes the data."""
         return f"probes.{self.label}.data" if self.has_own_data else "data"
 
     def section(self) -> AbstractContextManager[None]:
-        """Give errors that the probe or its data raise, by the names of their options, the keys of the recipe."""
+        """Turn the option names in errors of the probe or its data into keys of the recipe."""
         return probe_section(self.label, self.has_own_data)
 
 
 def probe_section(label: str, has_own_data: bool) -> AbstractContextManager[None]:
-    """Give errors the keys of a probe's section; those about `data` are of the run's where it has none of its own."""
+    """Give errors the keys of a probe's section; those about `data` get the run's keys if the probe has no own data."""
     elsewhere = {"backbone": "backbone"} | ({} if has_own_data else {"data": "data"})
     return section(f"probes.{label}", elsewhere)
 
@@ -64,14 +64,14 @@ def build_tasks(
 
     Args:
         sections: `probes:`.
-        data: `data:`, which probes are measured on that name no data of their own.
-        registry: finds the plugins.
-        seed: the run's; the content of data does not depend on it.
-        training: the training part of `data`, where it is made already.
+        data: `data:`, for probes that name no data of their own.
+        registry: Registry of the plugins.
+        seed: Seed of the run; the content of data does not depend on it.
+        training: The training part of `data`, if it already exists.
 
     Raises:
-        DoesNotFit: with the key path, where a probe and its data do not fit together.
-        UserError: with the key path, where either does not exist or is at fault by itself.
+        DoesNotFit: With the key path, if a probe and its data do not fit together.
+        UserError: With the key path, if either does not exist or is wrong by itself.
     """
     return build_fitting_tasks(sections, data, registry, seed, training, wanted=sections)[0]
 
@@ -84,22 +84,22 @@ def build_fitting_tasks(
     training: Dataset | None = None,
     wanted: Collection[str] = (),
 ) -> tuple[list[ProbeTask], dict[str, str]]:
-    """Make the probes of a recipe that their data fit; see `build_tasks`.
+    """Make the probes of a recipe that fit their data; see `build_tasks`.
 
     Args:
         sections: `probes:`.
         data: `data:`.
-        registry: finds the plugins.
-        seed: the run's.
-        training: the training part of `data`, where it is made already.
-        wanted: labels of probes that are asked for by name: these have to fit.
+        registry: Registry of the plugins.
+        seed: Seed of the run.
+        training: The training part of `data`, if it already exists.
+        wanted: Labels of probes that are requested by name: these must fit.
 
     Returns:
-        The tasks, and label to the reason for each probe that is left out.
+        The tasks, and a dict from label to the reason for each probe that is left out.
 
     Raises:
-        DoesNotFit: a probe that is wanted does not fit its data.
-        UserError: a probe or data that do not exist, or are at fault by themselves.
+        DoesNotFit: A requested probe does not fit its data.
+        UserError: A probe or data do not exist, or are wrong by themselves.
     """
     probes = {label: _make_probe(label, one, registry) for label, one in sections.items()}
     datasets = _Datasets(data, registry, seed, training)
@@ -112,7 +112,7 @@ def build_fitting_tasks(
                 raise
             left_out[label] = error.message
     views: dict[str, int] = {}
-    for label in fitting:  # data is shared, as the probe with the most views needs it
+    for label in fitting:  # probes share data with the number of views that the most demanding one needs
         name = repr(sections[label].data)
         views[name] = max(views.get(name, 1), probes[label].views)
     tasks = []
@@ -128,9 +128,9 @@ class _Datasets:
 
     Args:
         data: `data:`.
-        registry: finds the plugins.
-        seed: the run's.
-        training: the training part of `data`, where it is made already.
+        registry: Registry of the plugins.
+        seed: Seed of the run.
+        training: The training part of `data`, if it already exists.
     """
 
     def __init__(self, data: DataSection, registry: "Registry", seed: int, training: Dataset | None) -> None:
@@ -140,12 +140,12 @@ class _Datasets:
             self._made[repr(None), "train", 1] = training
 
     def get(self, probe: ProbeSection, split: Split, views: int = 1) -> Dataset:
-        """Return one split of the data of a probe; errors have keys that are relative to the probe's section.
+        """Return one split of the data of a probe; errors have keys relative to the probe's section.
 
         Args:
-            probe: the section of the probe.
-            split: which part.
-            views: views per sample.
+            probe: Section of the probe.
+            split: Split to return.
+            views: Views per sample.
         """
         key = repr(probe.data), split, views
         if key not in self._made:
@@ -176,7 +176,7 @@ def _fit(label: str, one: ProbeSection, probe: Probe, datasets: _Datasets, views
 
 def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> dict[Part, Dataset]:
     train = None
-    with suppress(UserError):  # data without a training part: the held-out one says what is wrong with all of it
+    with suppress(UserError):  # if data lacks a training part, the held-out part reports the problem
         train = datasets.get(one, "train")
     if train is not None:
         _check_needs(one, probe, train)

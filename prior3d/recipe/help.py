@@ -1,4 +1,4 @@
-"""What a plugin or a section of recipes takes: options with types, defaults and meaning, as text for a terminal."""
+"""Help pages of plugins and recipe sections: options with types, defaults and meaning, as text for a terminal."""
 
 import inspect
 import json
@@ -14,15 +14,15 @@ from prior3d.registry import KINDS, Kind, Plugin, Registry
 from prior3d.registry.schema import Options, dataclasses_in, options_of, read_options
 
 SECTIONS: dict[str, type] = {**PLAIN, "data": DataSection, "augment": AugmentOptions}
-"""Sections that have a page of their own."""
+"""Sections that have their own page."""
 
 _HEADS = ("option", "type", "default", "meaning")
 _UNBOUNDED = 10**9
-_WIDEST = (32, 26, 18)  # of all columns but the last, characters
+_WIDEST = (32, 26, 18)  # widths of all columns but the last, in characters
 
 
 class Row(NamedTuple):
-    """One option: its name (`pairs.min_overlap` within another one), type, default and meaning, in words."""
+    """One option: its name (`pairs.min_overlap` inside another option), type, default and meaning, in words."""
 
     name: str
     type: str
@@ -31,15 +31,16 @@ class Row(NamedTuple):
 
 
 def describe(registry: Registry, name: str, width: int = 120) -> str:
-    """Return the page of a plugin or a section.
+    """Return the help page of a plugin or a section.
 
     Args:
         registry: finds the plugin; it is imported.
-        name: of the plugin, with its kind in front (`probes/depth`) where several kinds have the name; or of a section.
-        width: of the text, characters.
+        name: name of a plugin, prefixed with its kind (`probes/depth`) if several kinds share the name; or name of a
+            section.
+        width: width of the text, in characters.
 
     Raises:
-        UserError: nothing has this name, or the plugin cannot be used.
+        UserError: no plugin or section has this name, or the plugin cannot be used.
     """
     if name in SECTIONS:
         return _page(f"{name}: a section of recipes", SECTIONS[name], rows(own_options(SECTIONS[name])), width)
@@ -52,21 +53,21 @@ def describe(registry: Registry, name: str, width: int = 120) -> str:
 
 
 def plugin_rows(plugin: Plugin, cls: type) -> list[Row]:
-    """Return the options of a plugin, after the keys that every section of its kind has.
+    """Return the keys that every section of a plugin's kind has, followed by the plugin's options.
 
     Args:
-        plugin: which.
+        plugin: the plugin.
         cls: its class.
     """
     own = rows(options_of(cls, str(plugin)))
-    if plugin.kind not in PLUGGED or plugin.kind == "datasets":  # the section `data` has a page of its own
+    if plugin.kind not in PLUGGED or plugin.kind == "datasets":  # the section `data` has its own page
         return own
     section, naming = PLUGGED[plugin.kind]
     return [*own, *(row for row in rows(own_options(section)) if row.name != naming)]
 
 
 def rows(options: Options, within: str = "") -> list[Row]:
-    """Return a row for every option, and for every key of those that are sections themselves."""
+    """Return a row for every option, and for every key of options that are sections themselves."""
     schema = options.json_schema("")
     found = []
     for name, annotation in options.types.items():
@@ -82,7 +83,7 @@ def rows(options: Options, within: str = "") -> list[Row]:
 
 
 def type_in_words(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """Return what a JSON schema admits, in the words of the messages about wrong values.
+    """Describe the values that a JSON schema accepts, with the wording of the messages about wrong values.
 
     >>> type_in_words({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}, {})
     'integer of at least 1, or null'
@@ -116,7 +117,7 @@ def _list_in_words(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> s
 def _bounds(node: Mapping[str, Any]) -> str:
     least, above = node.get("minimum"), node.get("exclusiveMinimum")
     most, below = node.get("maximum"), node.get("exclusiveMaximum")
-    if most is not None and most >= _UNBOUNDED:  # against slips of the hand, no limit that anyone would meet
+    if most is not None and most >= _UNBOUNDED:  # a bound against typing errors, not a limit in practice
         most = None
     if least is not None and most is not None:
         return f" from {least:g} to {most:g}"
@@ -165,7 +166,7 @@ def _page(title: str, documented: type, options: list[Row], width: int) -> str:
 
 
 def _table(options: list[Row], width: int) -> str:
-    """Return rows under each other, cells wrapped within their columns."""
+    """Format rows as a table, with cells wrapped within their columns."""
     lines = [_HEADS, *options]
     widths = [min(most, max(len(row[i]) for row in lines)) for i, most in enumerate(_WIDEST)]
     widths.append(max(24, width - sum(widths) - 2 * len(widths)))

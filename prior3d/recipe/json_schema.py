@@ -1,4 +1,4 @@
-"""The JSON schema of whole recipes, with the options of everything installed, so that editors complete them."""
+"""The JSON schema of whole recipes, with the options of all installed plugins, for completion in editors."""
 
 import inspect
 from dataclasses import fields
@@ -16,10 +16,10 @@ Schema = dict[str, Any]
 def recipe_json_schema(registry: Registry) -> Schema:
     """Return the JSON schema of recipes.
 
-    A plugin that cannot be used leaves its section open, with a note that says why.
+    The section of a plugin that cannot be used accepts any keys and has a note with the reason.
 
     Args:
-        registry: the plugins whose options the schema describes; all of them are imported.
+        registry: the plugins whose options the schema describes; it imports all of them.
     """
     definitions: Schema = {}
     top = _described(own_options(TopLevel), "recipe", definitions)["properties"]
@@ -44,7 +44,7 @@ def recipe_json_schema(registry: Registry) -> Schema:
 
 
 def _references(registry: Registry, kind: Kind, definitions: Schema) -> dict[str, Schema]:
-    """Define the section of every plugin of a kind; return the references to them, by name."""
+    """Define the section of every plugin of a kind; return the references to these sections, by name."""
     names = dict.fromkeys(plugin.name for plugin in registry.list(kind))
     for name in names:
         definitions[f"{kind}.{name}"] = _section(registry, kind, name, definitions)
@@ -73,7 +73,7 @@ def _section(registry: Registry, kind: Kind, name: str, definitions: Schema) -> 
 
 
 def _probes(registry: Registry, datasets: dict[str, Schema], definitions: Schema) -> dict[str, Schema]:
-    """Return the references to the probes' sections, each with a `data:` of its own."""
+    """Return the references to the probes' sections, each with its own `data:`."""
     references = _references(registry, "probes", definitions)
     of_dataset = {name: f"datasets.{name}" for name in datasets}
     for name, definition in of_dataset.items():
@@ -91,7 +91,7 @@ def _probes(registry: Registry, datasets: dict[str, Schema], definitions: Schema
 
 
 def _labelled(references: dict[str, Schema], naming: str) -> Schema:
-    """Return the schema of sections by label; under a plugin's own name the key that names it may be left out."""
+    """Return the schema of sections by label; a label that is a plugin's name makes the naming key optional."""
     named = [{"allOf": [schema, {"required": [naming]}]} for schema in references.values()]
     return {
         "type": "object",
@@ -105,7 +105,7 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _described(options: Options, prefix: str, definitions: Schema) -> Schema:
-    """Return the schema of options, with what it refers to moved to the recipe's definitions."""
+    """Return the schema of options, with its definitions moved to those of the recipe."""
     schema = options.json_schema(prefix)
     definitions |= {f"{prefix}.{name}": inner for name, inner in schema.pop("$defs", {}).items()}
     return schema

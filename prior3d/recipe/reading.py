@@ -1,4 +1,4 @@
-"""From the plain values of a recipe's sections to checked sections, with the options of the plugins they name."""
+"""Conversion of the plain values of a recipe to checked sections, with the options of the plugins they name."""
 
 import dataclasses
 import os
@@ -54,19 +54,19 @@ _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 def own_options(section: type) -> Options:
     """Return the schema of a section's fixed keys."""
-    plugged = ("data",) if section is ProbeSection else ()  # a section of a plugin itself
+    plugged = ("data",) if section is ProbeSection else ()  # `data:` is the section of a plugin
     options = read_options(section, section.__name__)
     return options.only(name for name in options.types if name not in ("options", *plugged))
 
 
 def read_section(cls: type[_Section], given: object, key: str, source: Source | None = None) -> _Section:
-    """Make a section that has fixed keys only.
+    """Build a section that has fixed keys only.
 
     Args:
-        cls: the section.
-        given: what the recipe says.
-        key: of the section.
-        source: where its keys were given, which decides what paths are relative to; None for the current folder.
+        cls: class of the section.
+        given: the section's values in the recipe.
+        key: dotted path of the section.
+        source: where its keys were given, which decides the folder of relative paths; None for the current folder.
     """
     values = own_options(cls).validate(given, key, source=source)
     with section(key):
@@ -88,17 +88,17 @@ def read_plugged(
     name: str | None = None,
     source: Source | None = None,
 ) -> _Section:
-    """Make a section of fixed keys and of a plugin's own options.
+    """Build a section that has fixed keys and a plugin's own options.
 
     Args:
-        cls: the section.
-        given: what the recipe says.
+        cls: class of the section.
+        given: the section's values in the recipe.
         key: dotted path of the section.
-        kind: of the plugin.
+        kind: kind of the plugin.
         naming: the fixed key that names the plugin.
-        registry: finds it.
-        name: of the plugin, where the section does not name one.
-        source: where its keys were given, which decides what paths are relative to; None for the current folder.
+        registry: where to find the plugin.
+        name: name of the plugin, if the section does not name one.
+        source: where its keys were given, which decides the folder of relative paths; None for the current folder.
     """
     if not isinstance(given, Mapping):
         raise UserError(f"expected a section of keys, got {described(given)}", key)
@@ -112,7 +112,7 @@ def read_plugged(
     plugin = registry.get(kind, name, f"{key}.{naming}" if naming in given else key)
     with section(key):
         theirs = options_of(plugin, str(registry.find(kind, name)), reserved=_keys(cls))
-    # unknown keys before all else: a misspelt key explains why another one seems to be missing
+    # check for unknown keys first: a misspelled key explains why another one seems to be missing
     rest = {other: value for other, value in given.items() if other not in fixed}
     options = theirs.validate(rest, key, beside=own.types, source=source)
     values = own.validate(fixed, key, source=source)
@@ -125,14 +125,14 @@ def _keys(section: type) -> tuple[str, ...]:
 
 
 def read_prepare(given: object, registry: Registry, source: Source | None = None) -> PrepareSection:
-    """Make the section `prepare:`, which may be absent or empty."""
+    """Build the section `prepare:`, which may be absent or empty."""
     if given == {}:
         return PrepareSection()
     return read_plugged(PrepareSection, given, "prepare", "runners", "runner", registry, source=source)
 
 
 def read_priors(given: object, registry: Registry, source: Source | None = None) -> dict[str, PriorSection]:
-    """Make the sections of `priors:`, at least one, by label."""
+    """Build the sections of `priors:`, at least one, by label."""
     if not isinstance(given, Mapping):
         raise UserError(f"expected priors by name, got {described(given)}", "priors")
     if not given:
@@ -144,7 +144,7 @@ def read_priors(given: object, registry: Registry, source: Source | None = None)
         )
         for label, section in given.items()
     }
-    from torch import nn  # by now loaded with the priors
+    from torch import nn  # already loaded with the priors
 
     for label in priors:
         if hasattr(nn.ModuleDict(), label):
@@ -153,7 +153,7 @@ def read_priors(given: object, registry: Registry, source: Source | None = None)
 
 
 def read_probes(given: object, registry: Registry, source: Source | None = None) -> dict[str, ProbeSection]:
-    """Make the sections of `probes:`, by label."""
+    """Build the sections of `probes:`, by label."""
     if not isinstance(given, Mapping):
         raise UserError(f"expected probes by name, got {described(given)}", "probes")
     _check_labels(given, "probes")
@@ -161,7 +161,7 @@ def read_probes(given: object, registry: Registry, source: Source | None = None)
 
 
 def _probe(label: str, given: object, registry: Registry, source: Source | None) -> ProbeSection:
-    """Make the section of a probe, whose own `data:` is a section within it."""
+    """Build the section of a probe, whose own `data:` is a nested section."""
     key = f"probes.{label}"
     if not isinstance(given, Mapping):
         raise UserError(f"expected a section of keys, got {described(given)}", key)
@@ -181,23 +181,23 @@ def _check_labels(given: Mapping[str, object], kind: str) -> None:
 
 
 def or_empty(section: object) -> object:
-    """Return a section, or an empty one for a key with nothing behind it."""
+    """Return a section, or an empty one if its key has no value."""
     return {} if section is None else section
 
 
 def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str | Path] = ()) -> Registry:
-    """Return the registry with a recipe's plugin files and the command line's.
+    """Return the registry with the plugin files of a recipe and of the command line.
 
     Args:
-        given: `plugins:`.
-        source: where it was given, which decides what the files are relative to.
-        more: further plugin files, relative to the current folder.
+        given: the value of `plugins:`.
+        source: where `plugins:` was given, which decides the folder of relative paths.
+        more: additional plugin files, relative to the current folder.
 
     Raises:
-        UserError: with the key of the file that is missing, not Python, or holds no plugin.
+        UserError: a file is missing, is not Python, or has no plugin; the error has the key of the file.
     """
     registry = Registry()
-    # one that is given by hand stands in for one of its name that is gone
+    # an additional file replaces a missing one of the same name
     stand_ins = {Path(file).name for file in more}
     for index, name in enumerate(given):
         with section(f"plugins[{index}]"):
@@ -211,14 +211,14 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
 
 
 def plain_probe(section: ProbeSection) -> dict[str, object]:
-    """Return a probe's keys, those of its own `data:` within it."""
+    """Return a probe's keys, with those of its own `data:` nested in it."""
     described = plain_section(dataclasses.replace(section, data=None), "probes")
     del described["data"]
     return described | ({} if section.data is None else {"data": plain_section(section.data, "data")})
 
 
 def plain_section(section: _Section, key: str) -> dict[str, object]:
-    """Return a section's keys, a plugin's options among them, without those that mean nothing here."""
+    """Return a section's keys, including the plugin's options, without keys that do not apply."""
     names = [item.name for item in dataclasses.fields(section) if item.name != "options"]
     for path, (other, value) in ONLY_WITH.items():
         name = path.removeprefix(f"{key}.")

@@ -1,8 +1,8 @@
-"""Recipes: checked, complete, and able to say in which line something is wrong.
+"""Recipes: checked, complete, and able to locate an error by file and line.
 
 Paths in a recipe file (`data.root`, `backbone.weights`, `plugins`, ...) are relative to the folder of that file; paths
-given on the command line, or by standard input, are relative to the current folder. `~` and `$VARIABLES` are expanded,
-`$$` is a dollar sign. Resolved recipes hold absolute paths, so that a run can be resumed from anywhere.
+given on the command line or on standard input are relative to the current folder. `~` and `$VARIABLES` are expanded;
+`$$` is a dollar sign. Resolved recipes hold absolute paths, so a run can be resumed from any folder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,19 +45,19 @@ _KEYS = ("seed", "backbone", "data", "priors", "optim", "trainer", "prepare", "p
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe, every value checked and every default filled in.
+    """A complete recipe: every value is checked and every default is filled in.
 
     Attributes:
         backbone: the model that trains.
-        data: what is trained on.
-        priors: label to prior; at least one.
+        data: the training data.
+        priors: label to prior, at least one.
         optim: optimizer and learning rate.
-        trainer: how long, on what, and what is written along the way.
-        prepare: where work per scene is done.
-        seed: of everything random; the same recipe with the same seed gives the same weights on the same machine.
-        probes: label to what is measured before and after.
-        plugins: plugin files, absolute.
-        source: where each key was given; two recipes from different files can be equal.
+        trainer: length of the training, devices, checkpoints and logs.
+        prepare: the runner of work per scene.
+        seed: seed of everything random; the same recipe with the same seed gives the same weights on the same machine.
+        probes: label to probe, measured before and after training.
+        plugins: plugin files, as absolute paths.
+        source: where each key was given; it is ignored when recipes are compared.
     """
 
     backbone: BackboneSection
@@ -73,12 +73,12 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The name of the recipe's file without its ending, or of its files; run folders are called after it."""
+        """The file name of the recipe without its extension, or those of its files; run folders are named after it."""
         files = (self.source, *self.source.later)
         return "-".join("input" if file.name == STANDARD_INPUT_NAME else Path(file.name).stem for file in files)
 
     def uses(self) -> Iterator[tuple[Kind, str, str]]:
-        """Yield kind, name and key of every plugin the recipe uses."""
+        """Yield kind, name and key of every plugin that the recipe uses."""
         yield "datasets", self.data.name, dotted("data", "name")
         if self.prepare != PrepareSection():
             yield "runners", self.prepare.runner, dotted("prepare", "runner")
@@ -90,7 +90,7 @@ class Recipe:
                 yield "datasets", section.data.name, dotted("probes", label, "data", "name")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, in the form of a recipe file."""
+        """Return the recipe as plain values, in the structure of a recipe file."""
         return {
             "seed": self.seed,
             "backbone": plain_section(self.backbone, "backbone"),
@@ -104,23 +104,23 @@ class Recipe:
         }
 
     def to_yaml(self) -> str:
-        """Return a recipe file that loads as this recipe, from any folder."""
+        """Return the text of a recipe file that loads as this recipe from any folder."""
         return dump(self.to_dict())
 
 
 def load_recipe(
     name: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
 ) -> Recipe:
-    """Read a recipe and check all of it, importing the plugins it names.
+    """Read a recipe and check it completely, importing the plugins it names.
 
     Args:
         name: a YAML file, the bare name of a recipe that ships with prior3d (`joint`), or `-` for standard input;
-            several are laid over each other, section by section, later ones over earlier ones.
-        overrides: `key.path=value` each, over what the files say; `key=null` takes an entry or an option away.
-        plugins: further plugin files, relative to the current folder.
+            several are merged, section by section, and later ones override earlier ones.
+        overrides: `key.path=value` each, which override the files; `key=null` removes an entry or an option.
+        plugins: additional plugin files, relative to the current folder.
 
     Raises:
-        UserError: with file, line and key of what is wrong.
+        UserError: something is wrong; the error gives file, line and key.
 
     >>> load_recipe("view_invariance", ["trainer.max_steps=7"]).trainer.max_steps
     7
@@ -137,16 +137,16 @@ def build_recipe(
     *,
     trains: bool = True,
 ) -> Recipe:
-    """Make a recipe of the plain values that a file holds.
+    """Build a recipe from the plain values of a file.
 
     Args:
-        content: the sections, as YAML gives them.
-        source: where they were given, for messages and for paths; None for the current folder.
-        plugins: further plugin files, relative to the current folder.
-        trains: False for a backbone that is only measured: without `priors:`, which else need at least one.
+        content: the sections, as parsed from YAML.
+        source: where the sections were given, for messages and relative paths; None for the current folder.
+        plugins: additional plugin files, relative to the current folder.
+        trains: False for a backbone that is only measured and has no `priors:`; otherwise `priors:` needs at least one.
 
     Raises:
-        UserError: with the key of what is wrong.
+        UserError: something is wrong; the error has the key.
     """
     source = source or Source()
     sections = {key: or_empty(content.get(key)) for key in _KEYS}

@@ -1,4 +1,4 @@
-"""The sections of a recipe that are the same in every recipe: keys, types, bounds, defaults, and what they mean."""
+"""The fixed keys of all recipe sections: types, bounds, defaults and meaning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from prior3d.errors import UserError
 from prior3d.registry.kinds import Kind
 
-_MOST = 10**9  # steps, images: far more than any run has; a slip of the hand is refused before it fills the memory
+_MOST = 10**9  # steps, images: far more than any run has; rejects typing errors before they fill the memory
 Count = Annotated[int, Ge(1), Le(_MOST)]
 Steps = Annotated[int, Ge(0), Le(_MOST)]
-# Far above what anybody needs, and low enough that a typing error cannot take all memory.
+# Far above any real use, and low enough that a typing error cannot use up the memory.
 Side = Annotated[int, Ge(1), Le(8192)]
 Width = Annotated[int, Ge(1), Le(4096)]
 Stride = Annotated[int, Ge(1), Le(1024)]
@@ -29,11 +29,11 @@ TimmOption = bool | int | float | str | tuple[bool | int | float | str, ...] | N
 
 @dataclass(frozen=True)
 class TopLevel:
-    """Keys of a recipe that are no sections.
+    """Top-level keys of a recipe that are not sections.
 
     Attributes:
-        seed: of everything random.
-        plugins: Python files with plugins of yours.
+        seed: seed of everything random; the same recipe with the same seed gives the same weights on the same machine.
+        plugins: Python files with your own plugins.
     """
 
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
@@ -45,18 +45,19 @@ class BackboneSection:
     """`backbone:`, the model that trains.
 
     Attributes:
-        name: a model of timm.
-        pretrained: start from timm's weights, downloaded when they are not in its cache.
-        weights: start from this file instead, a checkpoint or safetensors, or from the trained encoder of this run
-            folder, and its decoder where that is of the same shape.
-        decoder_stride: image pixels per cell of the decoder's map; null for none (a ViT's patch tokens are used).
+        name: name of a timm model.
+        pretrained: start from timm's pretrained weights, which are downloaded if they are not in the cache.
+        weights: start instead from this checkpoint or safetensors file, or from the trained encoder of this run folder;
+            its decoder is loaded too if the shapes match.
+        decoder_stride: image pixels per cell of the decoder's map; null for no decoder (the encoder's last map is used;
+            for a ViT, its patch tokens).
         channels: channels of the decoder's map.
-        train: which part of the encoder trains; a decoder always does.
-        last_n: how many of its last stages or blocks train with `train: last_n`.
-        ema: decay per step of a moving average of the backbone, which priors may read; null for none.
-        timm_options: further arguments of `timm.create_model`, such as drop_path_rate.
-        mean: of red, green and blue, 0..1, subtracted from images; null for what the model was made with.
-        std: of red, green and blue, by which images are then divided; null for what the model was made with.
+        train: which part of the encoder is trained; a decoder is always trained.
+        last_n: number of the encoder's last stages or blocks that are trained with `train: last_n`.
+        ema: decay per step of the moving average of the backbone that priors may read; null for none.
+        timm_options: additional arguments of `timm.create_model`, such as drop_path_rate.
+        mean: mean of red, green and blue, 0..1, that is subtracted from images; null for the model's own mean.
+        std: standard deviation of red, green and blue, by which images are then divided; null for the model's own.
     """
 
     name: str
@@ -78,25 +79,25 @@ class BackboneSection:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Augmentation of a run's images: `data.augment`.
+    """`data.augment`, augmentation of the training images.
 
-    The defaults are the color changes of Pri3D and SimCLR plus crops of the whole view; everything is drawn for each
-    view on its own. `augment: null` switches all of it off: the largest centered crop of the run's aspect.
+    The defaults are the color changes of Pri3D and SimCLR plus crops of the whole view; each view gets its own random
+    draws. `augment: null` turns augmentation off and uses the largest centered crop with the run's aspect ratio.
 
     Reference: Hou et al., Pri3D, 2021, arXiv:2104.11225 (color changes only, no crops).
 
     Args:
-        crop: least and greatest side of the crop, as a share of the largest crop that has the run's aspect.
-        brightness: factors are drawn from 1 - brightness to 1 + brightness.
-        contrast: likewise, about the image's mean brightness.
-        saturation: likewise, about each pixel's brightness.
-        hue: greatest turn of the hue, as a share of the full circle.
-        jitter: probability that brightness, contrast, saturation and hue change at all.
-        grayscale: probability that an image loses its colors.
+        crop: smallest and largest side of the crop, as a fraction of the largest crop with the run's aspect ratio.
+        brightness: the brightness factor is drawn between 1 - brightness and 1 + brightness.
+        contrast: the contrast factor is drawn likewise; contrast changes about the image's mean brightness.
+        saturation: the saturation factor is drawn likewise; saturation changes about each pixel's brightness.
+        hue: largest rotation of the hue, as a fraction of the full circle.
+        jitter: probability that brightness, contrast, saturation and hue are changed at all.
+        grayscale: probability that an image is converted to gray.
         blur: probability of a Gaussian blur.
-        blur_sigma: least and greatest standard deviation of the blur, in pixels of an image 240 pixels high; it grows
-            with the run's height, so that a recipe blurs alike at every size.
-        flip: probability of mirroring left and right; only for data without poses.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of an image 240 pixels high; it
+            scales with the run's image height, so a recipe blurs equally at every size.
+        flip: probability of a left-right flip; only for data without poses.
     """
 
     crop: tuple[float, float] = (0.6, 1.0)
@@ -125,19 +126,19 @@ class AugmentOptions:
 
 @dataclass(frozen=True)
 class DataSection:
-    """`data:`, what is trained on; every further key is an option of the dataset.
+    """`data:`, the training data; all other keys are options of the dataset.
 
     Attributes:
-        name: a dataset; `prior3d-train --list` names them.
-        size: height and width of the images that are trained on, in pixels.
-        batch_size: samples per step and device, of `views` images each.
+        name: name of the dataset; `prior3d-train --list` shows all datasets.
+        size: height and width of the training images, in pixels.
+        batch_size: samples per batch and device; each sample has `views` images.
         views: views per sample.
-        workers: processes that load data, per device; 0 loads in the main process.
-        cache: folder for what is computed once: rendered rooms, pair tables; shared between runs.
-        on_damage: a file that cannot be decoded ends the run, or is skipped, counted and named.
-        augment: crops and color changes; null for none.
-        control: of a study, for posed data: samples whose views are all the first (self), or whose images have the
-            depth and pose of other frames (permuted); null for none.
+        workers: number of data-loading processes per device; 0 loads in the main process.
+        cache: folder for results that are computed once, such as rendered rooms and pair tables; runs share it.
+        on_damage: what to do with a file that cannot be decoded: end the run, or skip, count and name the file.
+        augment: random crops and color changes; null for none.
+        control: control experiment for posed data: all views of a sample are copies of the first (self), or images get
+            the depth and pose of other frames (permuted); null for none.
     """
 
     name: str
@@ -150,7 +151,7 @@ class DataSection:
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)
     control: Literal["self", "permuted"] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    """The dataset's own options, checked and complete, as YAML writes them."""
+    """The dataset's own options, checked and complete, in YAML form."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", self.cache.expanduser())
@@ -158,11 +159,11 @@ class DataSection:
 
 @dataclass(frozen=True)
 class PriorSection:
-    """One entry of `priors:`; every further key is an option of the prior.
+    """One entry of `priors:`; all other keys are options of the prior.
 
     Attributes:
-        prior: the prior's name, where it is not the entry's own; `prior3d-train --list` names them.
-        weight: factor on its loss in the sum that is minimized.
+        prior: name of the prior, if it differs from the label of the entry; `prior3d-train --list` shows all priors.
+        weight: factor of its loss in the sum that is minimized.
         warmup: steps over which the weight rises linearly from 0.
     """
 
@@ -170,34 +171,34 @@ class PriorSection:
     weight: NotNegative = 1.0
     warmup: Steps = 0
     options: Mapping[str, object] = field(default_factory=dict)
-    """The prior's own options, checked and complete, as YAML writes them."""
+    """The prior's own options, checked and complete, in YAML form."""
 
 
 @dataclass(frozen=True)
 class ProbeDataSection:
-    """`data:` of one probe, where it is not measured on what is trained on; every further key is the dataset's.
+    """`data:` of a probe that is not measured on the training data; all other keys are options of the dataset.
 
     Attributes:
-        name: a dataset; `prior3d-train --list` names them.
-        size: height and width of the images, in pixels; null for those of `data:`.
+        name: name of the dataset; `prior3d-train --list` shows all datasets.
+        size: height and width of the images, in pixels; null for the size in the top-level `data:`.
     """
 
     name: str
     size: tuple[Side, Side] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    """The dataset's own options, checked and complete, as YAML writes them."""
+    """The dataset's own options, checked and complete, in YAML form."""
 
 
 @dataclass(frozen=True)
 class ProbeSection:
-    """One entry of `probes:`; every further key is an option of the probe.
+    """One entry of `probes:`; all other keys are options of the probe.
 
     Attributes:
-        probe: the probe's name, where it is not the entry's own; `prior3d-train --list` names them.
-        split: the part that it is measured on: validation to choose by, test to report.
+        probe: name of the probe, if it differs from the label of the entry; `prior3d-train --list` shows all probes.
+        split: the part of the data that it is measured on: validation to select settings, test to report results.
         seeds: number of measurements, each with a different probe seed; the mean is reported.
-        max_images: images per split that are read at most, evenly spaced; null for all.
-        data: a dataset of its own, in place of `data:`.
+        max_images: maximum number of images per split, evenly spaced; null for all images.
+        data: the probe's own dataset, instead of the top-level `data:`.
     """
 
     probe: str
@@ -206,7 +207,7 @@ class ProbeSection:
     max_images: Count | None = None
     data: ProbeDataSection | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    """The probe's own options, checked and complete, as YAML writes them."""
+    """The probe's own options, checked and complete, in YAML form."""
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,15 @@ class OptimSection:
     """`optim:`, optimizer and learning rate.
 
     Attributes:
-        name: the optimizer.
+        name: name of the optimizer.
         lr: the highest learning rate, after the warm-up.
-        weight_decay: pull towards 0 of matrices and kernels, not of norms and biases.
-        momentum: of sgd.
+        weight_decay: weight decay of matrices and kernels; norms and biases do not decay.
+        momentum: momentum of sgd.
         warmup: steps over which the learning rate rises linearly from 0.
         schedule: how the learning rate falls to 0 by the last step.
-        poly_power: exponent of the poly schedule.
-        encoder_lr_scale: factor on the learning rate of the encoder, for one that starts from good weights.
-        clip: greatest norm of the gradient, longer ones are scaled down; null for no limit.
+        poly_power: exponent of the schedule poly.
+        encoder_lr_scale: factor on the encoder's learning rate; below 1 for an encoder that starts from good weights.
+        clip: largest norm of the gradient, larger gradients are scaled down; null for no limit.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -238,22 +239,22 @@ class OptimSection:
 
 @dataclass(frozen=True)
 class TrainerSection:
-    """`trainer:`, how long, on what, and what is written along the way.
+    """`trainer:`, length of the training, devices, checkpoints and logs.
 
     Attributes:
-        max_steps: optimizer steps of the run.
-        precision: 32, or bf16 for the backbone (geometry and losses stay in 32 bits).
-        devices: GPUs, or processes on a CPU, each with its own batches.
-        accelerator: auto takes a GPU where there is one.
-        accumulate: batches whose gradients make one optimizer step.
-        checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always make one.
-        keep_every: optimizer steps between two checkpoints that are kept for good (`step-N.ckpt`); 0 for none.
-        loggers: what receives the curves: tensorboard, csv (metrics.csv in the run folder), wandb, mlflow.
+        max_steps: number of optimizer steps of the run.
+        precision: 32 for full precision, or bf16 for the backbone (geometry and losses stay in 32 bits).
+        devices: number of GPUs, or of processes on a CPU; each has its own batches.
+        accelerator: type of device; auto uses a GPU if there is one.
+        accumulate: number of batches whose gradients are accumulated for one optimizer step.
+        checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always write one.
+        keep_every: optimizer steps between two checkpoints that are kept permanently (`step-N.ckpt`); 0 for none.
+        loggers: destinations of the curves: tensorboard, csv (metrics.csv in the run folder), wandb, mlflow.
         log_every: optimizer steps between two points of each curve.
-        gradients_every: optimizer steps between two looks at how the priors' gradients agree; 0 for never.
-        draw_every: optimizer steps between two sets of pictures; 0 for never.
-        probe_before: run the probes on the initial backbone too.
-        probe_after: run the probes on the trained backbone.
+        gradients_every: optimizer steps between two measurements of how well the priors' gradients agree; 0 for never.
+        draw_every: optimizer steps between two sets of images in the log; 0 for never.
+        probe_before: run the probes on the backbone before training.
+        probe_after: run the probes on the backbone after training.
     """
 
     max_steps: Count
@@ -273,15 +274,15 @@ class TrainerSection:
 
 @dataclass(frozen=True)
 class PrepareSection:
-    """`prepare:`, where rooms, pairs, surfaces and what priors prepare are made; every further key is the runner's.
+    """`prepare:`, the runner that computes rooms, pairs, surfaces and priors' data; other keys are its options.
 
     Attributes:
-        runner: local makes them in this process; `prior3d-train --list` names others.
+        runner: name of the runner; local computes in this process; `prior3d-train --list` shows all runners.
     """
 
     runner: str = "local"
     options: Mapping[str, object] = field(default_factory=dict)
-    """The runner's own options, checked and complete, as YAML writes them."""
+    """The runner's own options, checked and complete, in YAML form."""
 
 
 ONLY_WITH = {
@@ -289,10 +290,10 @@ ONLY_WITH = {
     "optim.momentum": ("name", "sgd"),
     "optim.poly_power": ("schedule", "poly"),
 }
-"""Keys that mean something only with a certain value of another key of their section."""
+"""Keys that apply only with a certain value of another key of their section."""
 
 PLAIN: dict[str, type] = {"backbone": BackboneSection, "optim": OptimSection, "trainer": TrainerSection}
-"""Sections of fixed keys alone."""
+"""Sections that have fixed keys only."""
 
 PLUGGED: dict[Kind, tuple[type, str]] = {
     "datasets": (DataSection, "name"),
@@ -300,4 +301,4 @@ PLUGGED: dict[Kind, tuple[type, str]] = {
     "probes": (ProbeSection, "probe"),
     "runners": (PrepareSection, "runner"),
 }
-"""Kinds of plugin that a section of a recipe uses: that section, and its key that names the plugin."""
+"""Kinds of plugins that recipe sections use: the section, and its key that names the plugin."""

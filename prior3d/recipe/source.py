@@ -1,4 +1,4 @@
-"""Where a recipe's values come from: files laid over each other, recipes that ship with prior3d, the command line."""
+"""Sources of a recipe's values: merged files, recipes that ship with prior3d, and the command line."""
 
 import os
 import sys
@@ -12,30 +12,30 @@ from prior3d.messages import described, did_you_mean, shown
 from prior3d.recipe.yaml12 import Document, load, parse_value
 
 STANDARD_INPUT = "-"
-"""In place of a recipe's file: the text that a process is given."""
+"""Replaces the file of a recipe: read the text from standard input."""
 
 STANDARD_INPUT_NAME = "standard input"
-"""What messages call it."""
+"""Name of standard input in messages."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIPPED = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE)
-"""Within the package in a wheel, at the top of a checkout."""
+"""Folder of the shipped recipes: inside the package in a wheel, at the top of a checkout."""
 
 _ENTRIES = ("priors", "probes")
-"""Sections of entries by label: a null laid over one takes it away."""
+"""Sections that hold entries by label: a later null removes an entry."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the keys of a recipe were given: in a file, in further files laid over it, on the command line.
+    """Where the keys of a recipe were given: in a file, in later files merged over it, or on the command line.
 
     Attributes:
-        name: of the file, as messages call it.
-        folder: in which the file lies; its paths are relative to it.
-        lines: dotted path of a key to its line in the file.
-        overridden: dotted paths of the keys that the command line gave.
+        name: name of the file in messages.
+        folder: folder of the file; relative paths in the file start there.
+        lines: dotted path of each key to its line in the file.
+        overridden: dotted paths of the keys given on the command line.
         removed: dotted paths of the keys that a later file or the command line set to null over an earlier value.
-        later: the files laid over this one, in order.
+        later: the files merged over this one, in order.
     """
 
     name: str = "recipe"
@@ -47,12 +47,12 @@ class Source:
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Give errors that are raised inside the block the place of their key: `joint.yaml:12: data.size: ...`.
+        """Add the place of the key to errors raised inside the block: `joint.yaml:12: data.size: ...`.
 
-        A key that was not given at all is placed where the section it is missing from begins.
+        The place of a key that was not given is the start of the section that lacks it.
 
         Raises:
-            UserError: the one raised inside, without a key, since its message has it.
+            UserError: the error raised inside, without a key, because its message contains it.
         """
         try:
             yield
@@ -70,9 +70,9 @@ class Source:
         return UserError(f"command line: {error}" if file is None else f"{file.name}:{file.lines[key]}: {error}")
 
     def folder_of(self, key: str) -> Path:
-        """Return what relative paths at a key are relative to.
+        """Return the folder in which relative paths at a key start.
 
-        That is the folder of the file that gives them, and the current folder for values of the command line.
+        It is the folder of the file that gives them, or the current folder for values of the command line.
         """
         given = self._given(key)
         if given is None:
@@ -80,11 +80,11 @@ class Source:
         return Path.cwd() if given[1] is None else given[1].folder
 
     def removes(self, key: str) -> bool:
-        """Whether a later file or the command line set a key to null, over whatever was there."""
+        """Whether a later file or the command line replaced the value of a key with null."""
         return key in self.removed
 
     def _given(self, key: str) -> tuple[str, "Source | None"] | None:
-        """Return the key, or the innermost section of it, that was given, and its file; None for the command line."""
+        """Return the key, or its innermost section that was given, and its file; None for the command line."""
         within = [key]
         while key := key[: max(key.rfind("."), key.rfind("["), 0)]:
             within.append(key)
@@ -103,15 +103,15 @@ class Source:
 def read_recipe(
     names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
 ) -> tuple[dict[str, object], Source]:
-    """Return a recipe's content and where each key of it was given; nothing is checked yet.
+    """Return a recipe's content and where each key was given; nothing is checked yet.
 
     Args:
         names: a YAML file, the bare name of a recipe that ships with prior3d (`joint`), or `-` for standard input;
-            several are laid over each other, section by section, later ones over earlier ones.
-        overrides: `key.path=value` each, over all files, values read by the rules of the files.
+            several are merged, section by section, and later ones override earlier ones.
+        overrides: `key.path=value` each, which override all files; values follow the rules of recipe files.
 
     Raises:
-        UserError: no such file, broken YAML, an override that has no place.
+        UserError: a file does not exist, its YAML is broken, or an override has no place.
     """
     names = [names] if isinstance(names, str | Path) else list(names)
     if [str(name) for name in names].count(STANDARD_INPUT) > 1:
@@ -129,25 +129,25 @@ def read_recipe(
 
 
 def override(content: dict[str, object], overrides: Sequence[str], name: str = "defaults") -> Source:
-    """Put values of the command line into content that no file gave; return where its keys were given.
+    """Put values of the command line into content that is not from a file; return where its keys were given.
 
     Args:
         content: changed in place.
-        overrides: `key.path=value` each, values read by the rules of recipe files.
-        name: how messages call what gave the content.
+        overrides: `key.path=value` each; values follow the rules of recipe files.
+        name: name of the origin of the content in messages.
 
     Raises:
-        UserError: an override that has no place, or the same key twice.
+        UserError: an override has no place, or a key occurs twice.
     """
     given, removed = _override(content, overrides)
     return Source(name, overridden=given, removed=frozenset(removed))
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the file of a recipe: a path, or the bare name of a shipped one.
+    """Return the file of a recipe, given a path or the bare name of a shipped recipe.
 
     Raises:
-        UserError: there is neither, with the nearest name.
+        UserError: neither exists; the message has the nearest name.
     """
     if os.path.isfile(name):
         return Path(name)
@@ -159,12 +159,12 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that ship with prior3d, `joint` or `paper/pri3d` to their file."""
+    """Return the recipes that ship with prior3d, name (`joint`, `paper/pri3d`) to file."""
     return {file.relative_to(_SHIPPED).with_suffix("").as_posix(): file for file in sorted(_SHIPPED.glob("**/*.yaml"))}
 
 
 def _read(name: str | Path) -> tuple[dict[str, object], Source]:
-    """Return the content of one file, or of standard input, and the file as a source."""
+    """Return the content of one file, or of standard input, and its `Source`."""
     if str(name) == STANDARD_INPUT:
         title, folder = STANDARD_INPUT_NAME, Path.cwd()
         document = _document(title, lambda: sys.stdin.buffer.read().decode("utf-8"))
@@ -188,9 +188,9 @@ def _document(title: str, read: Callable[[], str]) -> Document:
 
 
 def _lay_over(content: dict[str, object], above: Mapping[str, object], within: str = "") -> dict[str, object]:
-    """Lay a later file over the content, section by section; return what it replaces, by dotted key.
+    """Merge a later file into the content, section by section; return the replaced values by dotted key.
 
-    Lists are replaced as a whole. A null over an entry of `priors` or `probes` takes it away.
+    Lists are replaced as a whole. A null removes an entry of `priors` or `probes`.
     """
     replaced: dict[str, object] = {}
     for name, value in above.items():
@@ -209,15 +209,15 @@ def _lay_over(content: dict[str, object], above: Mapping[str, object], within: s
 
 
 def _not_within(lines: Mapping[str, int], keys: Collection[str]) -> dict[str, int]:
-    """Return the lines of what is neither one of the keys nor below one."""
+    """Return the lines of all keys except the given ones and those below them."""
     below = tuple(f"{key}{mark}" for key in keys for mark in ".[")
     return {key: line for key, line in lines.items() if key not in keys and not key.startswith(below)}
 
 
 def _override(content: dict[str, object], overrides: Sequence[str]) -> tuple[frozenset[str], set[str]]:
-    """Put values of the command line into the content; return the keys given, and those set to null.
+    """Put values of the command line into the content; return the given keys, and those set to null.
 
-    An entry of `priors` or `probes` that is taken away is among the latter only.
+    A removed entry of `priors` or `probes` is only among the latter.
     """
     given: set[str] = set()
     removed: set[str] = set()
@@ -241,11 +241,11 @@ def _parsed(override: str) -> tuple[str, object]:
 
 
 def _put(content: dict[str, object], key: str, value: object) -> bool:
-    """Put one value into the content; return whether it is there now, and did not take an entry away."""
+    """Put one value into the content; return False if it removed an entry instead."""
     *above, name = key.split(".")
     section = content
     for index, part in enumerate(above):
-        if section.get(part) is None:  # a section that is absent or null begins here
+        if section.get(part) is None:  # create a section that is absent or null
             section[part] = {}
         inner = section[part]
         if not isinstance(inner, dict):

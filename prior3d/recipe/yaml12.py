@@ -1,7 +1,7 @@
-"""YAML as recipes use it: what looks like text stays text, nothing is executed, shared or merged, lines are kept.
+"""The YAML of recipes: text stays text, nothing is executed, shared or merged, and lines are recorded.
 
-Scalars follow YAML 1.2 (`1e-3` is a number, `on` and `1:30` are text), with one more caution: what no JSON number
-looks like, such as `0010`, `0x1F` or `1_000`, is text, so that names of scenes survive.
+Scalars follow YAML 1.2 (`1e-3` is a number, `on` and `1:30` are text), with one restriction: a scalar that is not a
+JSON number, such as `0010`, `0x1F` or `1_000`, is text, so names of scenes are preserved.
 """
 
 import re
@@ -20,10 +20,10 @@ from prior3d.errors import UserError
 from prior3d.messages import join
 
 _DEEPEST = 50
-"""Levels of nesting: far more than any recipe has, far fewer than Python's stack."""
+"""Maximum nesting depth: far more than any recipe has, far less than Python's stack allows."""
 
 _ONE_LINE = 4
-"""Keys of a mapping that is written on one line, at most."""
+"""Maximum number of keys of a mapping that is written on one line."""
 
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -39,7 +39,7 @@ _SCALARS = (
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML text that was read.
+    """A parsed YAML text.
 
     Attributes:
         value: None, text, number, bool, list or dict with text keys.
@@ -55,11 +55,11 @@ def load(text: str, name: str) -> Document:
 
     Args:
         text: the document.
-        name: where it is from, for messages.
+        name: name of the origin, for messages.
 
     Raises:
         UserError: `name:line: what is wrong`, for broken YAML, duplicate or non-text keys, anchors, aliases, tags,
-            merge keys and absurdly deep nesting.
+            merge keys and too deep nesting.
     """
     try:
         return _read(text)
@@ -70,10 +70,10 @@ def load(text: str, name: str) -> Document:
 
 
 def parse_value(text: str) -> object:
-    """Return the value that a text has in a recipe: `0.1` a number, `[96, 128]` a list, `on` text.
+    """Return the value of a text in a recipe: `0.1` is a number, `[96, 128]` a list, `on` text.
 
     Raises:
-        UserError: for what `load` refuses, from the "command line", where such texts come from.
+        UserError: `load` rejects the text; the message names the "command line" as its origin.
     """
     try:
         return _read(text).value
@@ -83,12 +83,12 @@ def parse_value(text: str) -> object:
 
 
 def dump(value: object) -> str:
-    """Return YAML that `load` reads as the same value, small mappings and lists on one line."""
+    """Return YAML that `load` reads as the same value, with small mappings and lists on one line."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
 class _Refused(Exception):
-    """Broken YAML, or something that YAML allows and recipes do not."""
+    """Broken YAML, or a YAML feature that recipes do not allow."""
 
     def __init__(self, message: str, line: int | None = None, path: Sequence[str | int] = ()) -> None:
         super().__init__(message)
@@ -115,7 +115,7 @@ def _read(text: str) -> Document:
 
 
 class _Scalars(BaseResolver):
-    """Which plain scalars are numbers, bools and null."""
+    """Rules that decide which plain scalars are numbers, bools and null."""
 
 
 for _tag, _pattern, _first in _SCALARS:
@@ -123,7 +123,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Scalars):
-    """Makes the tree of nodes; refuses what makes values depend on anything but their own text."""
+    """Builder of the node tree; rejects features that make values depend on anything but their own text."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -153,7 +153,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Scalars):
 
 
 def _value(node: yaml.Node, path: tuple[str | int, ...], lines: dict[str, int]) -> object:
-    """Return a node's value and note the line of everything in it."""
+    """Return a node's value and record the line of everything in it."""
     lines.setdefault(join(path), node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, index), lines) for index, item in enumerate(node.value)]
@@ -195,7 +195,7 @@ def _scalar(node: yaml.ScalarNode) -> object:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes scalars so that they read back alike here, and in YAML 1.1 readers such as editors too."""
+    """Writer of scalars that read back equal here and in YAML 1.1 readers such as editors."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: _Scalars.yaml_implicit_resolvers.get(first, []) + Resolver.yaml_implicit_resolvers.get(first, [])
@@ -203,11 +203,11 @@ class _Dumper(yaml.SafeDumper):
     }
 
     def represent_mapping(self, tag: str, mapping: object, flow_style: bool | None = None) -> yaml.Node:
-        """Write mappings on one line while they are short."""
+        """Write short mappings on one line."""
         node = super().represent_mapping(tag, mapping, flow_style)
         node.flow_style = node.flow_style and len(node.value) <= _ONE_LINE
         return node
 
     def ignore_aliases(self, data: object) -> bool:
-        """Write what occurs twice twice: recipes have no anchors."""
+        """Write repeated objects in full each time: recipes have no anchors."""
         return True

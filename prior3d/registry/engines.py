@@ -1,4 +1,4 @@
-"""Which engine does a numerical job on tensors of a device and type: by name, or by `auto`."""
+"""Choice of the engine that does a numerical job on tensors of a device and dtype: by name, or by `auto`."""
 
 import difflib
 import logging
@@ -17,18 +17,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class EngineChoice:
-    """An engine by name, or `auto`, to be settled when the tensors and their device are known.
+    """An engine by name, or `auto`, which is resolved when the tensors and their device are known.
 
-    A name is looked up at once, in the registry that is in force where the choice is made, so that a recipe is refused
-    before any data is read.
+    A name is looked up at once, in the current registry, so a wrong recipe is rejected before any data is read.
 
     Args:
         job: sparse, splat or neighbours.
-        name: `auto`, or an engine's name, with or without the job before it: `gsplat`, `splat/gsplat`.
+        name: `auto`, or an engine's name, with or without the job as prefix: `gsplat`, `splat/gsplat`.
 
     Raises:
-        UserError: with the key `engine`, for a name that no engine of this job has, or an engine that can run on no
-            device of this machine.
+        UserError: no engine of this job has this name, or the engine cannot run on any device of this machine; the key
+            is `engine`.
     """
 
     def __init__(self, job: str, name: str = "auto") -> None:
@@ -46,7 +45,7 @@ class EngineChoice:
         return self
 
     def on(self, device: "torch.device", dtype: "torch.dtype") -> Any:
-        """Return the engine for tensors of a device and type; see `choose`."""
+        """Return the engine for tensors of a device and dtype; see `choose`."""
         key = (device, dtype)
         if key not in self._settled:
             self._settled[key] = choose(self.job, self.name, device, dtype, self._registry)
@@ -60,25 +59,25 @@ def choose(
     dtype: "torch.dtype",
     registry: Registry | None = None,
 ) -> Any:
-    """Return the engine that does a job on tensors of a device and type.
+    """Return the engine that does a job on tensors of a device and dtype.
 
-    What is asked for by name is given or refused, never replaced. `auto` takes the engine of the highest rank that has
-    no obstacle; one that cannot even be imported is passed over with a warning. The choice is logged once for each job,
-    kind of device and engine.
+    An engine requested by name is used or rejected, never replaced. `auto` takes the engine of the highest rank without
+    an obstacle; it skips an engine that cannot be imported, with a warning. The choice is logged once per job, kind of
+    device and engine.
 
     Args:
         job: sparse, splat or neighbours.
-        name: `auto`, or an engine's name, with or without the job before it.
+        name: `auto`, or an engine's name, with or without the job as prefix.
         device: of the tensors.
         dtype: of the tensors.
-        registry: where to look; by default the one in force.
+        registry: where to look; by default the current registry.
 
     Returns:
         An engine of the job: an instance of `SparseEngine`, `SplatEngine` or `NeighbourEngine`.
 
     Raises:
-        UserError: with the key `engine`: an unknown name, with the nearest one and all others, or why the engine cannot
-            run here and what to install.
+        UserError: the name is unknown (the message has the nearest name and all others), or the engine cannot run here
+            (the message has the reason and what to install); the key is `engine`.
 
     >>> import torch
     >>> choose("sparse", "torch", torch.device("cpu"), torch.float32).job
@@ -139,17 +138,17 @@ def _named(job: str, name: str, registry: Registry) -> "Engine":
 
 @cache
 def _instance(cls: type) -> "Engine":
-    """Return the one instance of an engine's class: it may hold what is costly to make."""
+    """Return the single instance of an engine's class, which may hold expensive resources."""
     return cls()
 
 
 def _refuse_if_it_runs_nowhere(name: str, engine: "Engine") -> None:
-    """Refuse an engine asked for by name that has an obstacle on every device of this machine."""
+    """Reject an engine requested by name that has an obstacle on every device of this machine."""
     import torch
 
     types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     obstacles = [engine.obstacle(torch.device(kind), torch.float32) for kind in types]
-    if all(obstacles):  # the last: of the device one would want it for
+    if all(obstacles):  # report the last one: that of the most likely device
         raise UserError(f"{engine.job} engine '{name}' cannot run here: {obstacles[-1]}", "engine")
 
 

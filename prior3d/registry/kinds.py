@@ -1,4 +1,4 @@
-"""The kinds of plugins, and what the plugins of each derive from."""
+"""The kinds of plugins, and the base classes of each kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ Kind = Literal["priors", "datasets", "readers", "probes", "engines", "exporters"
 
 @dataclass(frozen=True)
 class Contract:
-    """What the plugins of a kind derive from.
+    """The base classes and the constructor of the plugins of a kind.
 
     Attributes:
         base: `module:Class`.
-        version: of the contract this package speaks.
-        positional: what the constructor gets by position; everything else it takes is an option of the recipe.
-        bases: names of classes to derive from, by which a file is recognised, to the prefix of the plugin's name:
-            a class `Quick(SparseEngine)` is `sparse/quick`.
+        version: version of the contract that this package supports.
+        positional: arguments that the constructor gets by position; all its other arguments are options of the recipe.
+        bases: names of the base classes that identify plugins in a file, to the prefix of the plugin's name: a class
+            `Quick(SparseEngine)` is `sparse/quick`.
     """
 
     base: str

@@ -1,10 +1,9 @@
-"""Plugins that are single files: how they are found and named, and how one is imported when it is used.
+"""Plugins that are single files: how they are found, named, and imported when they are used.
 
 A file is imported as the module `prior3d.registry.plugin_files.<stem>_<path>`, where `<path>` is its absolute path in
-base 32. The name says where the file lies, so a process that unpickles one of its objects (a loader's worker, forked
-or spawned) finds the file again, without any folder being put on `sys.path`, where its other files would shadow
-packages.
-For the same reason a file imports nothing that lies next to it: what needs several files is a package.
+base 32. The name encodes the path of the file, so a process that unpickles one of its objects (a loader's worker,
+forked or spawned) finds the file again. No folder is added to `sys.path`, where its other files would shadow packages.
+For the same reason a file cannot import files next to it: a plugin of several files must be a package.
 """
 
 import base64
@@ -23,16 +22,16 @@ from prior3d.registry.kinds import KINDS
 FOLDER_PACKAGE = "prior3d_plugins"
 """The installed package whose folder is searched for files that no entry point declares."""
 
-__path__: list[str] = []  # makes this module a package in the eyes of the import system, with the files as its modules
+__path__: list[str] = []  # the import system treats this module as a package with the files as its modules
 
 
 def snake_case(name: str) -> str:
-    """Return the recipe's name of a class: ViewInvariance is view_invariance, PosedRGBD is posed_rgbd."""
+    """Return the name of a class in recipes: ViewInvariance is view_invariance, PosedRGBD is posed_rgbd."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def dropped_files(declared: frozenset[str]) -> dict[str, Path]:
-    """Return what lies in the plugin folder without an entry point: module name to file.
+    """Return the files in the plugin folder that have no entry point: module name to file.
 
     Args:
         declared: modules that entry points name; a folder counts as declared with any module in it.
@@ -47,7 +46,7 @@ def dropped_files(declared: frozenset[str]) -> dict[str, Path]:
 
 
 def _undeclared(folder: Path, package: str, declared: frozenset[str]) -> dict[str, Path]:
-    """Return the modules and packages of a folder that no entry point names, nor anything in them."""
+    """Return the modules and packages of a folder that no entry point names, directly or by a module in them."""
     files = {file.stem: file for file in folder.glob("*.py")}
     folders = {file.parent.name: file for file in folder.glob("*/__init__.py")}
     return {
@@ -60,7 +59,7 @@ def _undeclared(folder: Path, package: str, declared: frozenset[str]) -> dict[st
 
 
 def module_of(file: Path) -> str:
-    """Return the name under which a file is imported; the same in every process."""
+    """Return the name under which a file is imported, which is the same in every process."""
     path = os.fsencode(file.resolve())
     return (
         f"{__name__}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{base64.b32encode(path).decode().rstrip('=').lower()}"
@@ -68,7 +67,7 @@ def module_of(file: Path) -> str:
 
 
 class _FinderOfFiles(MetaPathFinder):
-    """Finds the modules that `module_of` names; on `sys.meta_path` wherever this module was imported."""
+    """Finder of the modules that `module_of` names; importing this module adds it to `sys.meta_path`."""
 
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if not fullname.startswith(f"{__name__}."):

@@ -1,7 +1,7 @@
-"""Which plugins there are, where each is from, and its class once it is used.
+"""The available plugins, the origin of each, and its class once it is used.
 
 Names come from package metadata (entry points) and from files, without importing any of them: listing is quick, and a
-plugin that is broken, or that shares its name with another, is an error only for the recipe that names it.
+broken plugin, or one that shares its name with another, is an error only for a recipe that names it.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ class Plugin:
     """One name that a recipe can use.
 
     Attributes:
-        kind: of plugin.
-        name: what recipes call it.
-        origin: where it is from: "prior3d 0.1.0" or "file my_prior.py".
-        version: of the distribution; for a file the start of its SHA-256, "sha256:1f2e3d4c5b6a".
-        target: `module:Class`, imported only when used.
+        kind: kind of plugin.
+        name: name in recipes.
+        origin: origin of the plugin: "prior3d 0.1.0" or "file my_prior.py".
+        version: version of the distribution; for a file the start of its SHA-256, "sha256:1f2e3d4c5b6a".
+        target: `module:Class`, which is imported only when used.
     """
 
     kind: Kind
@@ -50,10 +50,10 @@ class Registry:
     """All plugins that are installed, dropped into the plugin folder, or given as files.
 
     Args:
-        files: plugin files a recipe or the command line names.
+        files: plugin files that a recipe or the command line names.
 
     Raises:
-        UserError: for one of `files` that is missing, not Python, or holds no plugin.
+        UserError: one of `files` is missing, is not Python, or has no plugin.
     """
 
     def __init__(self, files: Sequence[Path | str] = ()) -> None:
@@ -63,14 +63,14 @@ class Registry:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The plugin files that were named, absolute."""
+        """The given plugin files, as absolute paths."""
         return tuple(self._named)
 
     def add(self, file: Path | str) -> None:
         """Add the plugins of a file.
 
         Raises:
-            UserError: the file is missing, not Python, or holds no plugin.
+            UserError: the file is missing, is not Python, or has no plugin.
         """
         file = Path(file).resolve()
         try:
@@ -83,19 +83,20 @@ class Registry:
         self._named[file] = plugins
 
     def list(self, kind: Kind) -> tuple[Plugin, ...]:
-        """Return the plugins of a kind in the order of their names; clashing ones stand side by side."""
+        """Return the plugins of a kind sorted by name, including all plugins that share a name."""
         return tuple(sorted((p for p in self._plugins if p.kind == kind), key=lambda p: (p.name, p.origin)))
 
     def find(self, kind: Kind, name: str, key: str | None = None) -> Plugin:
-        """Return the plugin of a name, importing nothing.
+        """Return the plugin of a name without importing it.
 
         Args:
-            kind: of plugin.
-            name: as recipes call it.
-            key: dotted path of the recipe's key that names it, for messages.
+            kind: kind of plugin.
+            name: name in recipes.
+            key: dotted path of the recipe key that names it, for messages.
 
         Raises:
-            UserError: for a name nobody has, with the nearest one, or that two origins share, naming both.
+            UserError: no plugin has this name (the message has the nearest name), or two origins share it (the message
+                names both).
         """
         plugins = self.list(kind)
         found = [plugin for plugin in plugins if plugin.name == name]
@@ -107,11 +108,11 @@ class Registry:
         return found[0]
 
     def get(self, kind: Kind, name: str, key: str | None = None) -> type:
-        """Return the class of a name, importing it.
+        """Import and return the class of a name.
 
         Raises:
-            UserError: as `find`; or for a plugin that fails to import, is of another kind, or speaks another version of
-                the contract.
+            UserError: as for `find`; or the plugin fails to import, is of another kind, or uses another version of the
+                contract.
         """
         plugin = self.find(kind, name, key)
         loaded = _load(plugin, key)
@@ -126,7 +127,7 @@ class Registry:
         return loaded
 
     def problems(self, kind: Kind) -> dict[Plugin, str]:
-        """Return what is known to be wrong with the plugins of a kind without importing them."""
+        """Return the problems with the plugins of a kind that can be found without importing them."""
         plugins = self.list(kind)
         names = [plugin.name for plugin in plugins]
         taken = {p: f"the name is taken {names.count(p.name)} times" for p in plugins if names.count(p.name) > 1}
@@ -134,12 +135,12 @@ class Registry:
         return {plugin: problem for plugin, problem in found.items() if problem} | taken
 
     def summary(self, plugin: Plugin) -> str:
-        """Return the first line of a plugin's documentation, importing nothing; empty if it cannot be read."""
+        """Return the first line of a plugin's documentation without importing it; empty if it cannot be read."""
         return "" if self._texts.problem(*_parts(plugin)) else self._texts.summary(*_parts(plugin))
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """What is wrong with dropped files that are not Python, so that nobody knows what they offer."""
+        """Problems of dropped files that are not Python, whose plugins are therefore unknown."""
         return self._dropped[1]
 
     @property
@@ -149,7 +150,7 @@ class Registry:
 
     @cached_property
     def _installed(self) -> tuple[Plugin, ...]:
-        """Plugins by entry points; the metadata module skips a distribution that an earlier path shadows."""
+        """Plugins from entry points; the metadata module skips a distribution that an earlier path shadows."""
         points = entry_points()
         found = (_from_entry_point(kind, point) for kind in KINDS for point in points.select(group=f"prior3d.{kind}"))
         return tuple(dict.fromkeys(found))
@@ -161,7 +162,7 @@ class Registry:
 
     @cached_property
     def _dropped(self) -> tuple[dict[Path, Sequence[Plugin]], tuple[str, ...]]:
-        """Plugins of dropped files, and what is wrong with the files that cannot be read."""
+        """Plugins of dropped files, and the problems of files that cannot be read."""
         declared = frozenset(plugin.target.partition(":")[0] for plugin in self._installed)
         plugins, problems = {}, []
         for module, file in dropped_files(declared).items():
@@ -193,7 +194,7 @@ _IN_FORCE: ContextVar[Registry | None] = ContextVar("registry", default=None)
 
 @contextmanager
 def in_force(registry: Registry | None) -> Iterator[None]:
-    """Make a registry the one that `current` returns within the block; None leaves it as it is."""
+    """Make `current` return this registry within the block; None changes nothing."""
     token = _IN_FORCE.set(registry or _IN_FORCE.get())
     try:
         yield
@@ -202,9 +203,9 @@ def in_force(registry: Registry | None) -> Iterator[None]:
 
 
 def current() -> Registry:
-    """Return the registry in force: the recipe's while its plugins are constructed, else that of what is installed.
+    """Return the current registry: the recipe's while its plugins are constructed, else that of installed plugins.
 
-    A prior or probe finds with it, in its constructor, the engines of the recipe's plugin files.
+    The constructor of a prior or probe uses it to find engines in the recipe's plugin files.
 
     >>> current().find("priors", "view_invariance").name
     'view_invariance'
@@ -234,7 +235,7 @@ def _parts(plugin: Plugin) -> tuple[str, str]:
 
 
 def _load(plugin: Plugin, key: str | None) -> object:
-    """Import a plugin's target; whatever its import raises is the plugin's problem, and is reported as such."""
+    """Import a plugin's target; report every error of the import as a problem of the plugin."""
     try:
         return EntryPoint(plugin.name, plugin.target, f"prior3d.{plugin.kind}").load()
     except (Exception, SystemExit) as error:
@@ -245,7 +246,7 @@ def _load(plugin: Plugin, key: str | None) -> object:
 
 
 def _tell_apart(plugins: Sequence[Plugin]) -> list[str]:
-    """Return the plugins' origins, with the class where one origin has several of them."""
+    """Return the plugins' origins, with the class if one origin has several of the plugins."""
     origins = [plugin.origin for plugin in plugins]
     if len(set(origins)) == len(origins):
         return origins

@@ -1,4 +1,4 @@
-"""A constructor's signature is the schema of its section in a recipe: strict validation, JSON schema for editors."""
+"""Schemas of recipe sections from constructor signatures: strict validation, and a JSON schema for editors."""
 
 import dataclasses
 import inspect
@@ -30,26 +30,26 @@ _VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0
 
 
 class Given(Protocol):
-    """Where the keys of a section were given; keys are dotted, from the root of the recipe."""
+    """Origin of the keys of a section; keys are dotted paths from the root of the recipe."""
 
     def folder_of(self, key: str) -> Path:
-        """Return the folder that relative paths at a key are relative to."""
+        """Return the folder in which relative paths at a key start."""
         ...
 
     def removes(self, key: str) -> bool:
-        """Whether the key was set to null over an earlier value, which takes that value away."""
+        """Whether the key was set to null over an earlier value, which removes that value."""
         ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a constructor takes from its section of a recipe.
+    """The options that a constructor takes from its section of a recipe.
 
     Attributes:
-        owner: whose constructor it is, for messages, such as "prior 'view_invariance' (prior3d 0.1.0)".
+        owner: name of the plugin for messages, such as "prior 'view_invariance' (prior3d 0.1.0)".
         types: name to annotation, in the order of the signature.
-        defaults: name to default, as a recipe would write it; what is not here must be given.
-        docs: name to what the docstring says about it.
+        defaults: name to default in recipe form; options without an entry here are required.
+        docs: name to its description in the docstring.
     """
 
     owner: str
@@ -60,19 +60,19 @@ class Options:
     def validate(
         self, given: object, key: str = "", beside: Iterable[str] = (), source: Given | None = None
     ) -> dict[str, object]:
-        """Return all options as the constructor wants them: those given, strictly checked, and the defaults.
+        """Return all options in the constructor's types: the given ones, strictly checked, and the defaults.
 
-        Paths come out absolute, `~` and `$VARIABLES` expanded.
+        Paths become absolute, with `~` and `$VARIABLES` expanded.
 
         Args:
-            given: the section as YAML gave it, without the keys in `beside`.
+            given: the section as parsed from YAML, without the keys in `beside`.
             key: dotted path of the section, for messages and for `source`.
-            beside: further keys that the section may have, for suggestions.
-            source: where keys were given; None for values of the current folder.
+            beside: other keys that the section may have, for suggestions.
+            source: where keys were given; None for paths relative to the current folder.
 
         Raises:
-            UserError: with the key that is unknown, missing or wrong; with the section's key where the constructor
-                itself cannot be a schema.
+            UserError: a key is unknown, missing or wrong, and the error has that key; or the constructor cannot be a
+                schema, and the error has the section's key.
         """
         with section(key):
             if not isinstance(given, Mapping):
@@ -85,7 +85,7 @@ class Options:
             return {name: _absolute(made[name], (name,), key, source) for name in self.types}
 
     def _make(self, given: dict[str, object], key: str, source: Given | None) -> dict[str, object]:
-        """Return the values that pydantic makes of a section; a null that removes what it is over is left out."""
+        """Return a section validated by pydantic, without a null that removes an earlier value."""
         values = {name: self.defaults[name] for name in self.types if name in self.defaults} | given
         try:
             return self._adapter.validate_json(json.dumps(values))
@@ -102,14 +102,14 @@ class Options:
             raise UserError(message, join(path)) from None
 
     def only(self, names: Iterable[str]) -> "Options":
-        """Return those of these options that have the given names."""
+        """Return the options with the given names."""
         return dataclasses.replace(self, types={name: self.types[name] for name in names})
 
     def json_schema(self, definitions: str) -> dict[str, object]:
-        """Return the JSON schema of the section; its `$defs` are referred to as `#/$defs/<definitions>.<name>`.
+        """Return the JSON schema of the section; references to its `$defs` are `#/$defs/<definitions>.<name>`.
 
         Raises:
-            UserError: where the constructor cannot be a schema.
+            UserError: the constructor cannot be a schema.
         """
         try:
             schema = self._adapter.json_schema(ref_template=f"#/$defs/{definitions}.{{model}}")
@@ -124,7 +124,7 @@ class Options:
     @cached_property
     def _adapter(self) -> TypeAdapter:
         fields = {name: self._field(name) for name in self.types}
-        made = TypedDict("Options", fields)  # typing_extensions' own: pydantic refuses typing's before Python 3.12
+        made = TypedDict("Options", fields)  # from typing_extensions: pydantic rejects typing's before Python 3.12
         made.__pydantic_config__ = _STRICT
         return TypeAdapter(made)
 
@@ -146,13 +146,14 @@ def read_options(
 
     Args:
         make: the class.
-        owner: whose constructor it is, for messages.
-        positional: what it gets by position, not from the recipe: ("backbone",) of a prior, ("spec",) of a dataset.
-        reserved: keys of the section that are not the constructor's.
+        owner: name of the plugin, for messages.
+        positional: arguments passed by position, not from the recipe: ("backbone",) for a prior, ("spec",) for a
+            dataset.
+        reserved: keys of the section that do not belong to the constructor.
 
     Raises:
-        UserError: for a constructor that cannot be a schema: options without a type, `**kwargs`, annotations that exist
-            only for type checkers, options that have the name of a reserved key.
+        UserError: the constructor cannot be a schema: it has options without a type, `**kwargs`, annotations that exist
+            only for type checkers, or options with the name of a reserved key.
     """
     init = inspect.unwrap(make.__init__)
     parameters = [] if init is object.__init__ else list(inspect.signature(init).parameters.values())[1:]
@@ -170,7 +171,7 @@ def read_options(
 
 
 def options_of(plugin: type, owner: str | None = None, reserved: Iterable[str] = ()) -> Options:
-    """Read the options of a plugin: `read_options`, with what the constructors of its kind get by position."""
+    """Read the options of a plugin with `read_options` and the positional arguments of its kind."""
     bases = {f"{base.__module__}:{base.__qualname__}" for base in plugin.__mro__}
     positional = next((contract.positional for contract in KINDS.values() if contract.base in bases), ())
     return read_options(plugin, owner or plugin.__qualname__, positional=positional, reserved=reserved)
@@ -181,11 +182,11 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
 
     Args:
         plugin: the class.
-        given: its own options as YAML gave them.
+        given: its own options as parsed from YAML.
         key: dotted path of the section, for messages.
 
     Raises:
-        UserError: with the key that is unknown, missing or wrong.
+        UserError: a key is unknown, missing or wrong; the error has that key.
     """
     with section(key):
         return options_of(plugin).validate(given)
@@ -194,17 +195,17 @@ def validate_options(plugin: type, given: object, key: str) -> dict[str, object]
 def construct(
     cls: type, *positional: object, key: str, options: Mapping[str, object], registry: Registry | None = None
 ) -> Any:
-    """Call a plugin's constructor; what it refuses is the recipe's error.
+    """Call a plugin's constructor; report an error of the constructor as an error in the recipe.
 
     Args:
         cls: the plugin.
-        positional: what every plugin of its kind gets by position.
+        positional: the positional arguments of every plugin of its kind.
         key: dotted path of its section.
-        options: of the section.
-        registry: in force while the constructor runs, for what it chooses by name, such as engines.
+        options: options of the section.
+        registry: the current registry while the constructor runs, used to find engines by name.
 
     Raises:
-        UserError: with a key within the section, or the section's.
+        UserError: the constructor rejects its options; the key is one within the section, or the section's.
     """
     with section(key):
         values = options_of(cls).validate(options)
@@ -216,12 +217,12 @@ def construct(
 
 
 def plain(value: object) -> object:
-    """Return a validated option as YAML and JSON write it: paths as text, tuples as lists, dataclasses as mappings.
+    """Convert a validated option for YAML and JSON: paths to text, tuples to lists, dataclasses to mappings.
 
-    A `$` in a path is doubled: where the text is read again, it names no variable.
+    A `$` in a path is doubled so that it names no variable when the text is read again.
 
     Raises:
-        TypeError: for what a recipe cannot hold.
+        TypeError: a recipe cannot hold the value.
     """
     if isinstance(value, Enum):
         return plain(value.value)
@@ -262,7 +263,7 @@ def _unfit(option: inspect.Parameter, reserved: frozenset[str]) -> str | None:
 def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object:
     """Return an option's annotation with all names in it resolved.
 
-    One by one: `backbone: "BackboneSpec"` may well be imported for type checkers only.
+    Only this one is resolved: other names, as in `backbone: "BackboneSpec"`, may be imported for type checkers only.
     """
 
     def holder() -> None: ...
@@ -280,7 +281,7 @@ def _annotation(option: inspect.Parameter, init: Callable, owner: str) -> object
 
 
 def dataclasses_in(annotation: object) -> Iterator[type]:
-    """Yield the dataclasses that an annotation names, those within them included."""
+    """Yield the dataclasses that an annotation names, including nested ones."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         yield annotation
         for inner in get_type_hints(annotation, include_extras=True).values():
@@ -290,7 +291,7 @@ def dataclasses_in(annotation: object) -> Iterator[type]:
 
 
 def _resolve_nested(annotation: object, seen: set[type]) -> None:
-    """Resolve the annotations of all dataclasses in an annotation, since pydantic does not name the one it misses."""
+    """Resolve the annotations of all dataclasses in an annotation; pydantic would not name a missing one."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
         seen.add(annotation)
         for inner in get_type_hints(annotation, include_extras=True).values():
@@ -300,7 +301,7 @@ def _resolve_nested(annotation: object, seen: set[type]) -> None:
 
 
 def _default(make: type, option: inspect.Parameter, owner: str) -> object:
-    """Return an option's default as a recipe would write it."""
+    """Return an option's default in recipe form."""
     default = option.default
     if dataclasses.is_dataclass(make):
         field = next((field for field in dataclasses.fields(make) if field.name == option.name), None)
@@ -313,7 +314,7 @@ def _default(make: type, option: inspect.Parameter, owner: str) -> object:
 
 
 def _docs(documented: object) -> dict[str, str]:
-    """Return what a docstring's Args or Attributes say, by name."""
+    """Return the descriptions in a docstring's Args or Attributes, by name."""
     section = re.search(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n?)*)", inspect.getdoc(documented) or "", re.MULTILINE)
     found: dict[str, str] = {}
     for entry in re.finditer(r"^ {4}([\w, ]+): (.*(?:\n {5,}.*)*)", section.group(1) if section else "", re.MULTILINE):
@@ -322,10 +323,10 @@ def _docs(documented: object) -> dict[str, str]:
 
 
 def expand(text: str) -> Path:
-    """Return the path that a text of a recipe means: `~` and `$NAME` or `${NAME}` expanded, `$$` a dollar sign.
+    """Return the path of a text in a recipe: expand `~`, `$NAME` and `${NAME}`, and turn `$$` into a dollar sign.
 
     Raises:
-        UserError: for a variable that is not set, or a user that is not known.
+        UserError: a variable is not set, or a user is unknown.
 
     >>> expand("data/costs-5$$")
     PosixPath('data/costs-5$')
@@ -351,7 +352,7 @@ def expand(text: str) -> Path:
 
 
 def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Given | None) -> object:
-    """Return a validated value with every path in it absolute, so that it means the same from any folder."""
+    """Return a validated value with all paths made absolute, so it is valid from any folder."""
     if isinstance(value, Path):
         within = join(path)
         with section(within):
@@ -371,7 +372,7 @@ def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Give
 
 
 def _refuse_long_integers(value: object, path: tuple[str | int, ...] = ()) -> None:
-    """Refuse integers that 64 bits do not hold: what computes with them would fail in words of its own."""
+    """Reject integers that do not fit in 64 bits: code that computes with them would fail with unclear messages."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"expected an integer of 64 bits, got {value}", join(path))
     for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value if type(value) is list else ()):
@@ -379,7 +380,7 @@ def _refuse_long_integers(value: object, path: tuple[str | int, ...] = ()) -> No
 
 
 def _without(given: dict[str, object], path: tuple[str | int, ...]) -> dict[str, object] | None:
-    """Return a section without the null at a path; None if there is no null."""
+    """Return a section without the null at a path; None if there is no null at it."""
     name, *rest = path
     if not isinstance(given, Mapping) or name not in given:
         return None

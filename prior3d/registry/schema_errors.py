@@ -9,7 +9,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from prior3d.messages import described, did_you_mean, unknown_key
 
 Path = tuple[str | int, ...]
-"""Keys and indices that lead to a value of the section."""
+"""The keys and indices on the path to a value of the section."""
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -40,9 +40,9 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class _Problem:
-    """One of pydantic's errors: where in the section it is, and through which arms of unions it was found.
+    """One of pydantic's errors, with its place in the section and the union arms that led to it.
 
-    pydantic's locations mix keys with the names of union arms; what the section has no such key or index for is an arm.
+    pydantic's locations mix keys with the names of union arms; a part that is no key or index of the section is an arm.
     """
 
     def __init__(self, error: Mapping[str, Any], section: object) -> None:
@@ -64,7 +64,7 @@ class _Problem:
 
     @property
     def expected(self) -> str:
-        """What should stand there."""
+        """Description of the expected value."""
         if self.type in _EXPECTED:
             numbers = {name: f"{v:g}" if isinstance(v, float) else v for name, v in self.context.items()}
             return _EXPECTED[self.type].format(**numbers)
@@ -72,20 +72,20 @@ class _Problem:
 
 
 def explain(error: ValidationError, section: object, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
-    """Return where a section is wrong, and how: the most telling of all errors.
+    """Return the place and the message of the most informative error in a section.
 
     Args:
-        error: what pydantic raised.
-        section: what it was given, as plain values.
-        schema: makes the JSON schema, from which the keys of nested sections are suggested.
+        error: the error that pydantic raised.
+        section: the validated section, as plain values.
+        schema: function that returns the JSON schema, used to suggest keys of nested sections.
     """
     problems = [_Problem(entry, section) for entry in error.errors(include_url=False)]
     return _choose(problems, 0, schema)
 
 
 def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
-    """Return place and message of the most telling problem; `level` counts the unions whose arm is already chosen."""
-    # a misspelt key is also a missing one: the former says more
+    """Return place and message of the most informative problem; `level` counts unions with a chosen arm."""
+    # a misspelled key is also a missing key: the former is more informative
     first = min(problems, key=lambda problem: (problem.type not in _UNKNOWN, problem.type == "missing"))
     if len(first.arms) > level:
         at = first.arms[level][0]
@@ -94,7 +94,7 @@ def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[
             if len(problem.arms) > level and problem.arms[level][0] == at:
                 arms.setdefault(problem.arms[level][1], []).append(problem)
         inside = [arm for arm in arms.values() if all(len(problem.path) > len(at) for problem in arm)]
-        if inside:  # the value has the outer form of these arms, so its author meant one of them
+        if inside:  # the value has the outer type of these arms, so its author meant one of them
             arm = min(inside, key=lambda arm: (any(problem.type in _UNKNOWN for problem in arm), len(arm)))
             return _choose(arm, level + 1, schema)
         return at, _wrong(list(dict.fromkeys(p.expected for arm in arms.values() for p in arm)), first)
@@ -118,17 +118,17 @@ def _items(problem: _Problem) -> str:
 
 
 def _wrong(expected: Sequence[str], problem: _Problem) -> str:
-    """Return "expected a, b or c, got x", with the nearest of the words it may be."""
+    """Return "expected a, b or c, got x", with the nearest of the allowed words."""
     choices = ", ".join(expected[:-1]) + (" or " if len(expected) > 1 else "") + expected[-1]
     words = [word for text in expected for word in text.split("'")[1::2]]
     return f"expected {choices}, got {described(problem.input)}{did_you_mean(problem.input, words)}"
 
 
 def _keys(schema: Callable[[], dict[str, Any]], path: Path) -> list[str]:
-    """Return the keys that a nested section may have, over all arms of unions on the way."""
+    """Return the keys that a nested section may have, from all union arms on the path."""
     try:
         root = schema()
-    except PydanticInvalidForJsonSchema:  # a type validates that no JSON schema describes: nothing to suggest
+    except PydanticInvalidForJsonSchema:  # no JSON schema describes the type: nothing to suggest
         return []
     nodes = _arms(root, root)
     for part in path:
@@ -145,7 +145,7 @@ def _inner(node: Mapping[str, Any], part: str | int) -> object:
 
 
 def _arms(node: Mapping[str, Any], root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the schemas a node stands for, references and unions resolved."""
+    """Return the schemas of a node, with references and unions resolved."""
     if "$ref" in node:
         node = root["$defs"][node["$ref"].rpartition("/")[2]]
     arms = [arm for choice in ("anyOf", "oneOf", "allOf") for arm in node.get(choice, [])]

@@ -1,4 +1,4 @@
-"""What the text of a module says of its classes: kind of plugin and documentation, without running any of it."""
+"""Plugin kinds and documentation of a module's classes, read from its source without running it."""
 
 import ast
 import importlib.util
@@ -14,31 +14,31 @@ from prior3d.registry.kinds import KINDS, Kind
 
 
 class Unreadable(Exception):
-    """A module's file is missing, not readable or not Python; the message says which, and why."""
+    """A module's file is missing, unreadable or not Python; the message has the file and the reason."""
 
 
 class Role(NamedTuple):
-    """What a class is by its bases: a kind of plugin, and the prefix of its name (`sparse/`)."""
+    """Role of a class, derived from its bases: a kind of plugin, and the prefix of its name (`sparse/`)."""
 
     kind: Kind
     prefix: str
 
 
 BASES = {base: Role(kind, prefix) for kind, contract in KINDS.items() for base, prefix in contract.bases.items()}
-"""Names of classes that plugins derive from."""
+"""Names of the base classes of plugins."""
 
 _CLASS = r'^class {}\b[^:]*:\n+[ \t]+r?"""(.*?)(?:"""|$)'
-"""A class of a name whose body begins with a docstring; its first line."""
+"""Pattern of a class whose body begins with a docstring; captures the first line."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A module as its text has it.
+    """Content of a module, read from its source.
 
     Attributes:
-        imports: local name to what it stands for: a dotted path that ends with the name of a module or of a class.
+        imports: local name to the imported object: a dotted path that ends with the name of a module or of a class.
         classes: name to definition.
-        names: everything that is defined at the top, and `*` where that cannot be known.
+        names: all names defined at the top level, and `*` if they cannot be known.
         doc: the first line of the module's docstring.
     """
 
@@ -49,15 +49,15 @@ class Text:
 
 
 def read_text(file: Path, what: str, package: str = "") -> Text:
-    """Read a module's text.
+    """Read a module's source.
 
     Args:
-        file: the module.
-        what: how messages call it.
-        package: in which it lies, for its relative imports.
+        file: file of the module.
+        what: name of the file's role in messages.
+        package: package of the module, for its relative imports.
 
     Raises:
-        Unreadable: for a file that is missing, not readable or not Python.
+        Unreadable: the file is missing, unreadable or not Python.
     """
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
@@ -90,10 +90,10 @@ def read_text(file: Path, what: str, package: str = "") -> Text:
 
 
 def locate_module(name: str) -> tuple[Path | None, str | None]:
-    """Look for a module without importing anything.
+    """Locate a module without importing anything.
 
     Returns:
-        Its file, if it is there and is Python text; and the first part of its path that is not there, if any.
+        Its file, if it exists and is Python text; and the first missing part of its dotted path, if any.
     """
     name, *rest = name.split(".")
     spec = importlib.util.find_spec(name)
@@ -101,7 +101,7 @@ def locate_module(name: str) -> tuple[Path | None, str | None]:
         if spec is None:
             break
         name = f"{name}.{part}"
-        # by its last part: with the full name a folder without __init__ asks for its parent to be imported
+        # pass only the last part: with the full name, a folder without __init__ would import its parent
         spec = PathFinder.find_spec(part, spec.submodule_search_locations or [])
     if spec is None:
         return None, name
@@ -109,10 +109,10 @@ def locate_module(name: str) -> tuple[Path | None, str | None]:
 
 
 class Texts:
-    """Texts of modules, each read once.
+    """Contents of modules, each read once.
 
     Args:
-        followed: top-level packages whose modules are read to find out what a class derives from.
+        followed: top-level packages whose modules are read to find the bases of a class.
     """
 
     def __init__(self, followed: Iterable[str]) -> None:
@@ -121,7 +121,7 @@ class Texts:
         self._located: dict[str, tuple[Path | None, str | None]] = {}
 
     def put(self, module: str, text: Text) -> None:
-        """Keep the text of a module that is read already."""
+        """Store the content of a module that was already read."""
         self._read[module] = text
 
     def classes_of(self, text: Text) -> list[tuple[Role, str]]:
@@ -130,7 +130,7 @@ class Texts:
         return [(role, name) for name, role in roles.items() if role is not None and not name.startswith("_")]
 
     def problem(self, module: str, name: str) -> str | None:
-        """Return why a class certainly cannot be imported: no such module, no such name in it, or it is not Python."""
+        """Return why a class certainly cannot be imported: missing module, missing name, or not Python."""
         if module not in self._read and (missing := self._locate(module)[1]):
             return f"no module {missing}"
         if self._glance(module, name) is not None:
@@ -143,10 +143,10 @@ class Texts:
         return f"no {name} in {module}" if lacks else None
 
     def summary(self, module: str, name: str) -> str:
-        """Return the first line of a class's documentation, or of its module's; empty if there is none to read."""
+        """Return the first line of the documentation of a class, or of its module; empty if none can be read."""
         text = None
         try:
-            for _ in range(8):  # classes are re-exported a time or two, and not in circles
+            for _ in range(8):  # classes are re-exported once or twice; the limit stops circular imports
                 glanced = self._glance(module, name)
                 if glanced is not None:
                     return glanced
@@ -159,7 +159,7 @@ class Texts:
         return "" if text is None else (_first_line(text.classes[name]) if name in text.classes else "") or text.doc
 
     def module(self, name: str) -> Text | None:
-        """Return the text of a module; None if there is none to read."""
+        """Return the content of a module; None if it has no readable source."""
         if name not in self._read:
             file, _ = self._locate(name)
             package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
@@ -172,9 +172,9 @@ class Texts:
         return self._located[module]
 
     def _glance(self, module: str, name: str) -> str | None:
-        """Return the first line of a class's docstring where the class plainly stands in the module, else None.
+        """Return the first line of a class's docstring if a plain search of the module finds it, else None.
 
-        Parsing the modules of all plugins would take longer than all else that `--list` does.
+        Parsing the modules of all plugins would take longer than everything else in `--list`.
         """
         file = None if module in self._read else self._locate(module)[0]
         if file is None:
@@ -186,8 +186,8 @@ class Texts:
         return head.group(1).strip() if head else None
 
     def _role(self, text: Text, name: str, seen: tuple[object, ...]) -> Role | None:
-        """Return what a class of a module is, by the first of its bases that says so."""
-        if (id(text), name) in seen:  # a class of its own name's base
+        """Return the role of a class of a module, from the first base that has a role."""
+        if (id(text), name) in seen:  # a class that derives from itself
             return None
         found = (self._role_of_base(text, base, (*seen, (id(text), name))) for base in text.classes[name].bases)
         return next((role for role in found if role is not None), None)
@@ -215,7 +215,7 @@ class Texts:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a module's top, those within `if`, `try` and `with` included."""
+    """Yield the top-level statements of a module, including those inside `if`, `try` and `with`."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.If | ast.Try | ast.With):
@@ -225,7 +225,7 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _dotted(base: ast.expr) -> str:
-    """Return `prior3d.Prior` for `prior3d.Prior` and `prior3d.Prior[...]`; empty for what is no name."""
+    """Return `prior3d.Prior` for `prior3d.Prior` and `prior3d.Prior[...]`; empty for other expressions."""
     if isinstance(base, ast.Subscript):
         base = base.value
     if isinstance(base, ast.Attribute):

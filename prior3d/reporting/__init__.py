@@ -1,6 +1,6 @@
-"""What probes measured, for people and programs to read: table, report.md, report.json, figures; nothing is measured.
+"""Output of probe results for people and programs: table, report.md, report.json, figures; no measurements.
 
-Not here: how sure a difference is (`prior3d.probes.statistics`), and how a probe plots (its own `plot`).
+The uncertainty of a difference is in `prior3d.probes.statistics`; each probe has its own `plot`.
 """
 
 from prior3d.reporting.about import About, device_name

@@ -1,4 +1,4 @@
-"""What a report says beside the numbers: models, data, device, versions."""
+"""Description of models, data, device and versions in a report."""
 
 import platform
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from prior3d.probes.tasks import ProbeTask
 from prior3d.version import __version__
 
 _MEASURED_WITH = ("torch", "timm", "faiss-cpu", "faiss-gpu")
-"""Packages whose versions decide numbers."""
+"""Packages whose versions affect the numbers."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a report says beside the numbers.
+    """Content of a report in addition to the numbers.
 
     Attributes:
-        title: of the report.
-        columns: model to what it is, in words.
-        models: model to facts about it: backbone, weights, their hash, parameters.
-        notes: what a reader has to mind, a sentence each.
-        facts: how it was measured: device, seconds, seed.
-        sections: the recipe's sections on data and probes, as plain values.
-        key: changes with all that the numbers depend on.
+        title: Title of the report.
+        columns: Dict from model to its description, in words.
+        models: Dict from model to facts about it: backbone, weights, their hash, parameters.
+        notes: Notes for the reader, a sentence each.
+        facts: Facts about the measurement: device, seconds, seed.
+        sections: The recipe's sections on data and probes, as plain values.
+        key: Key that changes with everything that the numbers depend on.
     """
 
     title: str
@@ -38,7 +38,7 @@ class About:
 
 
 def describe_data(task: ProbeTask) -> dict[str, object]:
-    """Return what a probe was measured on: dataset, size of images, and for each part its split, images and scenes."""
+    """Return the data of a probe: dataset, image size, and for each part its split, images and scenes."""
     held_out = task.parts["held_out"]
     parts = {}
     for part, dataset in task.parts.items():
@@ -49,12 +49,12 @@ def describe_data(task: ProbeTask) -> dict[str, object]:
 
 
 def device_name(device: str) -> str:
-    """Return what a device, cpu or cuda, is in words."""
+    """Return the name of a device, cpu or cuda, in words."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
-    """Return what it was measured with: package to version."""
+    """Return the versions of the packages used: a dict from package to version."""
     found = {"prior3d": __version__, "python": platform.python_version()}
     for name in _MEASURED_WITH:
         try:

@@ -1,4 +1,4 @@
-"""From scores to numbers that can be shown: every metric of every column, with its interval, and the differences."""
+"""From scores to numbers to show: every metric of every column, with its interval, and the differences."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ class Row:
     """One metric of one probe.
 
     Attributes:
-        metric: its name, unit included.
-        lower_is_better: whether less of it is better.
-        columns: model or control to its value.
-        by_seed: model or control to its values, one per seed.
-        differences: first minus second of a pair of columns.
+        metric: Name of the metric, unit included.
+        lower_is_better: Whether lower values are better.
+        columns: Dict from model or control to its value.
+        by_seed: Dict from model or control to its values, one per seed.
+        differences: Dict from a pair of columns to the first minus the second.
     """
 
     metric: str
@@ -32,12 +32,12 @@ class Row:
     differences: dict[Pair, Estimate]
 
     def verdict(self, pair: Pair, controls: Iterable[str] = ()) -> str:
-        """Return better, worse, unclear or gained: of the first of a pair against the second.
+        """Return better, worse, unclear or gained: the first of a pair relative to the second.
 
         Args:
-            pair: of columns.
-            controls: columns that need no model: what has surely become better, and is yet no better than one of them,
-                has only gained.
+            pair: Pair of columns.
+            controls: Columns that need no model. A value that is surely better, but no better than one of them, has
+                only gained.
         """
         change = self.differences.get(pair)
         if change is None or not is_sure(change) or change.low <= 0 <= change.high:
@@ -47,7 +47,7 @@ class Row:
         return "gained" if self.unbeaten(pair[0], controls) else "better"
 
     def unbeaten(self, column: str, controls: Iterable[str]) -> list[str]:
-        """Return the controls that a model is no better than, the best one first."""
+        """Return the controls that a model does not beat, the best one first."""
         sign = 1 if self.lower_is_better else -1
         if column not in self.columns:
             return []
@@ -61,10 +61,10 @@ class Section:
     """All metrics of one probe.
 
     Attributes:
-        task: the probe and its data.
-        models: columns that are models, in order.
-        controls: columns that need no model.
-        rows: its metrics.
+        task: The probe and its data.
+        models: Columns that are models, in order.
+        controls: Columns that need no model.
+        rows: Metrics of the probe.
     """
 
     task: ProbeTask
@@ -75,12 +75,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured of some models.
+    """All measurements of several models.
 
     Attributes:
-        sections: one per probe.
-        models: all columns that are models, in order.
-        pairs: which columns are compared, those first that matter most.
+        sections: One section per probe.
+        models: All columns that are models, in order.
+        pairs: Pairs of columns to compare, the most important first.
     """
 
     sections: tuple[Section, ...]
@@ -94,11 +94,11 @@ def compare(
     """Compute metrics, intervals and differences.
 
     Args:
-        tasks: the probes.
-        results: what they measured.
-        models: columns that are models, in order.
-        pairs: columns to compare, the first minus the second.
-        resamples: of scenes or images, for the intervals.
+        tasks: Probes with their data.
+        results: Scores of the probes.
+        models: Columns that are models, in order.
+        pairs: Pairs of columns to compare, the first minus the second.
+        resamples: Number of resamplings of scenes or images, for the intervals.
     """
     sections = [_section(task, results, models, pairs, resamples) for task in tasks if results.scores.get(task.label)]
     found = [model for model in models if any(model in section.models for section in sections)]
@@ -106,7 +106,7 @@ def compare(
 
 
 def is_sure(found: Estimate) -> bool:
-    """Whether anything can be said about how sure a value is: not with a single image and a single seed."""
+    """Return whether the uncertainty of a value is known: not with a single image and a single seed."""
     return found.standard_error > 0 and math.isfinite(found.low)
 
 

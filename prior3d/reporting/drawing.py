@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _IMAGES = 4
-"""Images that features are drawn of."""
+"""Number of images to plot features of."""
 
 
 class Drawings:
-    """Collects figures: the features of all models once, and what each probe plots. Called as `measuring.Plot`.
+    """Collects figures: the features of all models once, and each probe's plots; called as `measuring.Plot`.
 
     Attributes:
-        figures: name, such as `depth/predictions`, to figure, in the order of a report.
+        figures: Dict from name, for example `depth/predictions`, to figure, in the order of a report.
     """
 
     def __init__(self) -> None:

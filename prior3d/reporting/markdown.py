@@ -1,4 +1,4 @@
-"""A report to read: the answer first, then a table per probe with what its metrics mean, figures, and what to mind."""
+"""The report as Markdown: the answer first, then a table per probe with the meaning of its metrics, figures, notes."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from prior3d.reporting.comparison import Comparison, Pair, Row, Section
 from prior3d.reporting.table import interval, marked, number
 
 _FEW = 10
-"""Scenes below which an interval over them is rough."""
+"""Number of scenes below which an interval over them is rough."""
 
 _FROZEN = (
     "Unless a probe says otherwise, features are frozen, and BatchNorm statistics were estimated again on the same"
@@ -27,10 +27,10 @@ def to_markdown(comparison: Comparison, about: About, figures: Mapping[str, str]
     """Return the text of report.md.
 
     Args:
-        comparison: the numbers.
-        about: what else is said.
-        figures: name to file, relative to the report.
-        versions: of what it was measured with.
+        comparison: Numbers of the report.
+        about: Other content of the report.
+        figures: Dict from name to file, relative to the report.
+        versions: Versions of the packages used.
     """
     lines = [f"# {about.title}", "", *_summary(comparison), "", "## What was measured", "", *_columns(about), ""]
     for section in comparison.sections:
@@ -45,7 +45,7 @@ def to_markdown(comparison: Comparison, about: About, figures: Mapping[str, str]
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:
-    """Yield the answer: the first metric of each probe, and how many others go the same way."""
+    """Yield the answer: the first metric of each probe, and how many others change in the same direction."""
     pair = comparison.pairs[0] if comparison.pairs else None
     for section in comparison.sections:
         row = section.rows[0]
@@ -76,14 +76,14 @@ def _summary(comparison: Comparison) -> Iterator[str]:
 
 
 def _judged(row: Row, pair: Pair, section: Section) -> str:
-    """Return the verdict, with the best control where the model does not beat it."""
+    """Return the verdict, with the best control if the model does not beat it."""
     unbeaten = row.unbeaten(pair[0], section.controls)
     against = f", but the control {unbeaten[0]} has {number(row.columns[unbeaten[0]].value)}" if unbeaten else ""
     return f"{row.verdict(pair, section.controls)}{against}"
 
 
 def _counted(section: Section, pair: Pair) -> str:
-    """Return how many metrics go which way, with the names of those that got worse."""
+    """Return how many metrics change in which direction, with the names of those that got worse."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "unclear": [], "gained": []}
     for row in section.rows:
         found[row.verdict(pair, section.controls)].append(row.metric)
@@ -195,7 +195,7 @@ def _explanation(probe: Probe) -> str:
 
 
 def _notes_on(comparison: Comparison) -> list[str]:
-    """Return a sentence on everything in what was measured that limits what the numbers say."""
+    """Return a sentence on each property of the measurements that limits the meaning of the numbers."""
     sections = comparison.sections
     notes = [
         *_on_groups(sections),

@@ -1,4 +1,4 @@
-"""A report that was written: what probes measured, to read from Python."""
+"""An existing report of probe results, to read from Python."""
 
 import json
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ class Report:
     """The report in a folder, as `prior3d.evaluate` and `Run.report` return it.
 
     Attributes:
-        folder: that holds report.md, report.json and figures/.
+        folder: Folder with report.md, report.json and figures/.
     """
 
     folder: Path
 
     @classmethod
     def find(cls, folder: Path) -> "Report | None":
-        """Return the report in a folder; None where there is none."""
+        """Return the report in a folder; None if there is none."""
         return cls(folder) if (folder / JSON).is_file() else None
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """All of report.json: models, probes, metrics with their intervals, figures, notes, versions."""
+        """Content of report.json: models, probes, metrics with their intervals, figures, notes, versions."""
         return json.loads((self.folder / JSON).read_text(encoding="utf-8"))
 
     @property
     def text(self) -> str:
-        """The report to read, Markdown."""
+        """Text of report.md, Markdown."""
         return (self.folder / MARKDOWN).read_text(encoding="utf-8")
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Probe to column (`before`, `after`, a control, ...) to metric to value."""
+        """Dict from probe to column (`before`, `after`, a control, ...) to metric to value."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         for label, probe in self.content["probes"].items():
             for metric, row in probe["metrics"].items():
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def figures(self) -> dict[str, Path]:
-        """Name of a figure to its file."""
+        """Dict from the name of a figure to its file."""
         return {name: self.folder / file for name, file in self.content["figures"].items()}
 
     def _repr_markdown_(self) -> str:

@@ -1,4 +1,4 @@
-"""The table in the terminal, and how numbers are written everywhere."""
+"""The table in the terminal, and the number format of all reports."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from prior3d.probes.statistics import Estimate
 from prior3d.reporting.comparison import Comparison, Pair, Row, is_sure
 
 _NUMBER = 5
-"""Characters that a number takes."""
+"""Width of a number, characters."""
 
 _STYLES = {"better": "green", "worse": "red", "unclear": "", "gained": ""}
 
@@ -20,8 +20,8 @@ _STYLES = {"better": "green", "worse": "red", "unclear": "", "gained": ""}
 def tabulate(comparison: Comparison, title: str) -> Group:
     """Return tables to print: a row per metric; models, their difference with half its 95 % interval, controls.
 
-    Models whose features are concatenated have a table of their own; of one model alone its own interval is shown.
-    Metrics of which less is better are marked with an arrow. Narrow, to fit into 80 characters.
+    Models whose features are concatenated have their own table; a single model has its own interval. An arrow marks
+    metrics whose lower values are better. The tables are narrow, to fit into 80 characters.
     """
     first = comparison.pairs[0] if comparison.pairs else None
     single = [name for name in comparison.models if first is None or name in first]
@@ -74,12 +74,12 @@ def _change(row: Row, model: str, pair: Pair | None, controls: Sequence[str]) ->
 
 
 def marked(row: Row) -> str:
-    """Return a metric's name, with an arrow where less is better."""
+    """Return a metric's name, with an arrow if lower values are better."""
     return row.metric + (" ↓" if row.lower_is_better else "")
 
 
 def number(value: float, sign: bool = False) -> str:
-    """Return a number with three decimals, fewer where it is large."""
+    """Return a number with three decimals, or fewer if it is large."""
     if math.isnan(value):
         return "n/a"
     digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
@@ -87,5 +87,5 @@ def number(value: float, sign: bool = False) -> str:
 
 
 def interval(found: Estimate, sign: bool = False) -> str:
-    """Return "[low, high]", or nothing where nothing can be said."""
+    """Return "[low, high]", or nothing if the uncertainty is unknown."""
     return f"[{number(found.low, sign)}, {number(found.high, sign)}]" if is_sure(found) else ""

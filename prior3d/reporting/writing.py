@@ -1,4 +1,4 @@
-"""Writing a report: figures first, then report.json and report.md, which refer to them, each whole or not there."""
+"""Writing a report: figures first, then report.json and report.md, which refer to them; each file is complete."""
 
 import io
 import json
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 JSON, MARKDOWN, FIGURES = "report.json", "report.md", "figures"
 
 FORMAT = 1
-"""Of report.json."""
+"""Version of report.json."""
 
 
 def write_report(folder: Path, comparison: Comparison, figures: "Mapping[str, Figure]", about: About) -> Path:
-    """Write figures/*.png, report.json and report.md into a folder; return the last.
+    """Write figures/*.png, report.json and report.md into a folder; return the path of report.md.
 
     Args:
-        folder: made if it is missing; figures of an earlier report are removed.
-        comparison: the numbers.
-        figures: name to figure; `depth/predictions` becomes figures/depth-predictions.png.
-        about: the rest.
+        folder: Output folder, created if it is missing; figures of an earlier report are removed.
+        comparison: Numbers of the report.
+        figures: Dict from name to figure; `depth/predictions` becomes figures/depth-predictions.png.
+        about: Other content of the report.
     """
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     files = {name: f"{FIGURES}/{_file_name(name)}.png" for name in figures}
@@ -46,12 +46,12 @@ def write_report(folder: Path, comparison: Comparison, figures: "Mapping[str, Fi
 
 
 def to_plain(comparison: Comparison, about: About, figures: Mapping[str, str]) -> dict[str, object]:
-    """Return a report as JSON can hold it.
+    """Return a report as plain values for JSON.
 
     Args:
-        comparison: the numbers.
-        about: what else is said.
-        figures: name to file, relative to the report.
+        comparison: Numbers of the report.
+        about: Other content of the report.
+        figures: Dict from name to file, relative to the report.
     """
     return {
         "format": FORMAT,

@@ -1,9 +1,9 @@
 """Sparse 3D convolution over voxels: tensors, kernel maps, layers, U-Nets; no losses, no sampling, no data.
 
-The layers keep MinkowskiEngine's conventions and parameter names, so that its networks and their weights carry over.
-That is a promise to users of this package: the poolings, InstanceNorm, `interpolate`, `prune`, `batch_coordinates` and
-`merge_duplicates` are part of it, although no prior here needs them. `engine` names who convolves: an engine that is
-installed, or `auto`; see `prior3d.registry.engines`.
+The layers keep MinkowskiEngine's conventions and parameter names, so its networks and their weights carry over. Users
+of this package rely on that: the poolings, InstanceNorm, `interpolate`, `prune`, `batch_coordinates` and
+`merge_duplicates` are part of it, although no prior here needs them. `engine` names the engine that convolves: an
+installed engine, or `auto`; see `prior3d.registry.engines`.
 """
 
 from prior3d.contracts.kernel_map import KernelMap

@@ -36,21 +36,21 @@ class _ConvolutionBase(nn.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether this is a plain matrix product per voxel (kernel and stride 1), whose weight has two axes."""
+        """Whether this is a plain matrix product per voxel (kernel and stride 1), with a weight of two axes."""
         return self.kernel_size == 1 and self.stride == 1
 
     def _fan(self) -> int:
-        """Channels that set the range of the initial weights."""
+        """Number of channels that sets the range of the initial weights."""
         return self.kernel.shape[-2]
 
     def reset_parameters(self) -> None:
-        """Draw kernel and bias from U(-1/sqrt(n), 1/sqrt(n)), n = K^3 times the fan."""
+        """Draw kernel and bias from U(-1/sqrt(n), 1/sqrt(n)), where n is K^3 times the fan."""
         bound = 1 / math.sqrt(self.kernel_size**3 * self._fan())
         for parameter in filter(lambda p: p is not None, (self.kernel, self.bias)):
             nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
-        """Sizes, for printing."""
+        """Return the sizes, for printing."""
         return (
             f"{self.kernel.shape[-2]} -> {self.kernel.shape[-1]}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}"
@@ -62,7 +62,7 @@ class _ConvolutionBase(nn.Module):
         if kernel_map is None:
             out = features @ self.kernel
         else:
-            # Autocast does not look inside an autograd.Function, so its casts are made here.
+            # Autocast does not look inside an autograd.Function, so the casts are here.
             device, kernel = features.device, self.kernel
             if torch.is_autocast_enabled(device.type) and features.dtype != torch.float64:
                 dtype = torch.get_autocast_dtype(device.type)
@@ -72,10 +72,10 @@ class _ConvolutionBase(nn.Module):
 
 
 class Convolution(_ConvolutionBase):
-    """Sparse convolution: submanifold at stride 1 (outputs are the inputs' voxels), else onto the coarser grid.
+    """Sparse convolution: submanifold at stride 1 (outputs are the inputs' voxels), else to the coarser grid.
 
-    out[u] = sum_k in[u + offset_k * dilation * in_stride] @ kernel[k], odd kernels centred, even ones from 0 to K-1.
-    The voxels of a strided output are the unique floor cells of the input, whatever the kernel size.
+    out[u] = sum_k in[u + offset_k * dilation * in_stride] @ kernel[k]. Odd kernels are centered, even ones run from 0
+    to K-1. The voxels of a strided output are the unique floor cells of the input, for every kernel size.
 
     Reference: Choy, Gwak, Savarese, "4D Spatio-Temporal ConvNets", 2019, arXiv:1904.08755. Conventions, parameter
     names and initial ranges are those of its MinkowskiEngine; coordinates are divided as integers, not as float32.
@@ -84,14 +84,14 @@ class Convolution(_ConvolutionBase):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: edge of the cubic kernel, in voxels of the input.
-        stride: how many times coarser the output grid is.
+        stride: ratio of the output's voxel edge to the input's.
         dilation: spacing of the taps, in voxels of the input.
         bias: whether to add a bias.
         engine: `auto` or the name of an engine.
 
     Raises:
-        ValueError: for a size below 1.
-        UserError: for an engine that cannot be had.
+        ValueError: if a size is below 1.
+        UserError: if the engine is not available.
 
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
     >>> x = SparseTensor(torch.rand(3, 8), coordinates)
@@ -116,7 +116,7 @@ class Convolution(_ConvolutionBase):
         super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, engine)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Convolve; output coordinates and kernel map are cached in the manager of `x`."""
+        """Convolve; the manager of `x` caches output coordinates and kernel map."""
         if self.is_linear:
             return x.with_features(self._convolve(x.features, None))
         stride = x.manager.coarser(x.stride, self.stride)
@@ -125,10 +125,10 @@ class Convolution(_ConvolutionBase):
 
 
 class TransposedConvolution(_ConvolutionBase):
-    """Sparse transposed convolution: the exact in/out swap of the strided one, onto the finer grid.
+    """Sparse transposed convolution: the exact in/out swap of the strided one, to the finer grid.
 
-    The output lives on the level that the manager has at the finer stride (a U-Net's way back up); if it has none, or
-    with `generative`, on every cell that the kernel reaches.
+    The output uses the manager's level at the finer stride (a U-Net's way back up). If there is none, or with
+    `generative`, it has every cell that the kernel reaches.
 
     Reference: Choy, Gwak, Savarese, "4D Spatio-Temporal ConvNets", 2019, arXiv:1904.08755.
 
@@ -136,15 +136,15 @@ class TransposedConvolution(_ConvolutionBase):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: edge of the cubic kernel, in voxels of the output.
-        stride: how many times finer the output grid is.
+        stride: ratio of the input's voxel edge to the output's.
         dilation: spacing of the taps, in voxels of the output.
         bias: whether to add a bias.
-        generative: make new voxels even where the manager has a level at the finer stride.
+        generative: make new voxels even if the manager has a level at the finer stride.
         engine: `auto` or the name of an engine.
 
     Raises:
-        ValueError: for a size below 1.
-        UserError: for an engine that cannot be had.
+        ValueError: if a size is below 1.
+        UserError: if the engine is not available.
 
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
     >>> x = SparseTensor(torch.rand(3, 8), coordinates)
@@ -172,7 +172,7 @@ class TransposedConvolution(_ConvolutionBase):
         return self.kernel.shape[-1]
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Convolve; see the class for where the output lives."""
+        """Convolve; see the class for the voxels of the output."""
         if self.is_linear:
             return x.with_features(self._convolve(x.features, None))
         manager, stride, kernel_map = x.manager.finer(

@@ -1,4 +1,4 @@
-"""One level of a voxel grid: its occupied cells in a fixed row order, and the sorted order that lookups need."""
+"""One level of a voxel grid: its occupied cells in a fixed row order, and the sorted order for lookups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ _MAX_KEY = 2**63 - 1
 
 @dataclass(frozen=True)
 class KeyBox:
-    """A box of grid cells; every cell of every batch item inside it has its own int64 key.
+    """A box of grid cells; every cell of every batch item inside it has a unique int64 key.
 
-    Keys grow with (batch, z, y, x), x fastest, so moving by an offset adds one constant to every key: shifted queries
-    stay sorted, and the cells of one kernel row lie next to each other. Cells outside the box would alias.
+    Keys grow with (batch, z, y, x), x fastest, so a move by an offset adds one constant to every key: shifted queries
+    stay sorted, and the cells of one kernel row are adjacent. Cells outside the box would alias.
     """
 
     low: Cell
@@ -23,26 +23,26 @@ class KeyBox:
 
     @classmethod
     def around(cls, bounds: Sequence[tuple[Cell, Cell]], batch_size: int, margin: int) -> "KeyBox":
-        """Box that holds all given inclusive (low, high) cell bounds with `margin` cells to spare on every side.
+        """Return the box of all given inclusive (low, high) cell bounds, with `margin` spare cells on every side.
 
         Raises:
             ValueError: if the box has more cells than int64 can number.
         """
         low = tuple(min(b[0][axis] for b in bounds) - margin for axis in range(3))
         size = tuple(max(b[1][axis] for b in bounds) + margin + 1 - low[axis] for axis in range(3))
-        # Two spare batch items: interpolation asks for items just before and after the existing ones.
+        # Two spare batch items: interpolation queries items just before and after the existing ones.
         if (batch_size + 2) * size[0] * size[1] * size[2] > _MAX_KEY:
             raise ValueError(f"expected coordinates within 2^63 cells, got {batch_size} items of {size} cells")
         return cls(low, size)
 
     def keys(self, cells: Tensor) -> Tensor:
-        """Keys [N] of integer cells [N, 4] (batch, x, y, z)."""
+        """Return the keys [N] of integer cells [N, 4] (batch, x, y, z)."""
         batch, x, y, z = cells.unbind(1)
         key = (batch.long() * self.size[2] + (z - self.low[2])) * self.size[1]
         return (key + (y - self.low[1])) * self.size[0] + (x - self.low[0])
 
     def shift(self, offset: Sequence[int]) -> int:
-        """What moving by `offset` (x, y, z) cells adds to every key."""
+        """Return the constant that a move by `offset` (x, y, z) cells adds to every key."""
         return (offset[2] * self.size[1] + offset[1]) * self.size[0] + offset[0]
 
 
@@ -51,7 +51,7 @@ class CoordinateMap:
     """Unique voxel coordinates of one grid level, in the row order of its features.
 
     Coordinates are in units of the finest grid; at stride s they are multiples of s. `low` and `high` are inclusive
-    bounds over all batch items, kept on the host so that lookups need no synchronisation.
+    bounds over all batch items, kept on the host, so lookups need no synchronization.
     """
 
     coordinates: Tensor  # [N, 4] int32: batch, x, y, z
@@ -59,32 +59,32 @@ class CoordinateMap:
     low: Cell
     high: Cell
     batch_size: int
-    order: Tensor | None  # [N] rows by (batch, z, y, x); None where the rows already are in that order
+    order: Tensor | None  # [N] rows by (batch, z, y, x); None if the rows already are in that order
 
     def __len__(self) -> int:
         """Number of occupied voxels."""
         return len(self.coordinates)
 
     def bounds(self, unit: int) -> tuple[Cell, Cell]:
-        """Inclusive (low, high) bounds in cells of `unit` finest voxels."""
+        """Return inclusive (low, high) bounds in cells of `unit` finest voxels."""
         return tuple(c // unit for c in self.low), tuple(c // unit for c in self.high)
 
     def sorted_cells(self, unit: int) -> Tensor:
-        """Cells [N, 4] int64 in units of `unit` finest voxels, by (batch, z, y, x)."""
+        """Return cells [N, 4] int64 in units of `unit` finest voxels, by (batch, z, y, x)."""
         cells = (self.coordinates if self.order is None else self.coordinates[self.order]).long()
         return _to_cells(cells, unit)
 
     def rows(self, sorted_rows: Tensor) -> Tensor:
-        """Row numbers of voxels given by their place in the sorted order."""
+        """Return the row numbers of voxels at given places in the sorted order."""
         return sorted_rows.long() if self.order is None else self.order[sorted_rows]
 
     def coarser(self, factor: int) -> "CoordinateMap":
-        """Cells of a grid `factor` times coarser: the unique floor of every coordinate, whatever the kernel size."""
+        """Return the cells of a grid `factor` times coarser: the unique floors of coordinates, for any kernel size."""
         stride = self.stride * factor
         return self._unique(_to_cells(self.coordinates.long(), stride), stride)
 
     def finer(self, factor: int, offsets: Tensor) -> "CoordinateMap":
-        """Every cell of a grid `factor` times finer that `offsets` [K, 3] reach from a voxel (generative)."""
+        """Return every cell of a grid `factor` times finer that `offsets` [K, 3] reach from a voxel (generative)."""
         stride = self.stride // factor
         cells = _to_cells(self.coordinates.long(), stride).repeat(len(offsets), 1)
         cells[:, 1:] += offsets.to(cells).repeat_interleave(len(self), dim=0)
@@ -103,15 +103,16 @@ class CoordinateMap:
 
 
 def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None = None) -> CoordinateMap:
-    """Check and sort voxel coordinates; the one host synchronisation of a new sparse tensor is here.
+    """Check and sort voxel coordinates, with the only host synchronization of a new sparse tensor.
 
     Args:
-        coordinates: voxels [N, 4] int32 (batch, x, y, z) in units of the finest grid, unique; negative ones are legal.
+        coordinates: [N, 4] int32 voxels (batch, x, y, z) in units of the finest grid, unique; negative ones are legal.
         stride: edge of one voxel in units of the finest grid; every coordinate is a multiple of it.
-        batch_size: number of batch items, if there may be empty ones at the end; None reads it off the coordinates.
+        batch_size: number of batch items, needed if the last ones may be empty; None infers it from the coordinates.
 
     Raises:
-        ValueError: for another shape or dtype, duplicates, negative batch indices, or coordinates off the grid.
+        ValueError: if the shape or dtype is wrong, or there are duplicates, negative batch indices, or coordinates off
+            the grid.
     """
     if coordinates.ndim != 2 or coordinates.shape[1] != 4 or coordinates.dtype != torch.int32:
         raise ValueError(f"expected int32 coordinates [N, 4], got {coordinates.dtype} {list(coordinates.shape)}")
@@ -130,18 +131,18 @@ def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None 
     if off_grid:
         raise ValueError(f"expected coordinates that are multiples of the stride {stride}, got others")
     low, high = tuple(bounds[1:4]), tuple(bounds[5:8])
-    KeyBox.around([(low, high)], items, 0)  # before `duplicates` is believed: keys of an over-large box alias
+    KeyBox.around([(low, high)], items, 0)  # before `duplicates` is trusted: keys of an oversized box alias
     if duplicates:
         raise ValueError(f"expected unique coordinates, got {duplicates} duplicates (see merge_duplicates)")
     return CoordinateMap(coordinates, stride, low, high, batch_size or items, order)
 
 
 def packed_keys(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys [N] that order coordinates [N, 4] by (batch, z, y, x), without asking the host for their bounds.
+    """Return keys [N] that order coordinates [N, 4] by (batch, z, y, x), without sending their bounds to the host.
 
     Returns:
-        Keys, and the inclusive bounds low [4] and high [4], all int64. Where the bounding box has 2^63 cells or
-        more the keys are not distinct: whoever brings the bounds to the host checks that with `KeyBox.around`.
+        The keys, and the inclusive bounds low [4] and high [4], all int64. If the bounding box has 2^63 cells or more,
+        the keys are not distinct; the caller checks that with `KeyBox.around` once the bounds are on the host.
     """
     low, high = (c.long() for c in coordinates.aminmax(dim=0))
     size = high - low + 1
@@ -150,7 +151,7 @@ def packed_keys(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _to_cells(coordinates: Tensor, unit: int) -> Tensor:
-    """Integer floor division of the spatial columns: exact for any int32, where float32 fails above 2^24."""
+    """Divide the spatial columns by integer floor division: exact for any int32, where float32 fails above 2^24."""
     if unit != 1:
         coordinates = torch.cat([coordinates[:, :1], coordinates[:, 1:].div(unit, rounding_mode="floor")], dim=1)
     return coordinates

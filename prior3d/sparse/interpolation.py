@@ -10,20 +10,20 @@ from prior3d.sparse.tensor import SparseTensor
 
 
 def interpolate(x: SparseTensor, queries: Tensor) -> Tensor:
-    """Trilinear interpolation between the eight voxels around each position.
+    """Interpolate trilinearly between the eight voxels around each position.
 
-    Absent voxels count as zero and weights are not renormalised, as in MinkowskiEngine. Differentiable in features and
-    positions. Voxel values sit at their coordinates (a voxel's lower corner), not at its centre.
+    Absent voxels count as zero and weights are not renormalized, as in MinkowskiEngine. Differentiable in features and
+    positions. The value of a voxel sits at its coordinates (its lower corner), not at its center.
 
     Args:
         x: sparse tensor of features [N, C].
-        queries: positions [Q, 4] (batch, x, y, z), floating point, in units of the finest grid.
+        queries: [Q, 4] positions (batch, x, y, z), floating point, in units of the finest grid.
 
     Returns:
-        Features [Q, C].
+        [Q, C] features.
 
     Raises:
-        ValueError: for another shape, or integer positions.
+        ValueError: if the shape is wrong, or the positions are integers.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -43,7 +43,7 @@ def interpolate(x: SparseTensor, queries: Tensor) -> Tensor:
     box = KeyBox.around([(low, high)], x.batch_size, margin=2)
     keys = box.keys(x.level.sorted_cells(x.stride))
     ended = torch.cat([keys, keys.new_full((1,), -1)])
-    # Far positions are brought to the rim of the box, where there are no voxels, and would alias beyond it.
+    # Far positions move to the rim of the box, where there are no voxels; beyond it, they would alias.
     floor = torch.tensor([[-1, *(c - 2 for c in low)], [x.batch_size, *(c + 1 for c in high)]], device=queries.device)
     cells = torch.cat([queries[:, :1].detach(), base], dim=1).long().clamp(floor[0], floor[1])
     first = box.keys(cells)

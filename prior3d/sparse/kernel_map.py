@@ -1,4 +1,4 @@
-"""Building a kernel map: the lookup that every sparse operation needs."""
+"""Building a kernel map, the lookup that every sparse operation needs."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from prior3d.sparse.coordinates import CoordinateMap, KeyBox
 
 
 def offset_range(kernel_size: int) -> range:
-    """Offsets along one axis: centred for odd kernels, 0..K-1 for even ones."""
+    """Return the offsets along one axis: centered for odd kernels, 0..K-1 for even ones."""
     start = -(kernel_size // 2) if kernel_size % 2 else 0
     return range(start, start + kernel_size)
 
 
 def kernel_offsets(kernel_size: int) -> Tensor:
-    """Offsets [K^3, 3] (x, y, z) in the order of kernel weights: first spatial axis fastest.
+    """Return the offsets [K^3, 3] (x, y, z) in the order of kernel weights: first spatial axis fastest.
 
     >>> kernel_offsets(3).shape, kernel_offsets(2)[1].tolist()
     (torch.Size([27, 3]), [1, 0, 0])
@@ -29,13 +29,14 @@ def kernel_offsets(kernel_size: int) -> Tensor:
 def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: int, dilation: int = 1) -> KernelMap:
     """Pair each target voxel u with the source voxels at u + offset * dilation * source stride.
 
-    Sorted int64 keys of the source are searched for the first cell of each kernel row (along x); the rest of the row
-    follows it in the sorted keys and costs a comparison each. Where source and target are one map and the kernel is
-    odd, half the offsets are looked up and the others mirrored. One host synchronisation: the number of pairs.
+    The sorted int64 keys of the source are searched for the first cell of each kernel row (along x). The rest of the
+    row follows it in the sorted keys, at the cost of one comparison each. If source and target are one map and the
+    kernel is odd, half the offsets are looked up and the others mirrored. One host synchronization: the number of
+    pairs.
 
     Args:
-        source: voxels that are read; the finer of the two levels.
-        target: voxels that are written, at coordinates that are multiples of the source's stride.
+        source: voxels to read; the finer of the two levels.
+        target: voxels to write, at coordinates that are multiples of the source's stride.
         kernel_size: edge of the cubic kernel, in voxels.
         dilation: spacing of the kernel's taps, in voxels of the source.
     """
@@ -50,7 +51,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
     if mirror:
         found, hit = found[: kernel_size**3 // 2], hit[: kernel_size**3 // 2]
     counts = hit.sum(dim=1).tolist()
-    # The total is known by now: without it nonzero would synchronise once more.
+    # The total is known here: without it, nonzero would synchronize once more.
     place = torch.nonzero_static(hit.view(-1), size=sum(counts)).view(-1)
     in_rows = source.rows(found.view(-1)[place])
     out_rows = target.rows(place % len(target))
@@ -62,7 +63,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
 def _look_up_rows(
     source: CoordinateMap, target: CoordinateMap, kernel_size: int, dilation: int, mirror: bool
 ) -> tuple[Tensor, Tensor]:
-    """Places [K', N] in the sorted source, and whether the cell is there [K', N], offset by offset."""
+    """Return places [K', N] in the sorted source, and whether the cell is there [K', N], offset by offset."""
     taps = [offset * dilation for offset in offset_range(kernel_size)]
     reach = max(abs(tap) for tap in taps)
     bounds = [source.bounds(source.stride), target.bounds(source.stride)]
@@ -73,7 +74,7 @@ def _look_up_rows(
     if mirror:
         row_shifts = row_shifts[: len(row_shifts) // 2 + 1]
     queries = queries + torch.tensor(row_shifts, device=keys.device)[:, None]  # [rows, N], each row sorted
-    ended = torch.cat([keys, keys.new_full((1,), -1)])  # what a search past the last key finds equals no query
+    ended = torch.cat([keys, keys.new_full((1,), -1)])  # the place past the last key equals no query
     place = torch.searchsorted(keys, queries, out_int32=True)  # places fill K^3 x N cells: half the memory
     places, hits = [], []
     for step, tap in enumerate(taps):
@@ -88,7 +89,7 @@ def _look_up_rows(
 
 
 def _mirrored(in_rows: Tensor, out_rows: Tensor, counts: Sequence[int], size: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Complete the first half of the offsets by the centre and the other half, where inputs and outputs swap."""
+    """Complete the first half of the offsets with the center and the other half, where inputs and outputs swap."""
     here = torch.arange(size, device=in_rows.device)
     in_half, out_half = in_rows.split(counts), out_rows.split(counts)
     in_rows = torch.cat([in_rows, here, *reversed(out_half)])

@@ -1,4 +1,4 @@
-"""Layers that keep the voxels, or only join or drop some: normalisation, ReLU, concatenation, pruning."""
+"""Layers that keep the voxels, or only join or drop some: normalization, ReLU, concatenation, pruning."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from prior3d.sparse.tensor import CoordinateManager, SparseTensor
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all voxels of the batch: torch's BatchNorm1d, held as `bn` as in MinkowskiEngine.
+    """Batch normalization over all voxels of the batch: torch's BatchNorm1d, as attribute `bn` as in MinkowskiEngine.
 
-    A single voxel (a small chunk at a coarse stride) has no variance to estimate: torch would raise in training, here
-    it is normalised by the running statistics. Synchronised normalisation keeps torch's behaviour.
+    A single voxel (a small chunk at a coarse stride) has no variance to estimate. In training, torch would raise an
+    error; this layer uses the running statistics instead. Synchronized normalization keeps torch's behavior.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -25,12 +25,12 @@ class BatchNorm(nn.Module):
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        """Set channels, the variance's epsilon and the running statistics' momentum."""
+        """Set the channels, the epsilon of the variance and the momentum of the running statistics."""
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalise each channel."""
+        """Normalize each channel."""
         bn = self.bn
         if len(x) < 2 and not isinstance(bn, nn.SyncBatchNorm):
             out = F.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation: over the voxels of each batch item, biased variance, in at least float32.
+    """Instance normalization over the voxels of each batch item, with biased variance, in at least float32.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -49,14 +49,14 @@ class InstanceNorm(nn.Module):
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-8) -> None:
-        """Set channels and the variance's epsilon."""
+        """Set the channels and the epsilon of the variance."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, channels))
         self.bias = nn.Parameter(torch.zeros(1, channels))
         self.eps = eps
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalise each channel of each item."""
+        """Normalize each channel of each item."""
         features = x.features.to(working_dtype(x.features))
         items = x.batch_index
         centered = features - mean_per_item(features, items, x.batch_size)[items]
@@ -66,7 +66,7 @@ class InstanceNorm(nn.Module):
 
 
 class ReLU(nn.Module):
-    """Rectifier on the features.
+    """Rectified linear unit on the features.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -81,7 +81,7 @@ class ReLU(nn.Module):
 
 
 def mean_per_item(features: Tensor, items: Tensor, batch_size: int) -> Tensor:
-    """Mean of the rows [N, C] of each batch item: [B, C], zero for an item without voxels."""
+    """Return the mean of the rows [N, C] of each batch item: [B, C], zero for an item without voxels."""
     count = features.new_zeros(batch_size, 1).index_add(0, items, features.new_ones(len(items), 1))
     total = features.new_zeros(batch_size, features.shape[1]).index_add(0, items, features)
     return total / count.clamp(min=1)
@@ -91,7 +91,7 @@ def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
     """Stack the channels of tensors that live on the same voxels.
 
     Raises:
-        ValueError: if they do not, or if there are none.
+        ValueError: if the tensors live on different voxels, or there are none.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -106,7 +106,7 @@ def concatenate(tensors: Sequence[SparseTensor]) -> SparseTensor:
 
 
 def prune(x: SparseTensor, keep: Tensor) -> SparseTensor:
-    """Only the voxels where `keep` [N] is true, in their order, under a coordinate manager of their own.
+    """Keep the voxels where `keep` [N] is true, in their order, under a new coordinate manager.
 
     Raises:
         ValueError: if `keep` is not one boolean per voxel.

@@ -1,4 +1,4 @@
-"""Pooling over the voxels that exist: strided maximum, mean and sum, un-pooling, and pooling of whole batch items."""
+"""Pooling over existing voxels: strided maximum, mean and sum, un-pooling, and pooling of whole batch items."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ from prior3d.sparse.tensor import SparseTensor
 
 
 class _Pool(nn.Module):
-    """A reduction over the existing voxels under a kernel; coordinates as for a convolution of the same size."""
+    """A reduction over the existing voxels under a kernel, with the coordinates of a convolution of the same size."""
 
     def __init__(self, kernel_size: int, *, stride: int = 1, dilation: int = 1) -> None:
-        """Set the window's edge, the output's stride and the taps' spacing, in voxels of the finer grid."""
+        """Set the window's edge, the output's stride and the dilation, in voxels of the finer grid."""
         super().__init__()
         for name, value in {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}.items():
             if value < 1:
@@ -23,11 +23,11 @@ class _Pool(nn.Module):
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
 
     def extra_repr(self) -> str:
-        """Sizes, for printing."""
+        """Return the sizes, for printing."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Reduce onto the coarser grid (the same voxels at stride 1)."""
+        """Reduce to the coarser grid (the same voxels at stride 1)."""
         stride = x.manager.coarser(x.stride, self.stride)
         kernel_map = x.manager.kernel_map(x.stride, stride, self.kernel_size, self.dilation)
         return SparseTensor(self._reduce(x.features, kernel_map), stride=stride, manager=x.manager)
@@ -51,7 +51,7 @@ class SumPool(_Pool):
 
 
 class AvgPool(_Pool):
-    """Mean of the existing voxels under the kernel; absent ones do not count. Zero where none exists.
+    """Mean of the existing voxels under the kernel; absent voxels do not count. Zero if there are none.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -65,9 +65,9 @@ class AvgPool(_Pool):
 
 
 class MaxPool(_Pool):
-    """Maximum of the existing voxels under the kernel. Zero where none exists.
+    """Maximum of the existing voxels under the kernel. Zero if there are none.
 
-    Differs from MinkowskiEngine: tied voxels share the gradient equally; there an arbitrary one of them gets it all.
+    Differs from MinkowskiEngine: tied voxels share the gradient equally; there, an arbitrary one gets all of it.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -81,9 +81,9 @@ class MaxPool(_Pool):
 
 
 class AvgUnpool(_Pool):
-    """Back onto the finer level that the manager has (else every cell reached): mean of the coarse voxels reaching it.
+    """Un-pool to the manager's finer level, or to every reached cell: the mean of the coarse voxels that reach it.
 
-    For a window as large as the stride every voxel gets a copy of its cell.
+    If the window is as large as the stride, every voxel gets a copy of its cell.
 
     >>> from prior3d.sparse import SparseTensor
     >>> coordinates = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 5, 0, 0]], dtype=torch.int32)
@@ -93,7 +93,7 @@ class AvgUnpool(_Pool):
     """
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Spread onto the finer grid."""
+        """Spread the features to the finer grid."""
         manager, stride, kernel_map = x.manager.finer(x.stride, self.stride, self.kernel_size, self.dilation)
         return SparseTensor(_mean(x.features, kernel_map), stride=stride, manager=manager)
 
@@ -111,10 +111,10 @@ class GlobalPool(nn.Module):
     """
 
     def __init__(self, mode: Literal["mean", "max", "sum"] = "mean") -> None:
-        """Set what is computed.
+        """Set the reduction.
 
         Raises:
-            ValueError: for another mode.
+            ValueError: if the mode is unknown.
         """
         super().__init__()
         if mode not in ("mean", "max", "sum"):
@@ -122,7 +122,7 @@ class GlobalPool(nn.Module):
         self.mode = mode
 
     def forward(self, x: SparseTensor) -> Tensor:
-        """Pooled features [B, C]."""
+        """Return pooled features [B, C]."""
         if self.mode == "max":
             return _maximum(x.features, x.batch_index, x.batch_size)
         wide = x.features.to(working_dtype(x.features))
@@ -133,7 +133,7 @@ class GlobalPool(nn.Module):
 
 
 def _sum(features: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Sums [N_out, C], in at least float32."""
+    """Return sums [N_out, C], in at least float32."""
     features = features.to(working_dtype(features))
     zeros = features.new_zeros(kernel_map.out_size, features.shape[1])
     return zeros.index_add(0, kernel_map.out_rows, features.index_select(0, kernel_map.in_rows))
@@ -147,8 +147,8 @@ def _mean(features: Tensor, kernel_map: KernelMap) -> Tensor:
 
 
 def _maximum(features: Tensor, groups: Tensor, size: int) -> Tensor:
-    """Maximum of the rows [P, C] of each group, zero for an empty group."""
-    # Not zeros with include_self=False: torch's gradient would count them as tied with a maximum of 0 (as after ReLU).
+    """Return the maximum of the rows [P, C] of each group, zero for an empty group."""
+    # Not zeros with include_self=False: torch's gradient would count them as ties of a maximum of 0 (as after ReLU).
     lowest = features.new_full((size, features.shape[1]), -torch.inf)
     out = lowest.scatter_reduce(0, groups[:, None].expand_as(features), features, "amax")
     return out.masked_fill(out == -torch.inf, 0)

@@ -1,4 +1,4 @@
-"""From points to unique integer voxels, and from several clouds to one batch."""
+"""Quantize points to unique integer voxels, and join several clouds into one batch."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ _INT32 = torch.iinfo(torch.int32)
 
 
 class Quantized(NamedTuple):
-    """Voxels of a point cloud, in the order in which their first points come."""
+    """Voxels of a point cloud, in the order of their first points."""
 
     coordinates: Tensor  # [M, 3] int32; [M, 4] with the batch index first if one was given
     unique_map: Tensor  # [M] int64: the first point of each voxel
@@ -29,24 +29,24 @@ def sparse_quantize(
     labels: Tensor | None = None,
     ignore_label: int = -100,
 ) -> Quantized:
-    """Put points into voxels floor(point / voxel_size), computed in the points' own dtype.
+    """Put points into voxels floor(point / voxel_size), computed in the points' dtype.
 
-    Differs from MinkowskiEngine: a voxel whose points have different labels gets `ignore_label`; there (0.5.4) another
-    voxel gets it, by an indexing error.
+    Differs from MinkowskiEngine: a voxel whose points have different labels gets `ignore_label`. There (0.5.4), an
+    indexing error gives it to another voxel.
 
     Args:
-        points: positions [N, 3], in any unit.
+        points: [N, 3] positions, in any unit.
         voxel_size: edge of a voxel, in the points' unit.
-        batch: batch item of each point [N], to quantise a packed batch at once.
-        labels: integer label of each point [N].
+        batch: [N] batch item of each point, to quantize a packed batch at once.
+        labels: [N] integer label of each point.
         ignore_label: label of voxels whose points disagree.
 
     Returns:
         Voxels with `coordinates[inverse_map]` = the voxel of each point, and `inverse_map[unique_map]` = 0..M-1.
 
     Raises:
-        ValueError: for wrong shapes, a voxel size that is not positive, or points that are not finite or so far away
-            that int32 cannot hold their voxel.
+        ValueError: if shapes are wrong, the voxel size is not positive, or points are not finite or so far away that
+            int32 cannot hold their voxel.
 
     >>> found = sparse_quantize(torch.tensor([[0.1, 0, 0], [0.9, 0, 0], [1.2, 0, 0]]), voxel_size=1.0)
     >>> found.coordinates.tolist(), found.inverse_map.tolist()
@@ -77,15 +77,15 @@ def merge_duplicates(
     """Make coordinates unique: keep the first row of each voxel, or the mean or the sum of its rows.
 
     Args:
-        features: [N, C].
+        features: [N, C] one row per coordinate.
         coordinates: [N, 4] int32, duplicates allowed.
-        how: what becomes of rows that share a voxel; `first` is MinkowskiEngine's default.
+        how: reduction of the rows that share a voxel: `first` (MinkowskiEngine's default), `mean` or `sum`.
 
     Returns:
-        Features [M, C] and unique coordinates [M, 4], in order of first occurrence.
+        [M, C] features and [M, 4] unique coordinates, in order of first occurrence.
 
     Raises:
-        ValueError: for another `how`.
+        ValueError: if `how` is unknown.
 
     >>> coordinates = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
     >>> features, unique = merge_duplicates(torch.tensor([[1.0], [3.0]]), coordinates, "mean")
@@ -106,7 +106,7 @@ def merge_duplicates(
 def batch_coordinates(clouds: Sequence[Tensor]) -> Tensor:
     """Join voxels [N_i, 3] of several clouds into [sum N_i, 4] int32 with the batch index first.
 
-    An empty cloud keeps its index; if it is the last, tell `SparseTensor` the `batch_size`.
+    An empty cloud keeps its index; if it is the last one, pass `batch_size` to `SparseTensor`.
 
     Raises:
         ValueError: if there are no clouds, or one is not [N, 3] of integers.
@@ -124,27 +124,27 @@ def batch_coordinates(clouds: Sequence[Tensor]) -> Tensor:
 
 
 def _first_occurrences(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """First row of each distinct row [M], in order, and the number of each row's class [N]."""
+    """Return the first row of each distinct row [M], in order, and the number of each row's class [N]."""
     if len(cells) == 0:
         none = torch.empty(0, dtype=torch.long, device=cells.device)
         return none, none
     keys, low, high = packed_keys(cells if cells.shape[1] == 4 else F.pad(cells, (1, 0)))
     bounds = torch.stack([low, high]).tolist()
-    KeyBox.around([(bounds[0][1:], bounds[1][1:])], bounds[1][0] - bounds[0][0] + 1, 0)  # refuses where keys alias
+    KeyBox.around([(bounds[0][1:], bounds[1][1:])], bounds[1][0] - bounds[0][0] + 1, 0)  # raises if keys would alias
     keys, order = keys.sort(stable=True)  # stable: the first of equal keys is the first row
     starts = torch.ones_like(keys, dtype=torch.bool)
     starts[1:] = keys[1:] != keys[:-1]
     first = order[starts]
     is_first = torch.zeros_like(starts)
     is_first[first] = True
-    number = is_first.cumsum(0) - 1  # of each first row, counted in input order
+    number = is_first.cumsum(0) - 1  # number of each first row, counted in input order
     inverse_map = torch.empty_like(order)
     inverse_map[order] = number[first][starts.cumsum(0) - 1]
     return first.sort().values, inverse_map
 
 
 def _agreed(labels: Tensor, unique_map: Tensor, inverse_map: Tensor, ignore_label: int) -> Tensor:
-    """Label of each voxel, `ignore_label` where any of its points differs from the first."""
+    """Return the label of each voxel, or `ignore_label` if any of its points differs from the first."""
     own = labels[unique_map]
     differs = torch.zeros_like(unique_map, dtype=torch.bool)
     differs[inverse_map[labels != own[inverse_map]]] = True

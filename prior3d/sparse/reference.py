@@ -1,4 +1,4 @@
-"""The reference of sparse convolution: gather, matrix product, scatter, offset by offset, in plain torch."""
+"""Reference of sparse convolution: gather, matrix product and scatter for each offset, in plain torch."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,15 @@ from prior3d.geometry import working_dtype
 def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """Sum features[in_k] @ weight[k] into rows out_k over the offsets k; differentiable once.
 
-    Half-precision products are summed over offsets in float32.
+    Half-precision products are summed over the offsets in float32.
 
     Args:
-        features: [N_in, C_in].
-        weight: [K, C_in, C_out], of the features' dtype.
-        kernel_map: pairs per offset.
+        features: [N_in, C_in] input features.
+        weight: [K, C_in, C_out] in the features' dtype.
+        kernel_map: pairs of each offset.
 
     Returns:
-        [N_out, C_out]; zero where an output has no pair.
+        [N_out, C_out]; zero if an output has no pair.
     """
     return _GatherMultiplyScatter.apply(features, weight, kernel_map)
 
@@ -27,7 +27,7 @@ def convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
 class _GatherMultiplyScatter(torch.autograd.Function):
     """One node for all offsets: autograd through 27 gathers, products and scatters would keep every gathered copy.
 
-    Rows are unique within an offset and offsets follow each other, so the sums are reproducible on every device.
+    Rows are unique within an offset and offsets run in sequence, so the sums are reproducible on every device.
     """
 
     @staticmethod
@@ -61,7 +61,7 @@ class _GatherMultiplyScatter(torch.autograd.Function):
 
 
 def _scatter_products(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Sum of features[in_k] @ weight[k] over offsets, accumulated in at least float32."""
+    """Return the sum of features[in_k] @ weight[k] over the offsets, accumulated in at least float32."""
     dtype = working_dtype(features)
     if kernel_map.identity is None:
         out = features.new_zeros(kernel_map.out_size, weight.shape[2], dtype=dtype)

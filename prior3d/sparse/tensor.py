@@ -1,4 +1,4 @@
-"""Sparse tensors, and the manager that the tensors of one network pass share: grid levels and kernel maps, cached."""
+"""Sparse tensors, and the manager that caches grid levels and kernel maps for all tensors of a network pass."""
 
 from torch import Tensor
 
@@ -11,22 +11,22 @@ class CoordinateManager:
     """The levels of one grid, at most one per stride, and the kernel maps between them, each built once.
 
     Levels are found by stride alone, as in MinkowskiEngine: the first level made at a stride serves every later
-    operation that leads there. It belongs to one pass over one batch; features and gradients are not in it.
+    operation that leads there. A manager belongs to one pass over one batch; it holds neither features nor gradients.
     """
 
     def __init__(self, level: CoordinateMap) -> None:
-        """Start from one level, whatever its stride."""
+        """Start from one level of any stride."""
         self.levels: dict[int, CoordinateMap] = {level.stride: level}
         self._kernel_maps: dict[tuple[int, int, int, int], KernelMap] = {}
 
     def coarser(self, stride: int, factor: int) -> int:
-        """Stride of the level `factor` times coarser than the one at `stride`, which is made if missing."""
+        """Return the stride of the level `factor` times coarser than that at `stride`; a missing level is made."""
         if stride * factor not in self.levels:
             self.levels[stride * factor] = self.levels[stride].coarser(factor)
         return stride * factor
 
     def kernel_map(self, fine: int, coarse: int, kernel_size: int, dilation: int = 1) -> KernelMap:
-        """Kernel map that reads the level at stride `fine` and writes the one at `coarse`; both exist."""
+        """Return the kernel map that reads the level at stride `fine` and writes the one at `coarse`; both exist."""
         key = (fine, coarse, kernel_size, dilation)
         if key not in self._kernel_maps:
             self._kernel_maps[key] = build_kernel_map(self.levels[fine], self.levels[coarse], kernel_size, dilation)
@@ -35,10 +35,10 @@ class CoordinateManager:
     def finer(
         self, stride: int, factor: int, kernel_size: int, dilation: int = 1, fresh: bool = False
     ) -> tuple["CoordinateManager", int, KernelMap]:
-        """Where a transposed operation from the level at `stride` leads: manager, stride and transposed kernel map.
+        """Return the target of a transposed operation from `stride`: manager, stride and transposed kernel map.
 
-        That is the level this manager has at the finer stride. If it has none, or if a `fresh` one is wanted, it is
-        every cell that the kernel reaches; a fresh level whose stride is taken starts a manager of its own.
+        The target is this manager's level at the finer stride. If there is none, or with `fresh`, the target is every
+        cell that the kernel reaches. A fresh level whose stride is taken starts a new manager.
 
         Raises:
             ValueError: if `factor` does not divide the stride.
@@ -58,17 +58,18 @@ class CoordinateManager:
 class SparseTensor:
     """Features on the occupied voxels of a batch of grids.
 
-    Differs from MinkowskiEngine: coordinates must be unique (it drops duplicates silently; see `merge_duplicates`),
-    strides are equal along the axes, and pruning starts a new manager, so levels are never shared by accident.
+    Differs from MinkowskiEngine: coordinates must be unique (there, duplicates are dropped silently; see
+    `merge_duplicates`), strides are equal along the axes, and pruning starts a new manager, so levels are never shared
+    by accident.
 
     Features go on new coordinates, or on a level that `manager` already has.
 
     Args:
-        features: one row per voxel [N, C].
-        coordinates: (batch, x, y, z) [N, 4] int32 in units of the finest grid, unique; None with `manager`.
+        features: [N, C] one row per voxel.
+        coordinates: [N, 4] int32 (batch, x, y, z) in units of the finest grid, unique; None with `manager`.
         stride: edge of a voxel in units of the finest grid.
-        batch_size: number of batch items if the last ones may be empty; None reads it off the coordinates.
-        manager: manager of the tensor this one derives from.
+        batch_size: number of batch items if the last ones may be empty; None infers it from the coordinates.
+        manager: manager of the tensor that this one derives from.
 
     Raises:
         ValueError: if not exactly one of `coordinates` and `manager` is given, or sizes or devices differ.
@@ -103,7 +104,7 @@ class SparseTensor:
 
     @property
     def level(self) -> CoordinateMap:
-        """The grid level that the features live on."""
+        """Grid level of the features."""
         return self.manager.levels[self.stride]
 
     @property
@@ -126,15 +127,15 @@ class SparseTensor:
         return len(self.features)
 
     def with_features(self, features: Tensor) -> "SparseTensor":
-        """Other features [N, C'] on the same voxels."""
+        """Return a tensor with other features [N, C'] on the same voxels."""
         return SparseTensor(features, stride=self.stride, manager=self.manager)
 
     def __add__(self, other: "SparseTensor") -> "SparseTensor":
-        """Sum of two tensors on the same voxels."""
+        """Return the sum of two tensors on the same voxels."""
         return self.with_features(self.features + self.aligned(other).features)
 
     def aligned(self, other: "SparseTensor") -> "SparseTensor":
-        """The other tensor, once it is sure that its rows are the same voxels.
+        """Return the other tensor after a check that its rows are the same voxels.
 
         Raises:
             ValueError: if it lives on another level or has another manager.

@@ -1,4 +1,4 @@
-"""Sparse residual U-Nets of the MinkUNet family; parameter names and shapes are those of MinkowskiEngine's example."""
+"""Sparse residual U-Nets of the MinkUNet family, with the parameter names and shapes of MinkowskiEngine's example."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ _LEAST_CHANNELS = 4
 
 
 class BasicBlock(nn.Module):
-    """Two 3^3 convolutions with a residual connection, projected where the number of channels changes."""
+    """Two 3^3 convolutions with a residual connection, projected if the number of channels changes."""
 
     def __init__(self, in_channels: int, out_channels: int, *, engine: str = "auto") -> None:
-        """Set sizes."""
+        """Set the sizes."""
         super().__init__()
         self.conv1 = Convolution(in_channels, out_channels, 3, engine=engine)
         self.norm1 = BatchNorm(out_channels)
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(project, BatchNorm(out_channels))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Transform features; voxels stay."""
+        """Transform the features; the voxels stay."""
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
@@ -41,21 +41,21 @@ class MinkUNet(nn.Module):
     The output has a row per input voxel, in the input's order.
 
     Reference: Choy, Gwak, Savarese, "4D Spatio-Temporal ConvNets", 2019, arXiv:1904.08755, and the example network of
-    its MinkowskiEngine; the 3D branch of Hou et al., "Pri3D", 2021, arXiv:2104.11225, is `mink_unet34c`. Differs in
-    the initial spread of 1^3 kernels: true fan-out, where MinkowskiEngine takes the fan-in of these for their fan-out.
+    its MinkowskiEngine. The 3D branch of Hou et al., "Pri3D", 2021, arXiv:2104.11225, is `mink_unet34c`. One difference
+    is the initial spread of 1^3 kernels: here the true fan-out, while MinkowskiEngine uses their fan-in as fan-out.
 
     Args:
         in_channels: channels of the input features.
         out_channels: channels of the output features.
         planes: channels of the four stages down and the four stages up.
-        layers: residual blocks of the same eight stages.
+        layers: number of residual blocks in each of these eight stages.
         stem_channels: channels of the stem.
         stem_kernel: kernel size of the stem.
         engine: `auto` or the name of a convolution engine.
 
     Raises:
         ValueError: if there are not eight stages.
-        UserError: if the engine cannot be had.
+        UserError: if the engine is not available.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class MinkUNet(nn.Module):
         self._initialise()
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features [N, out_channels] on the input's voxels."""
+        """Return features [N, out_channels] on the input's voxels."""
         x = self.relu(self.bn0(self.conv0p1s1(x)))
         skips = []
         for i, name in enumerate(self._down, start=1):
@@ -106,7 +106,7 @@ class MinkUNet(nn.Module):
         return self.final(x)
 
     def _initialise(self) -> None:
-        """Normal kernels of variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
+        """Draw kernels with variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
         for module in self.modules():
             if isinstance(module, Convolution):
                 fan_out = module.kernel_size**3 * module.kernel.shape[-1]

@@ -1,8 +1,8 @@
-"""Gaussians from posed depth, their rendering with any channel count, and lifting of 2D features onto them.
+"""Gaussians from posed depth, rendering with any number of channels, and lifting of 2D features to Gaussians.
 
-Values are rendered by an engine (`engine: torch`, `gsplat` or `auto`, see `prior3d.registry.engines`); lifting and
-targets see only the linear map of a view, render and gather, never how an engine computes it.
-Not here: where the features come from, which views are used, and losses on what is rendered (plugins).
+An engine renders values (`engine: torch`, `gsplat` or `auto`, see `prior3d.registry.engines`). Lifting and targets use
+only the linear map of a view, render and gather, and do not depend on how an engine computes it.
+Plugins decide the source of the features, the views and the losses on renderings.
 """
 
 from prior3d.contracts.splatting import Gaussians, SplatOperator
@@ -21,12 +21,12 @@ __all__ = [
     "gaussians_from_depth",
     "Rendering",
     "rasterize",
-    # what engines are made of and held to
+    # building blocks and rules of engines
     "EngineChoice",
     "LOW_PASS",
     "NEAR",
     "rasterize_views",
-    # views as linear maps, and what is lifted through them
+    # views as linear maps, and lifting through them
     "SplatOperator",
     "view_operator",
     "CompositingWeights",

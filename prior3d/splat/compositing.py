@@ -1,4 +1,4 @@
-"""Front-to-back compositing over tiles: weights = alpha x transmittance, and what they sum to."""
+"""Front-to-back compositing over tiles: weights = alpha x transmittance, and weighted sums."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,21 @@ from prior3d.geometry import full_precision
 from prior3d.splat.projection import ALPHA_THRESHOLD, MAX_ALPHA, MIN_TRANSMITTANCE
 from prior3d.splat.tiles import TileBatch, TileLists, tile_batches
 
-MIN_EXPONENT = -16.0  # far below the alpha threshold; smaller ones would become denormal numbers, slow on CPUs
+MIN_EXPONENT = -16.0  # far below the alpha threshold; smaller exponents give denormal numbers, which are slow on CPUs
 
 
 def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileBatch, lists: TileLists) -> Tensor:
-    """Compositing weights of a batch of tiles.
+    """Compute the compositing weights of a batch of tiles.
 
     Args:
-        pixels: centres of the batch's Gaussians  # [T, K, 2]
-        conics: inverse covariances  # [T, K, 3]
-        opacities: of the Gaussians  # [T, K]
-        batch: which tiles, and what is padding.
-        lists: what the batch was taken from.
+        pixels: [T, K, 2] centers of the batch's Gaussians
+        conics: [T, K, 3] inverse covariances
+        opacities: [T, K] opacities of the Gaussians
+        batch: the tiles, and their padding.
+        lists: the lists that the batch was taken from.
 
     Returns:
-        alpha x transmittance  # [T, tile_size^2, K]
+        [T, tile_size^2, K] alpha x transmittance
     """
     side = lists.tile_size
     corners = torch.stack([batch.tiles % lists.columns, batch.tiles // lists.columns], -1) * side
@@ -33,7 +33,7 @@ def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileB
     exponent = (-0.5 * xx * dx * dx)[:, None] + (-0.5 * yy * dy * dy)[:, :, None] - (xy * dy)[:, :, None] * dx[:, None]
     falloff = exponent.clamp(min=MIN_EXPONENT).exp()
     alpha = (opacities[:, None, None] * falloff).clamp(max=MAX_ALPHA).flatten(1, 2)
-    # a positive exponent is rounding at the centre of a needle; gsplat drops it too
+    # a positive exponent is rounding at the center of a needle; gsplat drops it too
     drawn = (alpha >= ALPHA_THRESHOLD) & (exponent.flatten(1, 2) <= 0) & batch.valid[:, None]
     alpha = torch.where(drawn, alpha, 0.0)
     transmittance = (1 - alpha).cumprod(-1)  # behind each Gaussian
@@ -44,26 +44,25 @@ def tile_weights(pixels: Tensor, conics: Tensor, opacities: Tensor, batch: TileB
 class Composite(torch.autograd.Function):
     """Sum of weights x values over each pixel's Gaussians, and the sum of weights.
 
-    The backward pass computes each batch again instead of keeping it: memory is that of one batch and the images.
+    The backward pass recomputes each batch instead of keeping it: memory is that of one batch and the images.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, pixels: Tensor, conics: Tensor, opacities: Tensor, values: Tensor, lists: TileLists
     ) -> tuple[Tensor, Tensor]:
-        """Composite.
+        """Composite values.
 
         Args:
-            ctx: autograd's.
-            pixels: centres  # [N, 2]
-            conics: inverse covariances  # [N, 3]
-            opacities: of the Gaussians  # [N]
-            values: to be composited  # [N, C]
-            lists: the tiles' Gaussians.
+            ctx: context of autograd.
+            pixels: [N, 2] centers
+            conics: [N, 3] inverse covariances
+            opacities: [N] opacities of the Gaussians
+            values: [N, C] values to composite
+            lists: Gaussians of the tiles.
 
         Returns:
-            Composited values  # [tiles, tile_size^2, C]
-            and alpha  # [tiles, tile_size^2]
+            [tiles, tile_size^2, C] composited values and [tiles, tile_size^2] alpha
         """
         ctx.save_for_backward(pixels, conics, opacities, values)
         ctx.lists = lists
@@ -80,15 +79,15 @@ class Composite(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_sums: Tensor, grad_alphas: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the first four inputs, batch by batch.
+        """Compute the gradients of the first four inputs, batch by batch.
 
         Args:
-            ctx: autograd's.
-            grad_sums: of the composited values  # [tiles, tile_size^2, C]
-            grad_alphas: of alpha  # [tiles, tile_size^2]
+            ctx: context of autograd.
+            grad_sums: [tiles, tile_size^2, C] gradient of the composited values
+            grad_alphas: [tiles, tile_size^2] gradient of alpha
 
         Returns:
-            As many gradients as `forward` has inputs.
+            One gradient for each input of `forward`.
         """
         inputs, lists = ctx.saved_tensors, ctx.lists
         totals = [torch.zeros_like(tensor) for tensor in inputs]

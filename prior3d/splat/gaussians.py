@@ -1,4 +1,4 @@
-"""Gaussians laid onto the surfaces that posed depth maps show."""
+"""Lay Gaussians on the surfaces that posed depth maps show."""
 
 from typing import Literal
 
@@ -9,8 +9,8 @@ from prior3d.contracts.splatting import Gaussians
 from prior3d.geometry import working_dtype
 
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
-MAX_CONTRADICTED = 0.2  # views that look through a Gaussian, per view that sees a surface there
-MIN_NEIGHBOURS = 4  # a straight edge leaves a pixel 5 of its 8 neighbours; a line of floating ones has 2 or 3
+MAX_CONTRADICTED = 0.2  # maximum number of views that look through a Gaussian, per view that sees a surface there
+MIN_NEIGHBOURS = 4  # at a straight edge, 5 of a pixel's 8 neighbors remain; in a line of floating pixels, 2 or 3
 
 
 @torch.no_grad()
@@ -29,20 +29,21 @@ def gaussians_from_depth(
     """Lay Gaussians on the surfaces that posed depth maps show, one per occupied voxel.
 
     A Gaussian is as wide as `scale_over_spacing` times the voxel or, where pixels are sparser than voxels, the distance
-    between them in the closest view; overlapping neighbours of that opacity leave no holes. Dropped are pixels that
-    float between two surfaces, and Gaussians that several views look through.
+    between pixels in the closest view. Overlapping neighbors of the default opacity leave no holes. Pixels that float
+    between two surfaces are dropped, and so are Gaussians that several views look through.
 
     Args:
-        depth: metres along the optical axis, 0 = unknown  # [V, H, W]
-        intrinsics: pixels, centres at +0.5  # [3, 3] or [V, 3, 3]
-        world_from_camera: OpenCV axes, metres  # [V, 4, 4]
-        images: in [0, 1], for the colours  # [V, 3, H, W]
-        spacing: voxel edge, metres; by default the distance between pixels at the median depth.
-        scale_over_spacing: standard deviation of a Gaussian over the spacing; smaller leaves holes, larger blurs and
-            lets what is in front grow over its outline.
-        opacity: of every Gaussian; where depth is noisy and surfaces thick, a higher one shows the nearest noise.
-        shape: `flat` discs across the surface's normal, or `isotropic`.
-        depth_tolerance: relative difference up to which two depths are of one surface.
+        depth: [V, H, W] meters along the optical axis, 0 = unknown
+        intrinsics: [3, 3] or [V, 3, 3] pixels, centers at +0.5
+        world_from_camera: [V, 4, 4] OpenCV axes, meters
+        images: [V, 3, H, W] in [0, 1], for the colors
+        spacing: voxel edge in meters; by default the distance between pixels at the median depth.
+        scale_over_spacing: standard deviation of a Gaussian over the spacing; smaller values leave holes, larger ones
+            blur and let foreground grow over its outline.
+        opacity: opacity of every Gaussian; where depth is noisy and surfaces are thick, a higher one shows the nearest
+            noise.
+        shape: `flat` discs perpendicular to the surface normal, or `isotropic`.
+        depth_tolerance: maximum relative difference between two depths of one surface.
 
     Returns:
         The Gaussians, in the order of their voxels.
@@ -104,14 +105,14 @@ def _check(
 
 
 def on_surface(depth: Tensor, tolerance: float) -> Tensor:
-    """Pixels whose depth their own side of an edge shares, unlike those that float between two surfaces.
+    """Return the pixels whose depth agrees with one side of an edge, unlike those that float between two surfaces.
 
     Args:
-        depth: metres, 0 = unknown  # [V, H, W]
-        tolerance: relative difference in depth of neighbours on one surface.
+        depth: [V, H, W] meters, 0 = unknown
+        tolerance: maximum relative difference in depth between neighbors on one surface.
 
     Returns:
-        True where the depth is valid and at least 4 of the 8 neighbours agree  # [V, H, W]
+        [V, H, W] true where the depth is valid and at least 4 of the 8 neighbors agree
     """
     height, width = depth.shape[1:]
     around = torch.nn.functional.pad(depth[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
@@ -123,8 +124,8 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
 
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Pixels' points in the world, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
-    # not geometry.unproject: it divides by the determinant, for skewed axes, and lifted scenes would change
+    """Return the pixels' world points, by elementwise products: exact under autocast and TF32."""  # [V, H, W, 3]
+    # not geometry.unproject, which divides by the determinant for skewed axes and would change lifted scenes
     height, width = depth.shape[1:]
     y = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] + 0.5
     x = torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5
@@ -137,7 +138,7 @@ def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) 
 
 
 def _voxels(points: Tensor, edge: float) -> tuple[Tensor, int]:
-    """Index of each point's voxel among the occupied ones, and their number."""
+    """Return the index of each point's voxel among the occupied ones, and their number."""
     cells = (points / edge).floor().long()
     cells -= cells.amin(0)
     _, y_count, z_count = (cells.amax(0) + 1).tolist()
@@ -153,7 +154,7 @@ def _mean_per_voxel(values: Tensor, voxel: Tensor, count: int) -> Tensor:
 def _looked_through(
     means: Tensor, depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, tolerance: float
 ) -> Tensor:
-    """Gaussians that too many views see free space at, for the views that see a surface there."""  # [N]
+    """Return the Gaussians at which too many views see free space, relative to the views that see a surface."""  # [N]
     free, surface = (torch.zeros_like(means[:, 0]) for _ in range(2))
     cameras = intrinsics.expand(len(depth), 3, 3)
     for view, camera, pose in zip(depth, cameras, world_from_camera, strict=True):
@@ -163,13 +164,13 @@ def _looked_through(
         inside = (z > 0) & (column >= 0) & (column < view.shape[1]) & (row >= 0) & (row < view.shape[0])
         index = torch.where(inside, row * view.shape[1] + column, 0).long()
         measured = torch.where(inside, view.flatten()[index], 0)
-        free += (measured > 0) & (z < measured * (1 - tolerance))  # nothing is known behind a camera
+        free += (measured > 0) & (z < measured * (1 - tolerance))  # a camera knows nothing about points behind it
         surface += (measured > 0) & ((z - measured).abs() <= tolerance * measured)
     return free > MAX_CONTRADICTED * surface
 
 
 def _normals(points: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Unit normals towards the camera, from differences of the neighbouring pixels' points."""  # [V, H, W, 3]
+    """Return unit normals towards the camera, from differences of neighboring pixels' points."""  # [V, H, W, 3]
     around = torch.nn.functional.pad(points.movedim(-1, 1), (1, 1, 1, 1), mode="replicate").movedim(1, -1)
     across, down = around[:, 1:-1, 2:] - around[:, 1:-1, :-2], around[:, 2:, 1:-1] - around[:, :-2, 1:-1]
     normals = torch.nn.functional.normalize(torch.linalg.cross(down, across), dim=-1)
@@ -178,7 +179,7 @@ def _normals(points: Tensor, world_from_camera: Tensor) -> Tensor:
 
 
 def _quaternion_from_z_to(directions: Tensor) -> Tensor:
-    """Shortest rotations from the z axis; a direction opposite to it (or none) turns half a circle about x."""
+    """Return the shortest rotations from the z axis; the opposite direction (or none) turns half a circle about x."""
     x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
     quaternions = torch.stack([1 + z, -y, x, torch.zeros_like(z)], -1)
     degenerate = quaternions.norm(dim=-1, keepdim=True) < 1e-4

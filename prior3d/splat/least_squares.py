@@ -1,8 +1,8 @@
-"""Ridge least squares on what views show of Gaussians, by conjugate gradients; two ways of holding the views.
+"""Ridge least squares on the views of Gaussians, by conjugate gradients, with two ways to store the views.
 
-Both minimise, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
-(d + median d) |x - average|^2, where m is a cell's and d a Gaussian's sum of weights. Divided by the roots of both, the
-weights have singular values in [0, 1].
+Both minimize, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
+(d + median d) |x - average|^2, where m is the sum of weights of a cell and d that of a Gaussian. Divided by the roots
+of both, the weights have singular values in [0, 1].
 
 Reference:
     Hestenes and Stiefel 1952: on the residual (CGLS) or on the normal equations (CGNR), all channels side by side.
@@ -18,16 +18,16 @@ from torch import Tensor
 from prior3d.contracts.splatting import SplatOperator
 from prior3d.splat.weights import maps_of_rows, rows_of_maps
 
-SEEN = 0.1  # pixels' worth of weight from which on a view counts as having seen a Gaussian
-PATIENCE = 2  # iterations without a better held-out error before conjugate gradients stop
+SEEN = 0.1  # minimum weight, in pixels, from which a view counts as having seen a Gaussian
+PATIENCE = 2  # conjugate gradients stop after this many iterations without a better held-out error
 
 
 class LeastSquares(ABC):
-    """All views of a scene as a least-squares problem, with cells held out to choose the number of iterations on.
+    """All views of a scene as a least-squares problem, with cells held out to choose the number of iterations.
 
     Attributes:
-        mass: sum of weights over all views  # [N]
-        views: how many views saw each Gaussian  # [N]
+        mass: [N] sum of weights over all views
+        views: [N] number of views that saw each Gaussian
     """
 
     mass: Tensor
@@ -35,14 +35,14 @@ class LeastSquares(ABC):
 
     @abstractmethod
     def steps(self, ridge: float, iterations: int, everything: bool) -> Iterator[Tensor]:
-        """The average, then the features after each iteration, on all cells or without those held out  # [N, C]."""
+        """The average [N, C], then the features after each iteration, on all cells or without the held-out ones."""
 
     @abstractmethod
     def _held_out_error(self, features: Tensor) -> Tensor:
-        """Squared error on the cells held out over the squared length of the features there, a scalar."""
+        """Squared error on the held-out cells over the squared length of the features there, a scalar."""
 
     def held_out_errors(self, ridge: float, iterations: int) -> tuple[float, ...]:
-        """Relative squared error on the cells held out, of the average and after each iteration until it rises."""
+        """Relative squared error on the held-out cells, for the average and after each iteration until it rises."""
         errors: list[float] = []
         for features in self.steps(ridge, iterations, everything=False):
             errors.append(self._held_out_error(features).item())
@@ -52,14 +52,14 @@ class LeastSquares(ABC):
 
 
 class HeldViews(LeastSquares):
-    """All views in memory, one below the other, as one operator: CGLS.
+    """All views in memory, stacked into one operator: CGLS.
 
     Args:
-        whole: the operator over all views, which has `scaled`.
-        operators: of the views, to count which of them saw a Gaussian.
-        maps: features [V, C, h, w] of each operator.
-        held_out: fraction of cells held out.
-        seed: of the choice of these cells.
+        whole: operator over all views; it has `scaled`.
+        operators: operators of single views, to count the views that saw a Gaussian.
+        maps: [V, C, h, w] features for each operator.
+        held_out: fraction of cells to hold out.
+        seed: seed of the choice of these cells.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class HeldViews(LeastSquares):
         for _ in range(iterations):
             image = system.render(direction)
             curvature = image.square().sum(0) + ridge * direction.square().sum(0)
-            step = size / curvature.clamp(min=_tiny(size))  # 0 / 0 in channels already solved
+            step = size / curvature.clamp(min=_tiny(size))  # 0 / 0 in channels that are already solved
             change = change + step * direction
             residual = residual - step * image
             gradient = system.gather(residual) - ridge * change
@@ -131,15 +131,15 @@ class _Rows:
 
 
 class StreamedViews(LeastSquares):
-    """Views gone through one after another in each iteration; features are read once and not kept: CGNR.
+    """Views processed one by one in each iteration; features are read once and not kept: CGNR.
 
-    Kept are the operators, a cell's sum of weights and whether it is held out, and some tensors like the features of
-    the Gaussians. Equal to `HeldViews` within rounding, but for the choice of cells.
+    It keeps the operators, each cell's sum of weights and whether it is held out, and some tensors of the size of the
+    Gaussians' features. It equals `HeldViews` within rounding, except for the choice of held-out cells.
 
     Args:
-        views: operators with feature maps [V, C, h, w]; gone through once.
-        held_out: fraction of cells held out.
-        seed: of the choice of these cells.
+        views: operators with feature maps [V, C, h, w]; read once.
+        held_out: fraction of cells to hold out.
+        seed: seed of the choice of these cells.
     """
 
     def __init__(self, views: Iterable[tuple[SplatOperator, Tensor]], held_out: float, seed: int) -> None:
@@ -150,7 +150,7 @@ class StreamedViews(LeastSquares):
             mass = operator.mass()[:, None]
             out = (torch.rand(mass.shape, generator=draws) < held_out).to(mass.device)
             self._blocks.append((operator, mass, out))
-            maps = torch.cat([maps.to(mass), torch.ones_like(mass)], 1)  # the last channel gathers the Gaussians' mass
+            maps = torch.cat([maps.to(mass), torch.ones_like(mass)], 1)  # the last channel collects the Gaussians' mass
             seen = operator.seen()
             squared = (mass * maps[:, :-1].square() * out).double().sum()
             parts = [operator.gather(maps), operator.gather(maps * ~out)]
@@ -172,7 +172,7 @@ class StreamedViews(LeastSquares):
         direction, size = gradient, gradient.square().sum(0)
         for _ in range(iterations):
             image = unscale * self._there_and_back(unscale * direction, everything) + ridge * direction
-            step = size / (direction * image).sum(0).clamp(min=_tiny(size))  # 0 / 0 in channels already solved
+            step = size / (direction * image).sum(0).clamp(min=_tiny(size))  # 0 / 0 in channels that are already solved
             change = change + step * direction
             gradient = gradient - step * image
             size, previous = gradient.square().sum(0), size
@@ -180,7 +180,7 @@ class StreamedViews(LeastSquares):
             yield average + unscale * change
 
     def _there_and_back(self, features: Tensor, everything: bool) -> Tensor:
-        """What the rendered features, averaged over each cell, give the Gaussians back."""
+        """Gather the rendered features, averaged over each cell, back to the Gaussians."""
         total = torch.zeros_like(features)
         for operator, mass, out in self._blocks:
             shown = operator.render(features) / mass.clamp(min=_tiny(mass))

@@ -1,4 +1,4 @@
-"""Features of Gaussians from 2D feature maps of posed views: weighted average, or ridge least squares."""
+"""Lift features from 2D maps of posed views to Gaussians: weighted average, or ridge least squares."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from prior3d.splat.least_squares import SEEN, HeldViews, LeastSquares, StreamedV
 
 Views = Iterable[tuple[SplatOperator, Tensor]]
 HELD_VALUES = 1 << 28
-"""Numbers in the feature maps of a scene up to which least squares hold all of them; beyond, views are streamed."""
+"""Maximum number of values in a scene's feature maps for least squares in memory; beyond it, views are streamed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lifted:
-    """Features on N Gaussians.
+    """Features of N Gaussians.
 
     Attributes:
-        features: zero where no view saw the Gaussian  # [N, C]
-        mass: sum of weights over all views, in pixels  # [N]
-        views: how many views saw the Gaussian  # [N]
-        iterations: of conjugate gradients; 0 = the average.
-        held_out_error: relative squared error on the pixels held out, before each iteration and after the last tried;
-            empty for the average.
+        features: [N, C] features, zero if no view saw the Gaussian
+        mass: [N] sum of weights over all views, in pixels
+        views: [N] number of views that saw the Gaussian
+        iterations: number of iterations of conjugate gradients; 0 is the average.
+        held_out_error: relative squared error on the held-out pixels, before each iteration and after the last one
+            tried; empty for the average.
     """
 
     features: Tensor
@@ -38,14 +38,14 @@ class Lifted:
 
 @torch.no_grad()
 def lift_average(views: Views) -> Lifted:
-    """Give each Gaussian the average of the features it helped to draw: sum of w f / sum of w.
+    """Give each Gaussian the average of the features that it contributes to: sum of w f / sum of w.
 
     Args:
-        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, of the same
-            size; read once, not kept.
+        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, all of the
+            same size; read once, not kept.
 
     Returns:
-        The features.
+        The lifted features.
 
     Raises:
         ValueError: if there is no view, or sizes or channel counts differ.
@@ -74,30 +74,30 @@ def lift_average(views: Views) -> Lifted:
 
 @torch.no_grad()
 def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out: float = 0.1, seed: int = 0) -> Lifted:
-    """Find the features whose rendering is closest to the maps, not straying from the average without evidence.
+    """Find the features whose rendering is closest to the maps, close to the average without evidence against it.
 
-    Minimises, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
-    (d + median d) |x - average|^2, where m is a cell's and d a Gaussian's sum of weights: the pull is in proportion to
-    what was seen of a Gaussian, and keeps those almost hidden where they are. The weights, scaled by the roots of both,
-    have singular values in [0, 1], so that `ridge` and `iterations` mean the same in every scene. The number of
-    iterations is chosen on cells held out, then run on all cells; noise (moving things, wrong depth, views that
-    contradict each other) makes it small, down to 0: the average.
+    Minimizes, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
+    (d + median d) |x - average|^2, where m is the sum of weights of a cell and d that of a Gaussian. The pull to the
+    average is in proportion to how much was seen of a Gaussian, and keeps almost hidden Gaussians in place. Scaled by
+    the roots of both, the weights have singular values in [0, 1], so `ridge` and `iterations` mean the same in every
+    scene. The number of iterations is chosen on held-out cells; the solution then uses all cells. Noise (moving
+    objects, wrong depth, contradictory views) makes this number small, down to 0: the average.
 
-    Views whose engine holds entries (`torch`) are solved all at once, as long as their maps have no more than 2^28
-    numbers. Otherwise they are streamed: the maps are read once and not kept, and every iteration goes through the
-    operators one by one, so that scenes of thousands of views fit.
+    If the views' engine holds entries (`torch`), all views are solved together, up to 2^28 numbers in their maps.
+    Otherwise views are streamed: the maps are read once and not kept, and every iteration goes through the operators
+    one by one, so scenes with thousands of views fit.
 
     Args:
-        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, of the same
-            size; operators are kept until the end.
-        ridge: pull to the average; singular values below its root are damped. Without it renderings fit as well, with
-            features of single Gaussians far from the truth that cancel in the sum.
-        iterations: at most.
-        held_out: fraction of cells to decide the number of iterations on; 0 runs all `iterations`.
-        seed: of the choice of these cells.
+        views: operators (see `view_operator`) with feature maps [V, C, h, w], or [C, h, w] for one view, all of the
+            same size; operators are kept until the end.
+        ridge: strength of the pull to the average; singular values below its root are damped. Without it, renderings
+            fit as well, but single Gaussians get features far from the truth that cancel in the sum.
+        iterations: maximum number of iterations.
+        held_out: fraction of cells used to choose the number of iterations; 0 runs all `iterations`.
+        seed: seed of the choice of these cells.
 
     Returns:
-        The features.
+        The lifted features.
 
     Raises:
         ValueError: if there is no view, sizes or channel counts differ, or options are out of range.
@@ -124,12 +124,12 @@ def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out:
             errors = system.held_out_errors(ridge, iterations)
             chosen = min(range(len(errors)), key=errors.__getitem__)
         for features in system.steps(ridge, chosen, everything=True):
-            last = features  # all of them at once would not fit in memory
+            last = features  # all iterations at once would not fit in memory
     return Lifted(last, system.mass, system.views, chosen, errors)
 
 
 def _system(views: Iterator[tuple[SplatOperator, Tensor]], held_out: float, seed: int) -> LeastSquares:
-    """Hold the views if their engine and their size allow it, else stream them."""
+    """Hold the views in memory if their engine and size allow it, else stream them."""
     held: list[tuple[SplatOperator, Tensor]] = []
     values = 0
     for operator, maps in views:
@@ -146,7 +146,7 @@ def _checked(views: Views) -> Iterator[tuple[SplatOperator, Tensor]]:
     """Yield operators and maps [V, C, h, w].
 
     Raises:
-        ValueError: for no view, a map of another size than its operator's, or a view unlike the first.
+        ValueError: if there is no view, a map and its operator differ in size, or a view is unlike the first.
     """
     expected = None
     for operator, features in views:

@@ -1,4 +1,4 @@
-"""What views show of Gaussians as a linear map: render, and gather back; by the engine of one's choice."""
+"""Views of Gaussians as a linear map, render and gather, computed by any engine."""
 
 import torch
 from torch import Tensor
@@ -18,23 +18,23 @@ def view_operator(
     *,
     engine: str | EngineChoice = "torch",
 ) -> SplatOperator:
-    """Return the linear map from values on Gaussians to what views show of them.
+    """Return the linear map from values on Gaussians to their rendering in views.
 
     Args:
-        gaussians: what to look at.
-        intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
-        size: (height, width) in pixels of the rendering.
-        grid: (height, width) in cells over which the pixels are summed, at most the size; None for the pixels. A pixel
-            belongs to the cell that its centre lies in.
+        gaussians: Gaussians to render.
+        intrinsics: [3, 3] or [V, 3, 3] pixels of `size`, no skew
+        world_from_camera: [4, 4] or [V, 4, 4] rigid, OpenCV axes, meters
+        size: (height, width) of the rendering in pixels.
+        grid: (height, width) of the cells over which pixels are summed, at most the size; None for the pixels. A pixel
+            belongs to the cell that holds its center.
         engine: `auto`, or the name of an engine: `torch` holds the entries as a sparse matrix, others render.
 
     Returns:
-        The map; one view where the pose has no leading V.
+        The map, for one view if the pose has no leading V.
 
     Raises:
         ValueError: if shapes do not fit, or the grid is finer than the image.
-        UserError: if the engine cannot be had.
+        UserError: if the engine is not available.
 
     >>> from prior3d.splat import gaussians_from_depth
     >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
@@ -60,7 +60,7 @@ def check_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
     """Refuse a grid that is finer than the image.
 
     Raises:
-        ValueError: naming both.
+        ValueError: names both sizes.
     """
     height, width = size
     if not (0 < grid[0] <= height and 0 < grid[1] <= width):
@@ -68,23 +68,23 @@ def check_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 def cell_of_pixel(size: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the row-major index of the cell that each pixel's centre lies in  # [height * width]."""
+    """Return the row-major index [height * width] of the cell that holds each pixel's center."""
     (height, width), (rows, columns) = size, grid
-    # centre (y + 1/2) / height * cells, in integers: no rounding at the cells' borders
+    # center (y + 1/2) / height * cells, in integers: no rounding at the borders of cells
     row = (2 * torch.arange(height, device=device) + 1) * rows // (2 * height)
     column = (2 * torch.arange(width, device=device) + 1) * columns // (2 * width)
     return (row[:, None] * columns + column).flatten()
 
 
 class RenderedViews(SplatOperator):
-    """Views by an engine's rendering and its vector-Jacobian product, one after another; nothing of them is kept.
+    """Views through an engine's rendering and its vector-Jacobian product, one by one, without stored entries.
 
     Args:
-        engine: whose `rasterize` is called.
-        gaussians: what to look at.
+        engine: engine whose `rasterize` is called.
+        gaussians: Gaussians to render.
         intrinsics: [V, 3, 3] pixels of `size`.
-        world_from_camera: [V, 4, 4].
-        size: (height, width) in pixels of the rendering.
+        world_from_camera: [V, 4, 4] poses.
+        size: (height, width) of the rendering in pixels.
         grid: (height, width) in cells, or None for the pixels.
     """
 

@@ -1,4 +1,4 @@
-"""Rendering of any number of values per Gaussian, with depth and alpha, by the engine of one's choice."""
+"""Rendering of any number of values per Gaussian, with depth and alpha, by any engine."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from prior3d.registry.engines import EngineChoice, choose
 
 
 class Rendering(NamedTuple):
-    """What a camera sees of the Gaussians; the leading V is there where the poses had it.
+    """Rendering of the Gaussians; the leading V exists if the poses have one.
 
     Attributes:
-        values: sum of weight x value, plus (1 - alpha) x background  # [V, C, H, W]
-        depth: expected depth, sum of weight x depth / alpha, metres; 0 where nothing was drawn  # [V, H, W]
-        alpha: sum of weights, in [0, 1)  # [V, H, W]
+        values: [V, C, H, W] sum of weight x value, plus (1 - alpha) x background
+        depth: [V, H, W] expected depth, sum of weight x depth / alpha, meters; 0 where nothing was drawn
+        alpha: [V, H, W] sum of weights, in [0, 1)
     """
 
     values: Tensor
@@ -35,28 +35,28 @@ def rasterize(
 ) -> Rendering:
     """Render values of Gaussians by front-to-back compositing.
 
-    Every engine keeps these conventions (gsplat 1.5.3, `classic`): the first pixel's centre is (0.5, 0.5); 2D
-    covariances grow by 0.3 pixel^2; Gaussians nearer than 1 cm are dropped; alpha = min(0.999, opacity x
-    exp(-d^2 / 2)), dropped below 1/255; order by depth of the mean; a pixel ends before its transmittance is 1e-4.
-    Computed in float32 (float64 if the means are), autocast and TF32 off. Differentiable once in means, quaternions,
-    scales, opacities, values and background; not in the camera.
+    All engines keep these conventions (gsplat 1.5.3, `classic`): the first pixel's center is (0.5, 0.5); 2D covariances
+    grow by 0.3 pixel^2; Gaussians nearer than 1 cm are dropped; alpha = min(0.999, opacity x exp(-d^2 / 2)), dropped
+    below 1/255; Gaussians are ordered by depth of the mean; a pixel ends before its transmittance is 1e-4. Computed in
+    float32 (float64 if the means are), with autocast and TF32 off. Differentiable once in means, quaternions, scales,
+    opacities, values and background; not in the camera.
 
     Args:
-        gaussians: what to render.
-        values: per Gaussian, any C (colours, features, ...)  # [N, C]
-        intrinsics: pixels of `size`, no skew  # [3, 3] or [V, 3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4] or [V, 4, 4]
+        gaussians: Gaussians to render.
+        values: [N, C] per Gaussian, any C (colors, features, ...)
+        intrinsics: [3, 3] or [V, 3, 3] pixels of `size`, no skew
+        world_from_camera: [4, 4] or [V, 4, 4] rigid, OpenCV axes, meters
         size: (height, width) in pixels.
-        engine: `torch` (everywhere), `gsplat` (CUDA, float32), another that is installed, or `auto`: the best that can
-            run here, logged once.
-        background: value behind everything  # [C]
+        engine: `torch` (everywhere), `gsplat` (CUDA, float32), another installed engine, or `auto`: the best one that
+            can run here, logged once.
+        background: [C] value behind all Gaussians
 
     Returns:
         The rendering.
 
     Raises:
         ValueError: if shapes do not fit together.
-        UserError: if the engine cannot be had, or cannot work on these tensors.
+        UserError: if the engine is not available, or cannot work on these tensors.
 
     Reference:
         Kerbl et al. 2023, arXiv 2308.04079; conventions of Ye et al. 2024 (gsplat), arXiv 2409.06765.
@@ -83,7 +83,7 @@ def rasterize(
 
 
 def splat_engine(engine: str | EngineChoice, tensor: Tensor) -> SplatEngine:
-    """Return the engine of a name, `auto` or a choice made before, for tensors like this one."""
+    """Return the engine for a name, for `auto` or for an earlier choice, for tensors like this one."""
     if isinstance(engine, EngineChoice):
         return engine.on(tensor.device, tensor.dtype)
     return choose("splat", engine, tensor.device, tensor.dtype)
@@ -92,7 +92,7 @@ def splat_engine(engine: str | EngineChoice, tensor: Tensor) -> SplatEngine:
 def check_shapes(
     count: int, values: Tensor | None, intrinsics: Tensor, world_from_camera: Tensor, background: Tensor | None = None
 ) -> None:
-    """Refuse arguments that do not fit together, naming the one at fault.
+    """Refuse arguments that do not fit together, and name the wrong one.
 
     Args:
         count: number of Gaussians.
@@ -102,7 +102,7 @@ def check_shapes(
         background: expected [C].
 
     Raises:
-        ValueError: naming the expected shape and the one found.
+        ValueError: names the expected and the actual shape.
     """
     if values is not None and (values.ndim != 2 or len(values) != count or values.shape[1] == 0):
         raise ValueError(f"expected values [{count}, C] with C > 0, got {list(values.shape)}")

@@ -1,4 +1,4 @@
-"""The reference of splatting: projection, tiles and compositing in plain torch."""
+"""Reference implementation of splatting: projection, tiles and compositing in plain torch."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from prior3d.splat.compositing import Composite
 from prior3d.splat.projection import project_gaussians
 from prior3d.splat.tiles import intersect_tiles, tiles_to_image
 
-MIN_ALPHA = 1e-10  # divides the depth of empty pixels, whose depth is 0
+MIN_ALPHA = 1e-10  # divisor for the depth of empty pixels, whose depth is 0
 
 
 def rasterize_views(

@@ -12,12 +12,12 @@ from prior3d.splat.operator import view_operator
 
 
 class FeatureTargets(NamedTuple):
-    """What lifted features look like from one view, on a grid of h x w cells.
+    """Lifted features rendered from one view, on a grid of h x w cells.
 
     Attributes:
-        values: mean over a cell of sum of w f, over mean of sum of w; 0 where the mass is 0  # [C, h, w]
-        mass: mean over a cell of the weights of the Gaussians used: how much of it they cover, in [0, 1)  # [h, w]
-        views: by how many views the Gaussians used were seen, on average; 0 where the mass is 0  # [h, w]
+        values: [C, h, w] mean over a cell of sum of w f, over mean of sum of w; 0 where the mass is 0
+        mass: [h, w] mean weight of the used Gaussians in a cell: the share of it that they cover, in [0, 1)
+        views: [h, w] average number of views that saw the used Gaussians; 0 where the mass is 0
     """
 
     values: Tensor
@@ -37,27 +37,27 @@ def render_feature_targets(
     min_views: int = 3,
     engine: str | EngineChoice = "torch",
 ) -> FeatureTargets:
-    """Render lifted features finely and average them over the cells of a feature grid, normalised by what is covered.
+    """Render lifted features finely and average them over the cells of a feature grid, normalized by coverage.
 
     Gaussians seen by fewer than `min_views` views hide what is behind them but contribute nothing: with one view, the
     target would be that image's own feature.
 
     Args:
-        gaussians: that were lifted to.
-        lifted: features and how many views saw each Gaussian.
-        intrinsics: pixels of `size`  # [3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4]
-        size: (height, width) in pixels of the rendering, a few pixels per cell.
+        gaussians: Gaussians that carry the features.
+        lifted: features and number of views that saw each Gaussian.
+        intrinsics: [3, 3] pixels of `size`
+        world_from_camera: [4, 4] rigid, OpenCV axes, meters
+        size: (height, width) of the rendering in pixels, a few pixels per cell.
         grid: (h, w) in cells.
-        min_views: that must have seen a Gaussian.
-        engine: who renders; see `view_operator`.
+        min_views: minimum number of views that must have seen a Gaussian.
+        engine: engine that renders; see `view_operator`.
 
     Returns:
         The targets; compare features only where the mass is high.
 
     Raises:
         ValueError: if shapes do not fit, or the grid is finer than the rendering.
-        UserError: if the engine cannot be had.
+        UserError: if the engine is not available.
 
     >>> from prior3d.splat import lift_average
     >>> from prior3d.splat import gaussians_from_depth, view_operator

@@ -1,4 +1,4 @@
-"""Which Gaussians touch which tile of the image, front to back, in batches of bounded size."""
+"""Lists of the Gaussians that touch each tile of the image, front to back, in batches of limited size."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from torch import Tensor
 from prior3d.splat.projection import Projection
 
 TILE_SIZE = 8  # pixels; lifted Gaussians are a few pixels wide, and larger tiles evaluate mostly empty corners
-BATCH_ELEMENTS = 1 << 22  # floats in the largest intermediate of one batch, unless a single tile needs more
-MAX_PADDING = 0.7  # tiles of one batch have lists at least this fraction of the longest
+BATCH_ELEMENTS = 1 << 22  # floats in the largest intermediate of a batch at most, unless a single tile needs more
+MAX_PADDING = 0.7  # the lists of one batch have at least this fraction of the longest list's length
 
 
 class TileLists(NamedTuple):
-    """Tiles' Gaussians, one list after another.
+    """Lists of the tiles' Gaussians, one after another.
 
     Attributes:
-        gaussians: indices, front to back within a tile  # [I]
-        starts: where each tile's list begins, and the end  # [rows * columns + 1]
+        gaussians: [I] indices, front to back within a tile
+        starts: [rows * columns + 1] where each tile's list begins, and the end
         rows: tiles down the image.
         columns: tiles across the image.
-        tile_size: pixels.
+        tile_size: side of a tile in pixels.
     """
 
     gaussians: Tensor
@@ -32,12 +32,12 @@ class TileLists(NamedTuple):
 
 
 class TileBatch(NamedTuple):
-    """Tiles with their lists padded to one length K.
+    """Tiles whose lists are padded to one length K.
 
     Attributes:
-        tiles: row-major tile indices  # [T]
-        gaussians: indices, front to back; padding repeats an arbitrary one  # [T, K]
-        valid: False on the padding  # [T, K]
+        tiles: [T] row-major tile indices
+        gaussians: [T, K] indices, front to back; padding repeats an arbitrary one
+        valid: [T, K] False on the padding
     """
 
     tiles: Tensor
@@ -52,7 +52,7 @@ def intersect_tiles(projection: Projection, size: tuple[int, int], tile_size: in
     Args:
         projection: the Gaussians in the image.
         size: (height, width) of the image in pixels.
-        tile_size: pixels.
+        tile_size: side of a tile in pixels.
 
     Returns:
         The lists.
@@ -77,14 +77,14 @@ def intersect_tiles(projection: Projection, size: tuple[int, int], tile_size: in
 
 
 def tile_batches(lists: TileLists, channels: int) -> Iterator[TileBatch]:
-    """Group tiles with lists of similar length, longest first, so that intermediates stay within a fixed size.
+    """Group tiles with lists of similar length, longest first, so intermediates stay within a fixed size.
 
     Args:
-        lists: the tiles' Gaussians.
-        channels: values per Gaussian that the caller gathers beside the tile's pixels.
+        lists: Gaussians of the tiles.
+        channels: values per Gaussian that the caller gathers in addition to the tile's pixels.
 
     Yields:
-        Batches that together hold every tile with a list once.
+        Batches that together hold every tile with a nonempty list once.
     """
     counts, tiles = lists.starts.diff().sort(descending=True, stable=True)
     lengths = counts.tolist()
@@ -108,12 +108,12 @@ def tiles_to_image(tiles: Tensor, lists: TileLists, size: tuple[int, int]) -> Te
     """Lay tiles of pixels out as an image.
 
     Args:
-        tiles: row-major tiles of row-major pixels  # [rows * columns, tile_size^2, C]
-        lists: what the tiles belong to.
+        tiles: [rows * columns, tile_size^2, C] row-major tiles of row-major pixels
+        lists: lists that the tiles belong to.
         size: (height, width) in pixels.
 
     Returns:
-        The image  # [C, H, W]
+        [C, H, W] the image
     """
     side = lists.tile_size
     image = tiles.view(lists.rows, lists.columns, side, side, -1).permute(4, 0, 2, 1, 3)

@@ -18,21 +18,21 @@ from prior3d.splat.rasterize import check_shapes
 from prior3d.splat.tiles import intersect_tiles, tile_batches
 
 HELD_ENTRIES = 1 << 27
-"""Entries of several views that are joined into one matrix at most; views beyond that are gone through one by one."""
+"""Maximum number of entries of several views in one matrix; beyond it, views are processed one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class CompositingWeights(SplatOperator):
-    """Alpha x transmittance of every Gaussian in every pixel it reaches, as M entries of a sparse matrix.
+    """Alpha x transmittance of every Gaussian in every pixel that it reaches, as M entries of a sparse matrix.
 
     Attributes:
-        pixels: row-major index of the view and its pixel (or grid cell), ascending  # [M]
-        gaussians: index of the Gaussian  # [M]
-        weights: positive; in a cell, summed over its pixels  # [M]
+        pixels: [M] row-major index of the view and its pixel (or grid cell), ascending
+        gaussians: [M] index of the Gaussian
+        weights: [M] positive weights; in a cell, summed over its pixels
         size: (height, width) of the image or grid.
-        areas: pixels per cell, 1 unless pooled  # [height, width]
+        areas: [height, width] pixels per cell, 1 unless pooled
         count: number of Gaussians, seen or not.
-        views: how many images or grids of this size.
+        views: number of images or grids of this size.
     """
 
     pixels: Tensor
@@ -44,7 +44,7 @@ class CompositingWeights(SplatOperator):
     views: int = 1
 
     def pooled(self, grid: tuple[int, int]) -> "CompositingWeights":
-        """Sum the weights over the cells of a coarser grid; a pixel belongs to the cell that its centre lies in.
+        """Sum the weights over the cells of a coarser grid; a pixel belongs to the cell that holds its center.
 
         Args:
             grid: (height, width) in cells, at most the size.
@@ -86,7 +86,7 @@ class CompositingWeights(SplatOperator):
         return sums.index_add_(0, view * self.count + self.gaussians, self.weights).view(self.views, self.count)
 
     def joined(self, others: Sequence[SplatOperator]) -> "CompositingWeights | None":
-        """Return the weights of the views of this and others, or None beyond `HELD_ENTRIES`."""
+        """Return the joined weights of this and the other views, or None beyond `HELD_ENTRIES`."""
         if not others:
             return self
         parts = (self, *others)
@@ -110,13 +110,13 @@ class CompositingWeights(SplatOperator):
         return Scaled(operator, cells.view_as(kept), gaussians, mass)
 
     def matrix(self, transposed: bool = False) -> Tensor:
-        """The weights as a sparse CSR matrix, to be multiplied with `@`.
+        """Return the weights as a sparse CSR matrix, for products with `@`.
 
         Args:
-            transposed: Gaussians down and pixels across.
+            transposed: put Gaussians in rows and pixels in columns.
 
         Returns:
-            The matrix  # [views * height * width, count], or its transpose
+            [views * height * width, count] matrix, or its transpose
         """
         return self._transposed if transposed else self._matrix
 
@@ -139,7 +139,7 @@ def rows_of_maps(maps: Tensor) -> Tensor:
 
 
 def maps_of_rows(rows: Tensor, operator: SplatOperator) -> Tensor:
-    """Return rows [V * h * w, C], a cell each, as maps [V, C, h, w] of an operator's views."""
+    """Return rows [V * h * w, C], one per cell, as maps [V, C, h, w] of an operator's views."""
     return rows.unflatten(0, (operator.views, *operator.size)).movedim(-1, 1)
 
 
@@ -147,11 +147,11 @@ def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int,
     """Build a sparse CSR matrix from entries in any order.
 
     Args:
-        rows: of the entries  # [M]
-        columns: of the entries  # [M]
-        entries: values  # [M]
+        rows: [M] row of each entry
+        columns: [M] column of each entry
+        entries: [M] values
         shape: (rows, columns) before transposing.
-        transposed: build the transpose, sorted for its own rows, so that products add up in a fixed order.
+        transposed: build the transpose, sorted by its own rows, so products add up in a fixed order.
 
     Returns:
         The matrix.
@@ -160,7 +160,7 @@ def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int,
         rows, columns, shape = columns, rows, (shape[1], shape[0])
     rows, order = rows.sort(stable=True)
     starts = torch.searchsorted(rows, torch.arange(shape[0] + 1, device=rows.device))
-    with warnings.catch_warnings():  # PyTorch says once that CSR is in beta; our tests hold the products we use
+    with warnings.catch_warnings():  # PyTorch warns once that CSR is in beta; our tests cover the products we use
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         with torch.sparse.check_sparse_tensor_invariants(False):  # sorted and in range by construction
             return torch.sparse_csr_tensor(starts, columns[order], entries[order], shape)
@@ -170,16 +170,16 @@ def csr_matrix(rows: Tensor, columns: Tensor, entries: Tensor, shape: tuple[int,
 def compositing_weights(
     gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor, size: tuple[int, int]
 ) -> CompositingWeights:
-    """Find the weights with which `rasterize` sums the Gaussians' values in one view.
+    """Compute the weights with which `rasterize` sums the Gaussians' values in one view.
 
     Args:
-        gaussians: what to look at.
-        intrinsics: pixels of `size`  # [3, 3]
-        world_from_camera: rigid, OpenCV axes, metres  # [4, 4]
+        gaussians: Gaussians to render.
+        intrinsics: [3, 3] pixels of `size`
+        world_from_camera: [4, 4] rigid, OpenCV axes, meters
         size: (height, width) in pixels.
 
     Returns:
-        The weights; within a pixel front to back. No gradient.
+        The weights, front to back within a pixel; without gradient.
 
     Raises:
         ValueError: if shapes do not fit.

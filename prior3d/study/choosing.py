@@ -1,4 +1,4 @@
-"""Which trial of a row goes to the test, chosen on the validation rooms and then kept."""
+"""Which trial of a row is tested: chosen on the validation rooms and then fixed."""
 
 import json
 import math
@@ -30,12 +30,12 @@ def make_probes(recipe: Recipe) -> dict[str, Probe]:
 
 
 def probes_of(matrix: Matrix, stage: str) -> dict[str, Probe]:
-    """Return the probes of a stage, those of the row without training."""
+    """Return the probes of a stage, from the row without training."""
     return make_probes(matrix.recipe(Unit(stage, matrix.top.initial, 0, matrix.stages[stage].seeds[0])))
 
 
 def value(records: Records, probes: Mapping[str, Probe], unit: Unit, endpoint: Endpoint) -> float:
-    """Return an endpoint's value in one unit; NaN where it was not measured."""
+    """Return an endpoint's value in one unit; NaN if it was not measured."""
     scores = records.scores(unit, endpoint.probe) if endpoint.probe in probes else None
     if scores is None:
         return math.nan
@@ -53,10 +53,10 @@ def trial_values(records: Records, row: str, trial: int) -> dict[str, list[float
 
 
 def gain(records: Records, row: str, trial: int) -> float:
-    """Return what a trial is chosen by: the relative gain over `initial`, mean over seeds, then over endpoints.
+    """Return the value that trials are chosen by: the relative gain over `initial`, mean over seeds, then endpoints.
 
-    Seeds are paired, gains are positive where the trial is better. NaN if a seed of the trial or of `initial` has no
-    result: a trial is not judged by the seeds that happened to work.
+    Seeds are paired, and gains are positive if the trial is better. The value is NaN if a seed of the trial or of
+    `initial` has no result: a trial is not judged by the seeds that happened to work.
     """
     matrix, probes = records.matrix, probes_of(records.matrix, TUNE)
     ours, initial = trial_values(records, row, trial), trial_values(records, matrix.top.initial, 0)
@@ -70,7 +70,7 @@ def gain(records: Records, row: str, trial: int) -> float:
 
 
 def choose(records: Records) -> dict[str, int]:
-    """Return the trial of each row that has one to go to the test; without a choice to make, the only one."""
+    """Return the trial of each row to test: the only one, or the best one; rows without any gain value are left out."""
     matrix = records.matrix
     if TUNE not in matrix.stages:
         return dict.fromkeys(matrix.rows, 0)
@@ -86,10 +86,10 @@ def choose(records: Records) -> dict[str, int]:
 
 
 def chosen_trials(records: Records) -> dict[str, int]:
-    """Return the trials that went to the test, or would go there now.
+    """Return the trials that were tested, or would be tested now.
 
-    What went there stays chosen: the test rooms are opened once, so a validation result that comes later changes
-    nothing, unless the row itself was changed in the file.
+    A tested trial stays chosen: the test rooms are used once. So a later validation result changes nothing, unless the
+    row itself was changed in the file.
     """
     path = records.folder / _FILE
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -102,7 +102,7 @@ def chosen_trials(records: Records) -> dict[str, int]:
 
 
 def keep_choice(records: Records, rows: list[str]) -> dict[str, int]:
-    """Choose the trials of some rows for good, and return them."""
+    """Choose the trials of some rows permanently, and return them."""
     path = records.folder / _FILE
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     chosen = {name: trial for name, trial in chosen_trials(records).items() if name in rows}
@@ -113,6 +113,6 @@ def keep_choice(records: Records, rows: list[str]) -> dict[str, int]:
 
 
 def _row_key(matrix: Matrix, name: str) -> str:
-    """Return a text that changes with what the file says about any trial of a row."""
+    """Return a text that changes with everything in the file about any trial of a row."""
     units = [Unit(TEST, name, trial, matrix.stages[TEST].seeds[0]) for trial in range(len(matrix.rows[name].trials))]
     return "-".join(matrix.key(unit) for unit in units)

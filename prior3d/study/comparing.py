@@ -21,14 +21,14 @@ from prior3d.study.records import Records
 
 @dataclass(frozen=True)
 class Change:
-    """A row against another one, at one endpoint.
+    """A row compared with another one, at one endpoint.
 
     Attributes:
-        row, against: the rows.
-        estimate: the paired difference, row minus other.
-        relative: the same as a share of the other.
-        better: whether the value lies on the better side.
-        verdict: by the endpoint's margin; None without one.
+        row, against: Names of the rows.
+        estimate: Paired difference, row minus other.
+        relative: The same as a share of the other.
+        better: Whether the value is on the better side.
+        verdict: Verdict by the endpoint's margin; None without one.
     """
 
     row: str
@@ -40,10 +40,10 @@ class Change:
 
 
 class Findings:
-    """What the test stage of a study shows.
+    """Results of a study's test stage.
 
     Args:
-        records: of the study; rows and seeds without a result are left out.
+        records: Records of the study; rows and seeds without a result are left out.
     """
 
     def __init__(self, records: Records) -> None:
@@ -54,7 +54,7 @@ class Findings:
         self._resampled: dict[tuple[str, str], tuple[list[int], Resampled] | None] = {}
 
     def lower_is_better(self, endpoint: str) -> bool:
-        """Whether less of an endpoint is better."""
+        """Return whether lower values of an endpoint are better."""
         one = self.matrix.endpoints[endpoint]
         return one.metric in self.probes[one.probe].lower_is_better
 
@@ -67,14 +67,14 @@ class Findings:
         return dict(zip(seeds, model.measured[self.matrix.endpoints[endpoint].metric].tolist(), strict=True))
 
     def estimate(self, row: str, endpoint: str) -> Estimate | None:
-        """Return an endpoint of a row with its interval; None where it was not measured."""
+        """Return an endpoint of a row with its interval; None if it was not measured."""
         found = self._of(row, endpoint)
         return None if found is None else estimate(found[1], self.matrix.endpoints[endpoint].metric)
 
     def change(self, row: str, against: str, endpoint: str) -> Change | None:
-        """Return a row against another one, over the seeds both have; None where there are none.
+        """Return a row compared with another one, over the seeds that both have; None if there are none.
 
-        One seed of several that are asked for is no basis for a claim, and gives None too.
+        One seed of several requested ones is no basis for a claim, and also gives None.
         """
         ours, theirs = self._of(row, endpoint), self._of(against, endpoint)
         if ours is None or theirs is None or row == against:
@@ -105,14 +105,14 @@ class Findings:
         return dict(zip(known, holm(list(known.values())), strict=True))
 
     def best_on_validation(self, rows: tuple[str, ...]) -> str:
-        """Return the row whose chosen trial has the largest gain on the tune stage; the first one without it."""
+        """Return the row whose chosen trial has the largest gain in the tune stage; the first row if there is none."""
         known = [row for row in rows if row in self.chosen]
         if TUNE not in self.matrix.stages or len(known) < 2:
             return (known or list(rows))[0]
         return max(known, key=lambda row: gain(self.records, row, self.chosen[row]))
 
     def compared_with(self, one: Comparison) -> str:
-        """Return the row that a comparison is with: the only one, the best on validation, or the nearest in a value."""
+        """Return the row to compare with: the only one, the best on validation, or the nearest in a value."""
         ours = self.values(one.row, one.equal) if one.equal else {}
         theirs = {row: self.values(row, one.equal) for row in one.against} if ours else {}
         known = [row for row, values in theirs.items() if values]
@@ -130,7 +130,7 @@ class Findings:
 
     @cached_property
     def all_units(self) -> list[Unit]:
-        """All units of the study, of which the test has only the chosen trials."""
+        """All units of the study; the test stage has only the chosen trials."""
         tuned = list(self.matrix.units(TUNE)) if TUNE in self.matrix.stages else []
         return [*tuned, *self.matrix.units(TEST, self.chosen)]
 

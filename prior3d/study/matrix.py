@@ -17,23 +17,23 @@ from prior3d.study.starting import Start
 
 TUNE, TEST = "tune", "test"
 SECTIONS = ("backbone", "data", "priors", "optim", "trainer", "probes", "plugins")
-"""Of recipes, as far as a matrix may give them; seeds belong to stages."""
+"""Sections of recipes that a matrix may set; seeds belong to stages."""
 START = "start"
-"""A section beside them, which recipes do not have: see `study.starting.Start`."""
+"""An additional section that recipes do not have: see `study.starting.Start`."""
 
 _TRAINER = {"draw_every": 0, "gradients_every": 0, "log_every": 50}
 _MACHINE = (("data", "cache"), ("data", "workers"), ("trainer", "accelerator"))
-"""Keys of a recipe that say where it runs and change no result: results of one machine count on another."""
+"""Keys of a recipe that set where it runs and change no result: results of one machine count on another."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One of `stages:`; every further key is a section of recipes, laid over those of rows and trials.
+    """One of `stages:`; every further key is a section of recipes that overrides those of rows and trials.
 
     Attributes:
-        seeds: of the runs; seed s decides initialisation, order of the data and the probes' own draws.
-        split: what the probes measure on.
-        measure: labels of the probes; null for all.
+        seeds: Seeds of the runs; seed s sets initialization, order of the data and the probes' random draws.
+        split: Split that the probes measure on.
+        measure: Labels of the probes to run; null for all.
     """
 
     seeds: tuple[Annotated[int, Ge(0)], ...]
@@ -44,14 +44,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One of `endpoints:`, a metric that rows are compared by.
+    """One of `endpoints:`, a metric to compare rows by.
 
     Attributes:
-        probe: label of the probe.
-        metric: as the probe calls it.
-        margin: how much worse still counts as not inferior, in the metric's unit.
-        relative_margin: the same as a share of what it is compared with.
-        primary: fixed beforehand as what the study is judged by, and trials are chosen by.
+        probe: Label of the probe.
+        metric: Name of the probe's metric.
+        margin: How much worse still counts as not inferior, in the metric's unit.
+        relative_margin: The same as a share of the value of the other row.
+        primary: Whether the endpoint was fixed beforehand to judge the study, and to choose trials, by.
     """
 
     probe: str
@@ -63,12 +63,12 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of `compare:`, a row against another, beside the comparisons with `initial` and `baseline`.
+    """One of `compare:`, a row against another, in addition to the comparisons with `initial` and `baseline`.
 
     Attributes:
-        row: which.
-        against: another row, or several: the one of them with the best validation result.
-        equal: endpoint; of several rows the one nearest to `row` in it is compared instead.
+        row: Row to compare.
+        against: Another row; of several rows, the one with the best validation result is used.
+        equal: Endpoint; if set, the one of several rows that is nearest to `row` in it is used instead.
     """
 
     row: str
@@ -81,10 +81,10 @@ class Row:
     """One of `rows:`.
 
     Attributes:
-        name: of the row.
-        about: a sentence for the report.
-        sections: of recipes and `start`, laid over `base:`; a row without priors is not trained.
-        trials: sections laid over the row's, one after the other.
+        name: Name of the row.
+        about: A sentence for the report.
+        sections: Sections of recipes and `start` that override `base:`; a row without priors is not trained.
+        trials: Sections that override the row's, one entry per trial.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Unit:
-    """One training and its measurement: the smallest thing that is done, kept, and done again."""
+    """One training and its measurement: the smallest step that is run, stored and repeated."""
 
     stage: str
     row: str
@@ -109,7 +109,7 @@ class Unit:
 
     @property
     def path(self) -> str:
-        """Where its result lies below the output folder."""
+        """Path of its result below the output folder."""
         return f"units/{self.row}/{self.stage}-trial{self.trial}-seed{self.seed}.json"
 
     def __str__(self) -> str:
@@ -118,17 +118,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Top:
-    """Keys of a matrix beside `base`, `rows`, `stages`, `endpoints` and `compare`.
+    """Keys of a matrix other than `base`, `rows`, `stages`, `endpoints` and `compare`.
 
     Attributes:
-        title: of the report.
-        setting: sentences of the report on what was run, on what data.
-        initial: the row without training.
-        baseline: the row that the others have to beat.
-        holm: rows over whose comparisons p-values are adjusted; null for all trained ones but the baseline.
-        select: endpoints whose mean relative gain over `initial` on the tune stage chooses the trial; null for all
-            primary ones.
-        resamples: of the bootstrap.
+        title: Title of the report.
+        setting: Sentences of the report on what was run and on which data.
+        initial: Row without training.
+        baseline: Row that the others have to beat.
+        holm: Rows over whose comparisons p-values are adjusted; null for all trained rows except the baseline.
+        select: Endpoints to choose trials by: the trial with the largest mean relative gain over `initial` in the tune
+            stage wins; null for all primary endpoints.
+        resamples: Number of resamplings of the bootstrap.
     """
 
     title: str = "Results"
@@ -145,13 +145,13 @@ class Matrix:
     """A whole study.
 
     Attributes:
-        top: what is no list.
-        base: sections of recipes that all rows share.
-        rows: by name.
-        stages: by name, `tune` and `test`.
-        endpoints: by name, in the report's order.
-        compare: further comparisons.
-        source: the file.
+        top: Keys that are not lists.
+        base: Sections of recipes that all rows share.
+        rows: Rows by name.
+        stages: Stages by name, `tune` and `test`.
+        endpoints: Endpoints by name, in the report's order.
+        compare: Additional comparisons.
+        source: File of the study.
     """
 
     top: Top
@@ -193,7 +193,7 @@ class Matrix:
         return content | {"seed": unit.seed}
 
     def key(self, unit: Unit) -> str:
-        """Return a text that changes with whatever the file says about a unit, but not with the machine it runs on."""
+        """Return a text that changes with everything in the file about a unit, but not with the machine it runs on."""
         content = self.content(unit)
         for part, name in _MACHINE:
             content[part] = {key: value for key, value in content[part].items() if key != name}
@@ -203,7 +203,7 @@ class Matrix:
         """Return the recipe of a unit, checked and complete.
 
         Raises:
-            UserError: with the place in the file of what is wrong.
+            UserError: With the place of the error in the file.
         """
         content = self.content(unit)
         content.pop(START, None)
@@ -215,16 +215,16 @@ class Matrix:
         return recipe
 
     def start(self, unit: Unit) -> Start:
-        """Return what is done to the initial weights of a unit.
+        """Return the changes to the initial weights of a unit.
 
         Raises:
-            UserError: with the place in the file of what is wrong.
+            UserError: With the place of the error in the file.
         """
         with self.source.locating(), self._section(unit):
             return Start(**own_options(Start).validate(self.content(unit).get(START) or {}, START))
 
     def _section(self, unit: Unit) -> AbstractContextManager[None]:
-        """Give errors about a recipe the key of what gave the section they are about: stage, trial, row or base."""
+        """Give recipe errors the key of the place that set the wrong section: stage, trial, row or base."""
         row, trial = f"rows.{unit.row}", f"rows.{unit.row}.trials[{unit.trial}]"
         given = {
             "base": self.base,
@@ -236,7 +236,7 @@ class Matrix:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with `above` laid over it, section by section; neither is changed."""
+    """Return `below` overridden by `above`, section by section; neither is changed."""
     result = dict(below)
     for key, value in above.items():
         under = result.get(key)

@@ -1,4 +1,4 @@
-"""The figure of a study: every row's endpoints, and below them what the claims rest on, paired differences."""
+"""The figure of a study: every row's endpoints, and below them the evidence for the claims, paired differences."""
 
 import math
 from typing import TYPE_CHECKING
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from prior3d.study.comparing import Findings
 
 _MOST_COLUMNS = 4
-"""Endpoints side by side; more go into a band below."""
+"""Number of endpoints side by side; further ones go into a band below."""
 
 _BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
 
 
 def plot(findings: "Findings") -> Figure:
-    """Draw a column per endpoint: above means with the single seeds, below paired differences from the baseline."""
+    """Plot a column per endpoint: means with the single seeds on top, paired differences from the baseline below."""
     matrix = findings.matrix
     names, rows = list(matrix.endpoints), list(matrix.rows)
     bands = math.ceil(len(names) / _MOST_COLUMNS)
@@ -27,7 +27,7 @@ def plot(findings: "Findings") -> Figure:
     figure = Figure(figsize=(1.6 + 2.9 * columns, bands * (1.6 + 0.5 * len(rows))), layout="constrained", dpi=150)
     panels = figure.subplots(2 * bands, columns, squeeze=False)
     for panel in panels.flat:
-        panel.set_visible(False)  # a band may not be full
+        panel.set_visible(False)  # the last band may have empty panels
     for index, name in enumerate(names):
         band, column = divmod(index, columns)
         above, below = panels[2 * band : 2 * band + 2, column]

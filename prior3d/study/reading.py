@@ -1,4 +1,4 @@
-"""From a YAML file to a matrix that is complete, fair and can be run: everything is checked before anything runs."""
+"""From a YAML file to a complete, fair and valid matrix: everything is checked before anything runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from prior3d.study.matrix import SECTIONS, START, TEST, TUNE, Comparison, Endpoi
 
 
 def read_matrix(path: Path) -> Matrix:
-    """Read a study's file and check it, all recipes included.
+    """Read and check a study's file, including all recipes.
 
     Raises:
-        UserError: one line with file and key of what is wrong.
+        UserError: One line with file and key of the error.
     """
     try:
         document = load(path.read_text("utf-8"), path.name)
@@ -99,7 +99,7 @@ def _mapping(given: object, key: str | None) -> Mapping[str, Any]:
 
 
 def _check(matrix: Matrix) -> None:
-    """Refuse what would make a comparison unfair or impossible."""
+    """Refuse a matrix that would make a comparison unfair or impossible."""
     trained = {name: len(row.trials) for name, row in matrix.rows.items() if row.trained}
     if len(set(trained.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in trained.items())

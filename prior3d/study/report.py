@@ -1,4 +1,4 @@
-"""The report: tables in Markdown and one figure, from whatever results there are."""
+"""The report: tables in Markdown and one figure, from all available results."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from prior3d.study.records import FAILED, Records
 
 
 def write_report(records: Records, path: Path) -> None:
-    """Write the report and, beside it under the same name, its figure."""
+    """Write the report and its figure, in the same folder under the same name."""
     findings = Findings(records)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = path.with_suffix(".png")
@@ -84,7 +84,7 @@ def _values(findings: Findings, name: str) -> str:
 
 
 def _differences(findings: Findings, name: str) -> str:
-    """Return the table of differences from the two rows that every other one is compared with."""
+    """Return the table of differences from the two rows that every other row is compared with."""
     top, rows, head, lines = findings.matrix.top, findings.matrix.rows, ["row"], []
     references = {against: findings.adjusted(against, name) for against in (top.initial, top.baseline)}
     for against in references:
@@ -106,7 +106,7 @@ def _against(change: Change | None, adjusted: float | None = None) -> list[str]:
 
 
 def _said(findings: Findings) -> str:
-    """Return a line per trained row on what it did and did not do, by the primary endpoints."""
+    """Return a line per trained row on its effects on the primary endpoints."""
     matrix = findings.matrix
     primary = [name for name, endpoint in matrix.endpoints.items() if endpoint.primary]
     lines = []

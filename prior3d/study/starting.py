@@ -1,4 +1,4 @@
-"""What is done to a backbone's initial weights before anything else, where a study asks for it: `start:`."""
+"""Changes to a backbone's initial weights at the request of a study: `start:`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _IMAGES, _BATCH = 64, 32
 
 @dataclass(frozen=True)
 class Start:
-    """`start:` of a matrix, in `base:` or laid over it by rows, trials and stages.
+    """Section `start:` of a matrix, in `base:` or overridden by rows, trials and stages.
 
     Attributes:
-        noise: spread of Gaussian noise that is added to every kernel and matrix of the encoder, as a share of the
-            spread of its own numbers; another noise for every seed. A control: what harm alone does.
-        batch_norm: whose statistics BatchNorm layers begin training with. `weights`: those that came with the weights.
-            `training images`: those of the row's own images, so that what teaches (in evaluation mode) and what learns
-            (with the statistics of each batch) are one network at the first step; probes re-estimate them anyway.
+        noise: Spread of Gaussian noise added to every kernel and matrix of the encoder, as a share of the spread of its
+            numbers; each seed has different noise. A control for the effect of damage alone.
+        batch_norm: Initial statistics of BatchNorm layers in training. `weights`: those of the weights. `training
+            images`: those of the row's own images, so the teacher (in evaluation mode) and the student (with the
+            statistics of each batch) are one network at the first step; probes re-estimate them in any case.
     """
 
     noise: Annotated[float, Ge(0)] = 0.0
@@ -39,9 +39,9 @@ def add_noise(backbone: Backbone, relative: float, seed: int) -> None:
     """Add Gaussian noise to the kernels and matrices of the encoder; norms and biases stay as they are.
 
     Args:
-        backbone: changed in place.
-        relative: spread of the noise as a share of that of the numbers it is added to.
-        seed: another one, another noise.
+        backbone: Backbone, changed in place.
+        relative: Spread of the noise as a share of the spread of the numbers it is added to.
+        seed: Seed of the noise.
     """
     draws = generator("study noise", seed)
     for parameter in backbone.encoder.parameters():
@@ -51,13 +51,13 @@ def add_noise(backbone: Backbone, relative: float, seed: int) -> None:
 
 
 def take_statistics(backbone: Backbone, dataset: Dataset) -> int:
-    """Give BatchNorm layers the statistics of a dataset's images, as probes do; returns how many layers have them.
+    """Give BatchNorm layers the statistics of a dataset's images, as probes do; return the number of these layers.
 
     It runs on the CPU, where every process gets the same numbers: teachers are looked up by them.
 
     Args:
-        backbone: on the CPU; changed in place, its mode stays.
-        dataset: verified and prepared; never augmented here.
+        backbone: Backbone on the CPU, changed in place; its mode stays.
+        dataset: Verified and prepared dataset; never augmented here.
     """
     was_training = backbone.training
     try:
@@ -71,7 +71,7 @@ def _images(dataset: Dataset) -> Iterator[Tensor]:
     try:
         images = data.field("held_out", "image")
         batches = max(1, len(images) // _BATCH)
-        for first in range(batches):  # every other image, so that no batch is of one corner only
+        for first in range(batches):  # strided, so no batch is from one corner of the data only
             yield images.take(torch.arange(first, len(images), batches)).float() / 255
     finally:
         data.close()

@@ -1,4 +1,4 @@
-"""One unit: train as its recipe says, measure the backbone, return plain values that JSON can hold."""
+"""One unit: train according to its recipe, measure the backbone, return plain values for JSON."""
 
 import json
 import platform
@@ -32,11 +32,11 @@ AS_IT_IS = Start()
 
 
 class Bench:
-    """What a process keeps from unit to unit: the probes' images and labels, on the device where they fit.
+    """State that a process keeps between units: the probes' images and labels, on the device if they fit.
 
     Args:
-        scratch: folder for run folders and features, of this process alone.
-        keep_weights: folder that receives the encoders; None to keep none.
+        scratch: Folder for run folders and features, used by this process only.
+        keep_weights: Folder for the encoders; None to keep none.
     """
 
     def __init__(self, scratch: Path, keep_weights: Path | None = None) -> None:
@@ -46,12 +46,12 @@ class Bench:
         self._prepared: set[str] = set()
 
     def run(self, recipe: Recipe, name: str, start: Start = AS_IT_IS) -> dict[str, object]:
-        """Train and measure; returns the result as plain values.
+        """Train and measure; return the result as plain values.
 
         Args:
-            recipe: without priors, nothing is trained.
-            name: of the unit, for files.
-            start: what is done to the initial weights.
+            recipe: Recipe of the unit; without priors, nothing is trained.
+            name: Name of the unit, for files.
+            start: Changes to the initial weights.
         """
         registry = Registry(recipe.plugins)
         started = time.perf_counter()
@@ -59,7 +59,7 @@ class Bench:
             self._prepare_together(recipe, registry)
             parts = build(recipe, registry)
             backbone = parts.backbone
-            # all of them: a study that lost an endpoint without a word would be a wrong one
+            # Require all of them: a study must not lose an endpoint silently.
             tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, parts.dataset)
             add_noise(backbone, start.noise, recipe.seed)
             if start.batch_norm == "training images":
@@ -80,13 +80,13 @@ class Bench:
             "seconds by probe": by_probe,
             "device": device_name(probe_device(recipe.trainer.accelerator)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            # Records travel between machines: no folder of this one.
+            # Records are moved between machines, so leave out folders of this one.
             "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
             "start": asdict(start),
         }
 
     def close(self) -> None:
-        """Remove what was kept."""
+        """Remove the stored files."""
         for data in self._data.values():
             data.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -118,7 +118,7 @@ class Bench:
     def _measure(
         self, recipe: Recipe, backbone: Backbone, tasks: Sequence[ProbeTask]
     ) -> tuple[dict[str, Scores], dict[str, float]]:
-        """Return what the probes measured, and the seconds each took; the first one on some data reads the features."""
+        """Return the probes' scores, and the seconds of each; the first one on a dataset reads the features."""
         scores, seconds = {}, {}
         by_data: dict[str, list[ProbeTask]] = {}
         for task in tasks:
@@ -151,7 +151,7 @@ class Bench:
         return self._data[key]
 
     def _prepare_together(self, recipe: Recipe, registry: Registry) -> None:
-        """Compute what the training data needs once, sharing the scenes with whichever process does so as well."""
+        """Run the one-time jobs of the training data, sharing the scenes with other processes that do the same."""
         key = json.dumps(recipe.to_dict()["data"], sort_keys=True)
         if key in self._prepared:
             return
@@ -164,12 +164,12 @@ class Bench:
 
 
 def device_name(device: str) -> str:
-    """Return what the device is, as the report says it."""
+    """Return the name of the device for the report."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
 
 
 def _data_key(recipe: Recipe, task: ProbeTask) -> str:
-    """Return a text that is equal for tasks whose images and labels are the same, whatever the run's seed."""
+    """Return a text that is equal for tasks with the same images and labels, for any seed of the run."""
     own = recipe.probes[task.label].data
     training = {
         name: value for name, value in recipe.to_dict()["data"].items() if name not in ("batch_size", "augment")

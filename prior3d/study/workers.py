@@ -18,17 +18,17 @@ from prior3d.study.matrix import Matrix, Unit
 from prior3d.study.records import FAILED
 
 Done = Callable[[Unit, dict[str, object], float], None]
-"""Receives a unit, its record and its seconds."""
+"""Function that receives a unit, its record and its seconds."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every worker is told.
+    """Settings of every worker.
 
     Attributes:
-        matrix: the study.
-        out: its output folder.
-        keep_weights: keep the trained encoders.
+        matrix: The study.
+        out: Its output folder.
+        keep_weights: Whether to keep the trained encoders.
     """
 
     matrix: Matrix
@@ -37,7 +37,7 @@ class Setting:
 
 
 class Worker:
-    """One process and the unit it is at."""
+    """One process and its current unit."""
 
     def __init__(self, setting: Setting, number: int) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -47,43 +47,43 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(setting, number, theirs), name=f"worker-{number}")
         self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so the end of the process is the end of the pipe
 
     def begin(self, unit: Unit) -> None:
-        """Hand it a unit."""
+        """Give it a unit."""
         self.unit, self.started = unit, time.perf_counter()
         self.pipe.send(unit)
 
     def finish(self) -> dict[str, object]:
-        """Return the record of its unit; a failure where the process has died."""
+        """Return the record of its unit; a failure if the process has died."""
         try:
             return self.pipe.recv()
-        except (EOFError, OSError):  # its end of the pipe is gone
+        except (EOFError, OSError):  # its end of the pipe is closed
             self.process.join()
             code = self.process.exitcode
             return {FAILED: f"the worker process ended with exit code {code}; see logs/{self.process.name}.txt"}
 
     def end(self, grace_s: float = 20.0) -> None:
-        """End the process and whatever it has started."""
+        """End the process and all processes that it has started."""
         with suppress(OSError):
             self.pipe.close()
         if self.unit is None:
             self.process.join(grace_s)
-        with suppress(ProcessLookupError, PermissionError):  # its session: loader workers too
+        with suppress(ProcessLookupError, PermissionError):  # its session, including loader workers
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
 
 
 def run_units(setting: Setting, units: Iterable[Unit], jobs: int, done: Done, until: float | None = None) -> None:
-    """Run units in the order given, `jobs` at a time; ends all workers on its way out, whatever happens.
+    """Run units in the given order, `jobs` at a time; always end all workers on exit.
 
     Args:
-        setting: what workers are told.
-        units: the longest first.
-        jobs: processes.
-        done: called for every unit, also for one that failed.
-        until: no unit begins after this moment of `time.monotonic`.
+        setting: Settings of the workers.
+        units: Units, the longest first.
+        jobs: Number of processes.
+        done: Called for every unit, including failed ones.
+        until: No unit begins after this value of `time.monotonic`.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers inherit it; threads that wait for busy cores spin
     queue = list(units)
@@ -112,7 +112,7 @@ def run_units(setting: Setting, units: Iterable[Unit], jobs: int, done: Done, un
 
 def work(setting: Setting, number: int, pipe: Connection) -> None:
     """Run the units that come through the pipe until it is closed: the body of a worker process."""
-    os.setsid()  # Ctrl-C is the parent's, which then ends this session as a whole
+    os.setsid()  # Ctrl-C reaches only the parent, which then ends this whole session
     _log_to(setting.out / "logs" / f"worker-{number}.txt")
     import torch
 
@@ -130,22 +130,22 @@ def work(setting: Setting, number: int, pipe: Connection) -> None:
 
 
 def attempt(matrix: Matrix, unit: Unit, bench: object) -> dict[str, object]:
-    """Return the record of a unit, also if it fails: one failure must not end a study of hours."""
+    """Return the record of a unit, including a failed one: one failure must not end a study of hours."""
     import torch
 
     try:
         name = unit.path.removeprefix("units/").replace("/", "-").removesuffix(".json")
         return bench.run(matrix.recipe(unit), name, matrix.start(unit))
-    except Exception as error:  # nothing goes on: the failure is what is recorded
+    except Exception as error:  # do not propagate: the failure is recorded
         print(traceback.format_exc(), flush=True)
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        # a CUDA device after an error is not to be trusted: another process goes on
+        # After an error a CUDA device is unreliable: another process continues.
         spoilt = torch.cuda.is_initialized()
         return {FAILED: " ".join(message.split()), "traceback": traceback.format_exc(), "spoilt": spoilt}
 
 
 def _log_to(file: Path) -> None:
-    """Send whatever this process and its children print to a file."""
+    """Redirect all output of this process and its children to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

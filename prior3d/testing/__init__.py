@@ -1,4 +1,4 @@
-"""What priors and datasets must keep to, for the tests of their authors, and examples to try them on.
+"""Contract checks for the tests of plugin authors, and small examples to try plugins on.
 
 from prior3d.testing import check_dataset, check_prior
 

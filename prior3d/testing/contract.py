@@ -1,4 +1,4 @@
-"""The contract of a prior as one function: `check_prior`."""
+"""The contract of a prior in one function: `check_prior`."""
 
 import inspect
 import tempfile
@@ -24,24 +24,24 @@ from prior3d.testing.examples import (
 
 
 def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -> Prior:
-    """Assert that a prior keeps to the contract, on a small batch of two overlapping views of a room's corner.
+    """Assert that a prior keeps its contract, on a small batch of two overlapping views of a room's corner.
 
-    Checked: its constructor is a schema; what it declares exists; the loss is a finite scalar whose gradient reaches
-    the features and every trainable parameter; scalars to log are scalars; the same random state gives the same loss;
-    a batch with nothing known gives exactly 0, still connected, and finite gradients; bf16 autocast works; the batch
-    is not changed in place; pictures are figures; its state survives a round trip. A prior with an offline stage gives
-    exactly 0, connected, before it; it prepares two scenes of the same corner from nothing but the fields of
-    `prepares`, the same bytes each time; all else is then checked with these attached.
+    It checks that the constructor is a schema; the declared fields exist; the loss is a finite scalar whose gradient
+    reaches the features and every trainable parameter; logged scalars are scalars; the same random state gives the same
+    loss; a batch with nothing known gives exactly 0, still connected to the graph, and finite gradients; bf16 autocast
+    works; the batch is not changed in place; pictures are matplotlib figures; the state survives a round trip. A prior
+    with an offline stage gives exactly 0, connected, before that stage. It prepares two scenes of the same corner from
+    the fields of `prepares` alone, with the same bytes each time. All other checks then run with these scenes attached.
 
     Args:
-        cls: the prior's class.
-        options: its options as a recipe gives them.
+        cls: class of the prior.
+        options: its options, as in a recipe.
 
     Returns:
-        The prior that was made, for further tests.
+        The prior, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Prior), f"{cls.__name__} is no subclass of prior3d.Prior"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
@@ -102,7 +102,7 @@ def _check_offline_stage(prior: Prior) -> None:
     assert not any(unconnected), "the zero loss before anything is prepared is unconnected (hangs DDP): use `zero`"
     assert isinstance(prior.plot(batch, features), dict), "plot fails before anything is prepared"
     kept = tempfile.TemporaryDirectory()
-    weakref.finalize(prior, kept.cleanup)  # scenes may be read when they are needed
+    weakref.finalize(prior, kept.cleanup)  # scenes may be read on demand
     scenes = example_scenes(prior.prepares)
     first, second = (_prepare(prior, scenes, Path(kept.name) / name) for name in ("first", "second"))
     assert _contents(first[0]), "prepares nothing"

@@ -1,4 +1,4 @@
-"""The contract of a dataset as one function: `check_dataset`."""
+"""The contract of a dataset in one function: `check_dataset`."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ from prior3d.registry.schema import validate_options
 from prior3d.testing.view import check_view
 
 _LARGEST_COPY = 256 * 2**20
-"""Bytes of files that are copied at most, so that they can be changed."""
+"""Maximum size of the files to copy, in bytes; the copies can be changed."""
 
 _SAMPLES = 4
 _FRAMES = 12
@@ -38,29 +38,29 @@ _CHANGED = 4
 def check_dataset(
     cls: type[Dataset], options: Mapping[str, object] | None = None, size: tuple[int, int] = (48, 64)
 ) -> Dataset:
-    """Assert that a dataset keeps to the contract, on some of its samples and frames.
+    """Assert that a dataset keeps its contract, on some of its samples and frames.
 
-    The files and folders that its options name are copied to a temporary folder first, so nothing of yours is changed:
-    give it a small set.
+    The files and folders in its options are first copied to a temporary folder, so your data is not changed. Use a
+    small set.
 
-    Checked: its constructor is a schema; it provides fields that are described; every view holds the fields that were
-    asked for and no others, as `check_view` says; a sample has its number of views, of one scene; the same index gives
-    the same sample a second time, in another order, unpickled in another process's place, whatever the global random
-    state, and in the next epoch; views are the caller's own; `load` gives what `sample` gave; samples become a batch of
-    the table's shapes; surfaces hold points and give those in a box; splits have no frame in common; its fingerprint
-    is the same again, and changes with a file that a frame is decoded from; files that are missing, and too many views,
-    are a `UserError` about the option, by its own name.
+    It checks that the constructor is a schema; the provided fields have descriptions; every view holds the requested
+    fields and no others, and passes `check_view`; a sample has its number of views, all of one scene; the same index
+    gives the same sample a second time, in another order, after unpickling, as in another process, under any global
+    random state, and in the next epoch; views are the caller's own; `load` gives the same as `sample`; samples collate
+    to a batch with the shapes of the table; surfaces hold points, also when limited to a box; splits share no frame;
+    the fingerprint is repeatable and changes with any file that a frame is decoded from; missing files and too many
+    views raise a `UserError` that names the option.
 
     Args:
-        cls: the dataset's class.
-        options: its options as a recipe gives them.
-        size: height and width of the run's images, pixels.
+        cls: class of the dataset.
+        options: its options, as in a recipe.
+        size: height and width of the run's images, in pixels.
 
     Returns:
-        The dataset that was made, of the split "train" where it has one; its files are gone.
+        The dataset, of the split "train" if it has one; its copied files are deleted.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Dataset), f"{cls.__name__} is no subclass of prior3d.Dataset"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
@@ -86,7 +86,7 @@ def check_dataset(
 
 
 class _Maker:
-    """Makes the dataset anew, for any split and number of views."""
+    """Makes new instances of the dataset, for any split and number of views."""
 
     def __init__(self, cls: type[Dataset], keywords: Mapping[str, object], size: tuple[int, int], folder: Path) -> None:
         self.cls, self.keywords, self.size, self.folder = cls, dict(keywords), size, folder
@@ -103,7 +103,7 @@ class _Maker:
         return self.cls(spec, **(self.keywords | changed))
 
     def views_at_most(self) -> int:
-        """Return 1 where more views per sample are refused, as single images do."""
+        """Return 1 if the dataset refuses more views per sample, as single-image datasets do."""
         refusal = refusal_of(partial(self, views=2))
         if refusal is None:
             return 2
@@ -112,7 +112,7 @@ class _Maker:
 
 
 def _copied(keywords: Mapping[str, object], folder: Path) -> dict[str, object]:
-    """Return the options with the files and folders that they name copied into a folder."""
+    """Return the options, with the files and folders that they name copied into a folder."""
     left = _LARGEST_COPY
     copies: dict[Path, Path] = {}
 
@@ -155,7 +155,7 @@ def _check_declarations(dataset: Dataset) -> None:
 
 
 def _lines(dataset: Dataset) -> list[str]:
-    """Return what a dataset says of itself, once it is prepared as a run prepares it."""
+    """Return the dataset's own description, prepared as a run prepares it."""
     dataset.verify()
     prepare(dataset, dataset.provides)
     return list(dataset.describe())
@@ -207,7 +207,7 @@ def _check_place(dataset: Dataset, view: View) -> None:
 
 
 def _check_batches(dataset: Dataset) -> None:
-    """Check that two samples become a batch of the table's types and shapes."""
+    """Check that two samples collate to a batch with the types and shapes of the table."""
     table, fields = table_of(dataset), _decodable(dataset)
     samples = DrawnSamples(dataset, fields - SURFACE_FIELDS, None, 0, skip_damaged=False)
     batch = next(iter(make_loader(samples, DrawStream(0, 1, 2), 0)))
@@ -226,7 +226,7 @@ def _check_batches(dataset: Dataset) -> None:
 
 
 def _check_frames(dataset: Dataset) -> None:
-    """Check that frames one by one are what samples are made of."""
+    """Check that single frames equal the frames in samples."""
     table, fields = table_of(dataset), _decodable(dataset)
     counts = [dataset.frame_count(scene) for scene in range(len(dataset.scenes))]
     assert sum(counts) > 0, "frame_count is 0 in every scene"
@@ -243,7 +243,7 @@ def _check_frames(dataset: Dataset) -> None:
 
 
 def _check_splits(make: _Maker, dataset: Dataset) -> None:
-    """Check that no two splits show the same frame, in what is read of them here."""
+    """Check that no two splits share a frame, among the samples read here."""
     seen: dict[str, tuple[Split, int, int]] = {}
     for split in dataset.splits:
         try:
@@ -282,7 +282,7 @@ def _check_surfaces(dataset: Dataset) -> None:
 
 
 def _check_fingerprint(make: _Maker, dataset: Dataset) -> None:
-    """Check that the fingerprint is that of the content: of the same data the same, of a changed file another."""
+    """Check the fingerprint: equal for equal data, different after a file changes."""
     whole = dataset.fingerprint()
     assert isinstance(whole, str), f"fingerprint returns {type(whole).__name__}, should be a text"
     assert make().fingerprint() == whole, "fingerprint differs between two objects of the same data"
@@ -298,7 +298,7 @@ def _check_fingerprint(make: _Maker, dataset: Dataset) -> None:
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
         try:
             after = {make().fingerprint([place]), make().fingerprint()}
-        except (UserError, ValueError, OSError):  # it has noticed
+        except (UserError, ValueError, OSError):  # the dataset noticed the change
             after = set()
         file.write_bytes(content)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -308,7 +308,7 @@ def _check_fingerprint(make: _Maker, dataset: Dataset) -> None:
 def _files_of_frames(
     make: _Maker, dataset: Dataset, places: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], Path]]:
-    """Yield the binary files of the data that decoding some frames opens, each with its scene and frame."""
+    """Yield each binary data file opened to decode some frames, with its scene and frame."""
     fields = _decodable(dataset)
     for place in places:
         with _opened(make.folder) as files:
@@ -323,7 +323,7 @@ def _opened(folder: Path) -> Iterator[set[Path]]:
     """Collect the files below a folder that Python opens within the block."""
     _WATCHING.append((folder, found := set()))
     if not _IS_HOOKED:
-        sys.addaudithook(_note)  # which cannot be taken away again
+        sys.addaudithook(_note)  # audit hooks cannot be removed
         _IS_HOOKED.append(True)
     try:
         yield found
@@ -344,7 +344,7 @@ def _note(event: str, arguments: tuple) -> None:
 
 
 def _check_errors(make: _Maker) -> None:
-    """Check that what a user gets wrong is one line about the option."""
+    """Check that a user's error gives one line about the option."""
     for name, value in make.keywords.items():
         several = isinstance(value, list | tuple)
         paths = [item for item in (value if several else [value]) if isinstance(item, Path)]
@@ -388,7 +388,7 @@ def _sample(dataset: Dataset, index: int, fields: frozenset[str]) -> list[View]:
 
 
 def _digest(views: list[View], places: bool = True) -> str:
-    """Return a text of all that views hold."""
+    """Return the content of views as text."""
     digest = hashlib.sha256()
     for view in views:
         digest.update(f"{view.scene} {view.frame};".encode() if places else b";")
@@ -399,7 +399,7 @@ def _digest(views: list[View], places: bool = True) -> str:
 
 
 def _spoil(views: list[View]) -> None:
-    """Write into arrays, as augmentation may."""
+    """Write into arrays, as augmentation may do."""
     for view in views:
         for value in view.values.values():
             if isinstance(value, np.ndarray) and value.flags.writeable:
@@ -407,7 +407,7 @@ def _spoil(views: list[View]) -> None:
 
 
 def _disturb() -> None:
-    """Change every global random state: a sample follows from its index alone."""
+    """Change every global random state: a sample must depend on its index alone."""
     for seed in (random.seed, torch.manual_seed, np.random.seed):
         seed(int.from_bytes(os.urandom(2), "little"))
 

@@ -1,4 +1,4 @@
-"""The contract of an engine as one function: `check_engine`."""
+"""The contract of an engine in one function: `check_engine`."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -22,31 +22,33 @@ from prior3d.splat.operator import RenderedViews
 Bounds = dict[torch.dtype, float]
 
 _HALF: Bounds = {torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
-"""Relative error that two roundings of half precision explain: one of the products, one of the sum."""
+"""Relative error from two roundings of half precision: one of the products, one of the sum."""
 
 
 def check_engine(
     cls: type[Engine], *, device: torch.device | str | None = None, tolerance: float | None = None
 ) -> Engine:
-    """Assert that an engine keeps to the contract of its job, held to the torch engine in values and gradients.
+    """Assert that an engine keeps the contract of its job, with the torch engine as reference for values and gradients.
 
-    Checked for every job: it is made without arguments, declares its job and rank, and its obstacles are sentences.
-    Where it has no obstacle: values; empty and one-row inputs; inputs that are not contiguous; that inputs stay as they
-    are; that `deterministic` is true. Sparse: gradients, kernels of odd, even and strided maps and their transposes,
-    half precision summed in float32, a second backward pass that works or raises. Splat: gradients, several views,
-    backgrounds, and its operator: the transpose of itself, with and without a grid. Neighbours: order and rows.
+    For every job, it checks that the constructor takes no arguments, the job and rank are declared, and obstacles are
+    sentences. If there is no obstacle, it checks values; empty and one-row inputs; non-contiguous inputs; unchanged
+    inputs; and that the value of `deterministic` is correct. Sparse: gradients; kernels of odd, even and strided maps
+    and their transposes; half precision summed in float32; a second backward pass that works or raises. Splat:
+    gradients, several views, backgrounds, and that the operator's gather is the transpose of its render, with and
+    without a grid.
+    Neighbors: order and rows.
 
     Args:
-        cls: the engine's class.
-        device: where to check; by default a CUDA device if there is one where it can run, else the CPU.
-        tolerance: relative error against the torch engine in float32; by default 1e-5, of splatting 1e-3 in values and
-            1e-2 in gradients, whose edges at alpha = 1/255 fall to either side.
+        cls: class of the engine.
+        device: device to check on; by default a CUDA device if the engine can run on one, else the CPU.
+        tolerance: relative error against the torch engine in float32; by default 1e-5. For splatting, 1e-3 in values
+            and 1e-2 in gradients, because the edges at alpha = 1/255 may fall to either side.
 
     Returns:
-        The engine that was made, for further tests.
+        The engine, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     engine = _check_declarations(cls)
     device = torch.device(device) if device is not None else _device_for(engine)
@@ -121,7 +123,7 @@ def _check_sparse(engine: SparseEngine, device: torch.device, tolerance: float |
 
 
 def _kernel_maps(device: torch.device) -> dict[str, KernelMap]:
-    """Maps of random voxels: every kind of operation, with rows in no order, with one voxel, and with none."""
+    """Return kernel maps of random voxels: every kind of operation, in shuffled row order, with one voxel and none."""
     draws = torch.Generator().manual_seed(0)
     cells = torch.randint(0, 7, (160, 3), generator=draws).unique(dim=0)
     cells = cells[torch.randperm(len(cells), generator=draws)]
@@ -153,7 +155,7 @@ def _sparse_inputs(
 
 
 def _convolved(engine: SparseEngine, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> list[Tensor]:
-    """Output, and gradients of features and weight for a fixed gradient of the output that is not contiguous."""
+    """Return the output, and the gradients of features and weight for a fixed non-contiguous gradient of the output."""
     features, weight = features.detach().requires_grad_(), weight.detach().requires_grad_()
     out = engine.convolve(features, weight, kernel_map)
     gradient = torch.randn(out.shape[::-1], generator=torch.Generator().manual_seed(2)).to(out).T
@@ -191,7 +193,7 @@ def _check_convolution(
 
 
 def _check_half(engine: SparseEngine, dtype: torch.dtype, kernel_map: KernelMap, device: torch.device) -> None:
-    """Half precision: rounded inputs and result, but the sum over offsets in float32."""
+    """Check half precision: rounded inputs and result, with the sum over offsets in float32."""
     features, weight = _sparse_inputs(kernel_map, (16, 8), device, dtype)
     found = _convolved(engine, features, weight, kernel_map)
     reference = choose("sparse", "torch", device, torch.float32)
@@ -199,7 +201,7 @@ def _check_half(engine: SparseEngine, dtype: torch.dtype, kernel_map: KernelMap,
     for part, got, want in zip(_SPARSE_PARTS, found, wanted, strict=True):
         assert got.dtype == dtype, f"{part} of {dtype} inputs are {got.dtype}"
         _close(got, want, _HALF[dtype], f"{dtype}: {part}")
-    # 27 offsets of one channel each: 256 + 26 x 0.5 is lost when sums are rounded at every step
+    # 27 offsets of one channel each: 256 + 26 x 0.5 is lost if every partial sum is rounded
     weight = torch.full((len(kernel_map.counts), 1, 1), 0.5, device=device, dtype=dtype)
     weight[kernel_map.identity] = 256.0 if dtype == torch.bfloat16 else 2048.0
     ones = torch.ones(kernel_map.in_size, 1, device=device, dtype=dtype)
@@ -290,7 +292,7 @@ def _cameras(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _random_gaussians(count: int, channels: int, device: torch.device) -> tuple[Gaussians, Tensor]:
-    """Needles and blobs in front of and beside the cameras, some nearly opaque."""
+    """Return needles and blobs in front of and next to the cameras, some nearly opaque."""
     draws = torch.Generator().manual_seed(0)
     means = (torch.rand(count, 3, generator=draws) - 0.5) * torch.tensor([2.0, 1.5, 1.5]) + torch.tensor([0, 0, 1.5])
     scales = 0.02 * 10 ** torch.rand(count, 3, generator=draws)
@@ -303,7 +305,7 @@ def _random_gaussians(count: int, channels: int, device: torch.device) -> tuple[
 def _rasterized(
     engine: SplatEngine, gaussians: Gaussians, values: Tensor, intrinsics: Tensor, poses: Tensor, background: Tensor
 ) -> list[Tensor]:
-    """What is rendered, and the gradients of everything it is differentiable in."""
+    """Return the rendering and the gradients of every differentiable input."""
     shape = (gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities)
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (*shape, values, background)]
     outputs = engine.rasterize(Gaussians(*leaves[:4]), leaves[4], intrinsics, poses, _SIZE, leaves[5])
@@ -344,7 +346,7 @@ def _check_operator(
     _close(found.render(values[:, :1]), found.render(values)[:, :1], 1e-5, f"{where}: channels mix")
 
 
-# neighbours
+# neighbors
 
 
 def _check_neighbours(engine: NeighbourEngine, device: torch.device, tolerance: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Made-up backbone, batch, features and scenes, small enough that every prior can be tried on them."""
+"""A made-up backbone, batch, features and scenes, small enough to try every prior on."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from prior3d.contracts.prior import BackboneSpec, Batch, Features, Scene
 from prior3d.randomness import reseed
 
 SIZE = (48, 64)
-"""Height and width of the images of `example_batch`, pixels."""
+"""Height and width of the images of `example_batch`, in pixels."""
 
 
 def example_backbone() -> BackboneSpec:
-    """Return the specification that goes with `example_features`."""
+    """Return the specification that matches `example_features`."""
     return BackboneSpec(
         name="example",
         size=SIZE,
@@ -30,7 +30,7 @@ def example_batch(known: bool = True) -> Batch:
     """Return a batch of 2 samples x 2 views of a textured room's corner, with every field that can be made up.
 
     Args:
-        known: False for a batch with nothing to learn from: no depth, no surface, crops that do not overlap.
+        known: False for a batch with nothing to learn from: no depth, no surface, and crops without overlap.
     """
     stream = torch.Generator().manual_seed(0)
     height, width = SIZE
@@ -61,7 +61,7 @@ def example_batch(known: bool = True) -> Batch:
 
 
 def example_features(batch: Batch, fields: tuple[str, ...], grad: bool = True) -> dict[str, Features]:
-    """Return random features for the image fields of a batch, as leaves that collect gradients."""
+    """Return random features for the image fields of a batch, as leaf tensors that collect gradients."""
     reseed("features")
     spec = example_backbone()
 
@@ -82,10 +82,10 @@ def example_features(batch: Batch, fields: tuple[str, ...], grad: bool = True) -
 
 
 def example_scenes(fields: Sequence[str]) -> list[Scene]:
-    """Return two scenes of the corner that `example_batch` shows, four frames each, for offline stages.
+    """Return two scenes of the corner in `example_batch`, four frames each, for offline stages.
 
     Args:
-        fields: what their frames hold, as `Prior.prepares` names it.
+        fields: fields of the frames, in the form of `Prior.prepares`.
     """
     chosen = {field.split("|")[0] for field in fields}
     return [
@@ -112,7 +112,7 @@ def example_teacher(images: Tensor) -> Features:
 
 
 def _frames(scene: int, frames: Sequence[int], fields: set[str]) -> Batch:
-    """Frames of a scene as a batch of one sample; 0 and 1 lie where `example_batch` looks from."""
+    """Return frames of a scene as a batch of one sample; frames 0 and 1 have the cameras of `example_batch`."""
     height, width = SIZE
     intrinsics = torch.tensor([[50.0, 0, width / 2], [0, 50.0, height / 2], [0, 0, 1]])
     poses = torch.eye(4).repeat(len(frames), 1, 1)
@@ -130,7 +130,7 @@ def _frames(scene: int, frames: Sequence[int], fields: set[str]) -> Batch:
 
 
 def _corner(world_from_camera: Tensor, intrinsics: Tensor) -> Tensor:
-    """Depth [H, W] of a corner: a wall at z = 2 m and one at x = 0.5 m, seen from a camera looking along z."""
+    """Return depth [H, W] of a corner: walls at z = 2 m and x = 0.5 m, seen by a camera that looks along z."""
     height, width = SIZE
     x = (torch.arange(width) + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
     to_side = (0.5 - world_from_camera[0, 3]) / x.clamp_min(1e-6)
@@ -138,7 +138,7 @@ def _corner(world_from_camera: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def _surface(batch: Batch, known: bool) -> Batch:
-    """The surface seen by each view, packed, in the colours of its pixels."""
+    """Return the surface seen by each view, packed, in the colors of its pixels."""
     if not known:
         nothing = torch.zeros(0, 3)
         return {"surface": nothing, "surface_view": nothing[:, 0].long(), "surface_color": nothing.clone()}

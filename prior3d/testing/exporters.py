@@ -1,4 +1,4 @@
-"""The contract of an exporter as one function: `check_exporter`."""
+"""The contract of an exporter in one function: `check_exporter`."""
 
 import inspect
 import tempfile
@@ -24,27 +24,27 @@ def check_exporter(
     model: str = _MODEL,
     tolerance: float = 1e-4,
 ) -> Exporter:
-    """Assert that an exporter keeps to the contract, on a small timm model with random weights.
+    """Assert that an exporter keeps its contract, on a small timm model with random weights.
 
-    Checked: its constructor is a schema; what it returns is what it wrote, and lies at the target; what was written
-    gives the model's own features, and other features for other weights; neither the model nor the description is
-    changed; writing again replaces what was there; temporary files are gone; weights with NaN, and targets whose folder
-    is missing or is a file, are refused with a `UserError` and nothing is left behind.
+    It checks that the constructor is a schema; the returned paths are the written files and lie at the target; the
+    output gives the model's own features, and other features for other weights; the model and the description stay
+    unchanged; writing again replaces the previous output; temporary files are deleted; weights with NaN, and targets
+    whose folder is missing or is a file, are refused with a `UserError`, and nothing is left behind.
 
     Args:
-        cls: the exporter's class.
-        target: file or folder to write, relative to a folder that is there, such as "model.safetensors".
-        features: reads what was written at a path and returns the features of images [N, 3, H, W], already normalized,
-            as the other library would: of the shape of `forward_features`.
-        options: its options, as a recipe would give them.
+        cls: class of the exporter.
+        target: file or folder to write, relative to an existing folder, for example "model.safetensors".
+        features: reads the output at a path and returns the features of images [N, 3, H, W], already normalized, as the
+            other library would, in the shape of `forward_features`.
+        options: its options, as in a recipe.
         model: name of the timm model.
-        tolerance: greatest difference of features, relative to the largest.
+        tolerance: maximum difference of features, relative to the largest feature.
 
     Returns:
-        The exporter that was made, for further tests.
+        The exporter, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Exporter), f"{cls.__name__} is no subclass of prior3d.Exporter"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in listings"
@@ -53,7 +53,7 @@ def check_exporter(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first, second = _model(model, 0), _model(model, 1)
-        for trained in (first, second, first):  # the last two replace what was there
+        for trained in (first, second, first):  # the last two replace the previous output
             _check_writes(exporter, trained, model, folder / target, features, tolerance)
         _check_complete(folder, target)
         _check_refusals(exporter, first, model, folder, target)
@@ -64,7 +64,7 @@ def _model(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model(name, num_classes=0).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics are weights, too
+        if isinstance(module, nn.BatchNorm2d):  # statistics are weights too
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return model
@@ -127,7 +127,7 @@ def _check_refusal(exporter: Exporter, trained: nn.Module, name: str, target: Pa
     refusal = None
     try:
         exporter.export(trained, _describe(name), target)
-    except Exception as error:  # whatever it is, it is judged below
+    except Exception as error:  # any exception is judged below
         refusal = error
     assert refusal is not None, f"{what} is not refused"
     kind = type(refusal).__name__

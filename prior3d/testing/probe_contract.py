@@ -1,4 +1,4 @@
-"""The contract of a probe as one function: `check_probe`."""
+"""The contract of a probe in one function: `check_probe`."""
 
 import hashlib
 import inspect
@@ -30,7 +30,7 @@ _STRIDE = 4
 _CLASSES = ("left", "middle", "right")
 _FRAMES = 4
 _BOUND = 1e-6
-"""By which rounding may take a metric beyond its bounds."""
+"""Tolerance for rounding at the bounds of a metric."""
 
 
 def check_probe(
@@ -40,26 +40,27 @@ def check_probe(
     informed: Sequence[str] = (),
     model: FrozenModel | None = None,
 ) -> Probe:
-    """Assert that a probe keeps to the contract, on small scenes whose images hold all labels in their colors.
+    """Assert that a probe keeps its contract, on small scenes whose images hold all labels in their colors.
 
-    Checked: its constructor is a schema, and what it declares exists; a measurement changes neither the model nor the
-    data; equal seeds give equal scores, whatever was measured before and in whatever order, and without `seeded` any
-    seed does; scores are finite, by group, and metrics are of their sums: counting every group twice changes none;
-    every metric has a meaning, is finite and within its bounds; controls are of the same groups and metrics; one group
-    and a class that is absent are measured, or refused in words; labels that are all unknown are refused with a key of
-    the probe's own; models side by side are measured; figures are figures; the probe can be pickled.
+    It checks that the constructor is a schema and the declared fields exist; a measurement changes neither the model
+    nor the data; equal seeds give equal scores, regardless of earlier measurements and their order, and without
+    `seeded` any seed does; scores are finite and per group, and metrics depend on their sums: counting every group
+    twice changes none; every metric has a meaning, is finite and lies within its bounds; controls have the same groups
+    and metrics; one group and an absent class are measured, or refused with a message; labels that are all unknown are
+    refused with a key that the probe owns; several models can be measured side by side; pictures are matplotlib
+    figures; the probe can be pickled.
 
     Args:
-        cls: the probe's class.
-        options: its options as a recipe gives them.
-        informed: metrics in which features that hold the labels have to beat features that hold nothing.
-        model: measured instead of features made up here, for a probe that asks for more of a model.
+        cls: class of the probe.
+        options: its options, as in a recipe.
+        informed: metrics in which features that hold the labels must beat features that hold nothing.
+        model: model to measure instead of the made-up features, for a probe that needs more of a model.
 
     Returns:
-        The probe that was made, for further tests.
+        The probe, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Probe), f"{cls.__name__} is no subclass of prior3d.Probe"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is the protocol that reports print"
@@ -106,7 +107,7 @@ def _check_pickle(probe: Probe) -> None:
 def _check_measurements(
     make: Callable[[], Probe], models: Mapping[str, FrozenModel], data: ProbeData
 ) -> dict[str, Scores]:
-    """Measure two models in both orders, each order with a probe of its own."""
+    """Measure two models in both orders, with a new probe for each order."""
     weights = {name: _state(model) for name, model in models.items()}
     labels = _labels(data)
     first, second = make(), make()
@@ -150,7 +151,7 @@ def _check_metrics(probe: Probe, scores: Scores) -> None:
         assert math.isclose(value, twice.get(name, math.nan), rel_tol=1e-6, abs_tol=1e-9), (
             f"the metric {name!r} is {value}, and {twice.get(name)} where every group counts twice: no rate of sums"
         )
-    for index in range(len(scores.groups)):  # what a bootstrap draws
+    for index in range(len(scores.groups)):  # a draw of the bootstrap
         probe.summarise(scores.total(F.one_hot(torch.tensor(index), len(scores.groups)).float()))
     declared = set(probe.lower_is_better)
     unknown = {name for name in declared if not any(name.startswith(begin) for begin in probe.meanings)}
@@ -191,7 +192,7 @@ def _measured_or_refused(probe: Probe, model: FrozenModel, what: str) -> Scores 
     with _opened(probe, what) as data:
         found: list[Scores] = []
         refused = refusal_of(lambda: found.append(measured(probe.measure(model, data)).scores))
-    if refused is not None:  # in words, which is as good
+    if refused is not None:  # a refusal with a message is as good
         _check_key(probe, refused)
         return None
     _check_scores(found[0])
@@ -243,7 +244,7 @@ def _opened(probe: Probe, what: str = "") -> Iterator[ProbeData]:
 
 
 class _Walls(PosedDataset):
-    """Cameras that move along slanted walls; red is depth, green the place along the wall, blue all else."""
+    """Cameras that move along slanted walls; red is depth, green the position along the wall, blue the rest."""
 
     provides = frozenset(
         {"image", "depth", "intrinsics", "world_from_camera", "semantic", "normals", "label", "surface"}
@@ -297,7 +298,7 @@ class _Walls(PosedDataset):
 
 
 class _Colors(nn.Module):
-    """Stands in for a backbone: the colors of cells, and their products."""
+    """A stand-in for a backbone: the colors of cells, and their products."""
 
     size = _SIZE
 
@@ -312,7 +313,7 @@ class _Colors(nn.Module):
 
 
 class _Noise(_Colors):
-    """Stands in for a backbone that has learned nothing: noise that only tells images apart."""
+    """A stand-in for a backbone that has learned nothing: noise that only distinguishes images."""
 
     def forward(self, images: Tensor, reads: Sequence[str] = ()) -> Maps:
         names = [hashlib.sha256(image.mul(255).round().byte().cpu().numpy().tobytes()).hexdigest() for image in images]

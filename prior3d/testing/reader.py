@@ -1,4 +1,4 @@
-"""The contract of a reader as one function: `check_reader`."""
+"""The contract of a reader in one function: `check_reader`."""
 
 import inspect
 import os
@@ -18,33 +18,33 @@ from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
 
 _MOST_FILES = 60
-"""Files that are damaged in turn, evenly spaced over those of the folder."""
+"""Number of files to damage, one at a time, evenly spaced over the files of the folder."""
 
 _LATER_NS = 2_000_000_000
 _MODELS = ("pinhole", "opencv", "fisheye")
 
 
 def check_reader(cls: type[Reader], root: Path | str, **options: object) -> Reader:
-    """Assert that a reader keeps to the contract, on a small folder of its format.
+    """Assert that a reader keeps its contract, on a small folder of its format.
 
-    Checked: its constructor is a schema; it recognises the folder and not an empty one; scenes are sorted and open;
-    cameras are finite, with positive focal lengths and sizes; poses are rigid, and missing only with a problem; every
-    frame gives the fields of `provides`, no others, in their dtypes, shapes and ranges, at the sizes its camera says;
-    reading is repeatable and survives pickling; fingerprints are the same for the same files and change when a file
-    does that anything read depends on. Then files are cut off and taken away, one after another: each is a
-    `DamagedFile`, a frame with a problem, a `UserError` or of no account, and never another exception or other values
-    under the same fingerprint. A folder that does not exist is a `UserError` about `root`.
+    It checks that the constructor is a schema; the reader recognizes the folder and not an empty one; scenes are sorted
+    and can be opened; cameras are finite, with positive focal lengths and sizes; poses are rigid, and missing only with
+    a problem; every frame gives the fields of `provides` and no others, in their dtypes, shapes and ranges, at the
+    sizes of its camera; reading is repeatable and survives pickling; fingerprints are equal for equal files and change
+    with every file that affects the result. Then files are truncated and deleted, one at a time. Each case must give a
+    `DamagedFile`, a frame with a problem, a `UserError` or no change, but never another exception, nor other values
+    under the same fingerprint. A missing folder must give a `UserError` about `root`.
 
     Args:
-        cls: the reader's class.
-        root: folder of its format with a scene of a few frames; it is copied and not changed.
-        options: of the reader, as a recipe gives them.
+        cls: class of the reader.
+        root: folder of its format, with a scene of a few frames; it is copied and not changed.
+        options: its options, as in a recipe.
 
     Returns:
         The reader of the folder, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     root = Path(root)
     assert issubclass(cls, Reader), f"{cls.__name__} is no subclass of prior3d's Reader"
@@ -74,7 +74,7 @@ def check_reader(cls: type[Reader], root: Path | str, **options: object) -> Read
 
 
 def _pickled(objects: tuple[Reader, Recording]) -> tuple[Reader, Recording]:
-    """Return what arrives in a loader's worker."""
+    """Return the reader as it arrives in a loader's worker."""
     try:
         return pickle.loads(pickle.dumps(objects))
     except Exception as error:
@@ -182,7 +182,7 @@ def _check_view(reader: Reader, frame: Frame, view: View) -> None:
 
 
 def _read_all(reader: Reader, recording: Recording) -> list[object]:
-    """Return all that can be read of a scene, in a form that can be compared; damage counts as a value."""
+    """Return everything that can be read of a scene, in a comparable form; damage counts as a value."""
     found: list[object] = []
     for index in range(len(recording.frames)):
         frame = recording.frames[index]
@@ -209,7 +209,7 @@ def _check_damage(cls: type[Reader], root: Path, scene: str, options: dict[str, 
             yield _read_all(reader, recording), recording.fingerprint()
 
     def look(what: str) -> tuple[list[object], str] | None:
-        """Return what is read and its fingerprint; None for a UserError."""
+        """Return the content and its fingerprint, or None for a UserError."""
         found: list[tuple[list[object], str]] = []
         try:
             refusal_of(lambda: found.extend(read()))

@@ -1,4 +1,4 @@
-"""What every runner must keep to: each job once, errors as they are, shared work, no remains, no hang."""
+"""The contract of a runner: each job once, errors passed on unchanged, shared work, no remains, no hang."""
 
 import inspect
 import os
@@ -23,25 +23,26 @@ _JOBS = 7
 
 
 def check_runner(cls: type[Runner], *, seconds: float = 60.0, **options: object) -> Runner:
-    """Assert that a runner keeps to the contract, on small jobs in a temporary folder.
+    """Assert that a runner keeps its contract, on small jobs in a temporary folder.
 
-    Checked: its constructor is a schema; it does every job once, says so once and not before the result is there; no
-    jobs are no work; results that are there are found; errors of jobs arrive as they are (`UserError`, `DamagedFile`,
-    bugs) and nothing is left half-written; jobs that another process is at do not keep it from the others; it does not
-    repeat what a second runner on the same folder does; a process that is killed has its job done again, or ends the
-    run in one line; closing it and Ctrl-C end all that it started; jobs that cannot be sent to another process are
-    done all the same or refused in one line. It must be called in the main thread, where Ctrl-C arrives.
+    It checks that the constructor is a schema; the runner does every job once, and reports it once and not before its
+    result exists; an empty list of jobs is no work; existing results are found; errors of jobs arrive unchanged
+    (`UserError`, `DamagedFile`, bugs) and nothing is left half-written; jobs that another process works on do not block
+    the others; the runner does not repeat the work of a second runner on the same folder; after a process is killed,
+    its job is done again or the run ends with one line; closing it and Ctrl-C end everything it started; jobs that
+    cannot be sent to another process are done anyway or refused in one line. Call it in the main thread, where Ctrl-C
+    arrives.
 
     Args:
-        cls: the runner's class.
-        seconds: after which a single check counts as hanging.
-        options: its options as a recipe gives them.
+        cls: class of the runner.
+        seconds: time after which a single check counts as hanging.
+        options: its options, as in a recipe.
 
     Returns:
-        The runner that was made, for further tests.
+        The runner, for further tests.
 
     Raises:
-        AssertionError: says which point is not kept.
+        AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Runner), f"{cls.__name__} is no subclass of prior3d's Runner"
     assert cls.contract == Runner.contract, f"written for contract {cls.contract}, this is {Runner.contract}"
@@ -71,7 +72,7 @@ def check_runner(cls: type[Runner], *, seconds: float = 60.0, **options: object)
 
 @dataclass(frozen=True)
 class _Place:
-    """A folder with a store, and with a line for each process that began a job."""
+    """A folder with a store, and with a line for each process that started a job."""
 
     folder: Path
 
@@ -87,21 +88,21 @@ class _Place:
         ]
 
     def begun(self) -> list[tuple[int, int]]:
-        """Return (number, process) of all jobs that were begun."""
+        """Return (number, process) of all started jobs."""
         log = self.folder / "log"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         return [tuple(map(int, line.split())) for line in lines]
 
     def remains(self) -> list[Path]:
-        """Return what is half-written."""
+        """Return the half-written files."""
         return list((self.folder / "cache").rglob(".*.partial"))
 
     def processes(self) -> set[int]:
-        """Return the processes, other than this one, that have begun a job and are still there."""
+        """Return the processes, other than this one, that have started a job and still exist."""
         return {process for _, process in self.begun() if process != os.getpid() and _is_running(process)}
 
     def assert_clear(self, after: str) -> None:
-        """Assert that no process is left, nor anything half-written."""
+        """Assert that no process and nothing half-written is left."""
         end = time.monotonic() + 5
         while (self.processes() or self.remains()) and time.monotonic() < end:
             time.sleep(0.02)
@@ -244,7 +245,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def _within(seconds: float, what: str) -> Iterator[None]:
-    """Raise where the block takes longer."""
+    """Raise if the block takes longer."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"hangs: not done with '{what}' after {seconds:g} s")

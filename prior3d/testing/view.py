@@ -1,4 +1,4 @@
-"""What a decoded view must hold, by the table of fields: `check_view`, of which the checks of datasets are made."""
+"""Check a decoded view against the table of fields: `check_view`, on which the dataset checks build."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,23 +9,24 @@ from prior3d.contracts.view import View
 from prior3d.data.decoding import same_field_of_view
 
 _FARTHEST_M = 500.0
-"""Meters; a median depth beyond is of another unit."""
+"""A median depth beyond this many meters is in another unit."""
 
 _SAME_ASPECT = 0.1
-"""How far the aspect of a map may be from the image's: networks round sizes to multiples of 14 or 32 pixels."""
+"""Maximum deviation of a map's aspect from the image's: networks round sizes to multiples of 14 or 32 pixels."""
 
 _RIGID = 1e-3
-"""Greatest deviation of a rotation's product with its transpose from the identity."""
+"""Maximum deviation from the identity of a rotation times its transpose."""
 
 _KINDS = {"f": "floating point", "i": "whole numbers", "u": "whole numbers", "b": "truth values"}
 
 
 def check_view(view: View, fields: frozenset[str], table: FieldTable = FIELDS, class_names: Sequence[str] = ()) -> None:
-    """Assert that a view holds the fields asked for, and no others, as their table says.
+    """Assert that a view holds the requested fields and no others, as described in the table.
 
-    Checked: shapes and types of numbers; that numbers are finite; that maps cover the image's field of view; that the
-    values are plausible in the units of the table: depth is not negative and no millimeters, a rotation is one, a focal
-    length is in pixels, normals have length 1, ids are those of classes and of objects, boxes lie in the image.
+    It checks shapes and types of numbers; that numbers are finite; that maps cover the image's field of view; that the
+    values are plausible in the units of the table: depth is not negative and not in millimeters, rotations are
+    rotations, focal lengths are in pixels, normals have length 1, ids are ids of classes and objects, boxes lie in the
+    image.
 
     >>> depth = np.full((6, 8), 1.5, np.float32)
     >>> check_view(View({"depth": depth}, size=(12, 16)), frozenset({"depth"}))
@@ -34,13 +35,13 @@ def check_view(view: View, fields: frozenset[str], table: FieldTable = FIELDS, c
     AssertionError: depth of scene 0, frame 0: half of it is beyond 1500 m: is it in meters?
 
     Args:
-        view: as `Dataset.load` or `Reader.read` returns it.
-        fields: what was asked for, of what is provided.
-        table: all fields there are.
-        class_names: of the classes, where the data has some.
+        view: view from `Dataset.load` or `Reader.read`.
+        fields: requested fields, a subset of the provided ones.
+        table: all known fields.
+        class_names: names of the classes, if the data has some.
 
     Raises:
-        AssertionError: says what is wrong, in which scene and frame.
+        AssertionError: describes the error, with its scene and frame.
     """
     place = f"scene {view.scene}, frame {view.frame}"
     held = {name for name in view.values if name in view}
@@ -69,7 +70,7 @@ def _check_size(view: View, place: str) -> None:
 
 
 def _check_numbers(field: Field, value: object, where: str) -> None:
-    """Check the type of a value's numbers, that they are finite and fit into the type they are kept in."""
+    """Check that a value's numbers have the right type, are finite and fit the type that stores them."""
     numbers = np.asarray(value)
     if field.moves == "resample":
         assert numbers.dtype == field.dtype, f"{where}: {numbers.dtype}, should be {field.dtype}"
@@ -84,7 +85,7 @@ def _check_numbers(field: Field, value: object, where: str) -> None:
 
 
 def _check_extent(field: Field, view: View, where: str) -> None:
-    """Check a value's shape; of maps, that they have the image's aspect."""
+    """Check a value's shape, and for maps also that they have the image's aspect."""
     shape = np.shape(view[field.name])
     axes = field.axes[1:] if field.axes[1:2] != ("V",) else field.axes[2:]
     if field.is_map:

@@ -1,4 +1,4 @@
-"""Building blocks of volume rendering from tri-planes: decoder, planes, rays, renderer; no losses, prior or data."""
+"""Volume rendering from tri-planes: decoder, planes, rays, renderer; no losses, prior or data."""
 
 from prior3d.volume.decoder import TriplaneDecoder
 from prior3d.volume.dense_head import DenseHead

@@ -1,4 +1,4 @@
-"""From encoder tokens to three feature planes."""
+"""Decode encoder tokens to three feature planes."""
 
 import math
 
@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 
 def grid_encoding(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Encode the cell centres of a grid by sines and cosines of their position across the image.
+    """Encode the cell centers of a grid by sines and cosines of their position across the image.
 
-    Positions are relative to the image, so that grids of different sizes share one encoding.
+    Positions are relative to the image, so grids of different sizes share one encoding.
 
     Args:
         height: rows h of the grid.
         width: columns w of the grid.
         channels: channels C, a multiple of 4; the first half encodes the column, the second the row.
-        device: where the result shall lie.
+        device: device of the result.
 
     Returns:
-        [h w, C] float32, row by row.
+        [h w, C] float32 encoding, row by row.
     """
-    # half a cycle to 8 cycles across the image
+    # from half a cycle to 8 cycles across the image
     frequencies = math.pi / 2 * torch.logspace(0, 4, channels // 4, base=2, device=device)
     axes = []
     for size in (width, height):
@@ -69,9 +69,10 @@ class _Block(nn.Module):
 class TriplaneDecoder(nn.Module):
     """Turn encoder tokens on any grid into the planes XY, XZ, YZ (see `sample_planes` for their axes).
 
-    Queries, one per 2x2 cells of each plane, start from a learned vector plus the mean of the tokens that lie where the
-    cell projects to in the image; they read all tokens by cross-attention, talk to each other by self-attention, and
-    are spread to 2x2 cells by a transposed convolution. It is small on purpose: geometry shall live in the tokens.
+    Each query stands for 2x2 cells of a plane. It starts from a learned vector plus the mean of the tokens at the image
+    positions of its cells. The queries read all tokens by cross-attention, exchange information by self-attention, and
+    are spread to 2x2 cells by a transposed convolution. The decoder is small on purpose: the tokens should hold the
+    geometry.
 
     Args:
         token_channels: channels C of the encoder's tokens.
@@ -82,13 +83,13 @@ class TriplaneDecoder(nn.Module):
         plane_channels: channels P of each plane.
 
     Raises:
-        ValueError: when a size does not divide as said.
+        ValueError: if a size is not a multiple as required above.
 
     Reference:
-        Hong et al. 2023, arXiv 2311.04400 (LRM): queries, cross-attention, transposed convolution. Differs in size,
-        in the order XY, XZ, YZ, and in queries that start from the position and the tokens of what they stand for, so
-        that any token grid serves and the image is seen from the first step: attention alone takes hundreds of steps to
-        find it, in which all images are rendered as their mean.
+        Hong et al. 2023, arXiv 2311.04400 (LRM): queries, cross-attention, transposed convolution. Differences: the
+        size; the order XY, XZ, YZ; and queries that start from their position and the tokens there, so any token grid
+        works and the image has an effect from the first step. Attention alone needs hundreds of steps to find it, and
+        renders all images as their mean until then.
 
     >>> TriplaneDecoder(16, width=8, blocks=1, heads=2, plane_size=4, plane_channels=3)(torch.rand(2, 16, 3, 4)).shape
     torch.Size([2, 3, 3, 4, 4])
@@ -117,16 +118,16 @@ class TriplaneDecoder(nn.Module):
         self.spread = nn.ConvTranspose2d(width, plane_channels, kernel_size=2, stride=2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Decode planes.
+        """Decode tokens to planes.
 
         Args:
-            tokens: encoder map, [N, C, h, w], any h and w.
+            tokens: [N, C, h, w] encoder map, any h and w.
 
         Returns:
-            Planes, [N, 3, P, S, S].
+            [N, 3, P, S, S] planes.
 
         Raises:
-            ValueError: when `tokens` is not a map.
+            ValueError: if `tokens` is not a map.
         """
         if tokens.ndim != 4:
             raise ValueError(f"expected tokens [N, C, h, w], got {list(tokens.shape)}")
@@ -144,11 +145,11 @@ class TriplaneDecoder(nn.Module):
 
 
 def _at_cells(content: Tensor, side: int) -> Tensor:
-    """Give the tokens [N, W, h, w] that lie where each plane's cells project to in the image: [N, 3, side^2, W].
+    """Return the tokens [N, W, h, w] at the image positions of each plane's cells: [N, 3, side^2, W].
 
-    XY is the image itself; a cell of XZ stands for a whole image column, one of YZ for a whole row: their means.
+    XY is the image itself; a cell of XZ takes the mean of an image column, a cell of YZ that of a row.
     """
-    # means where the tokens are finer than the cells, which bilinear sampling alone would skip
+    # means where tokens are finer than cells, because bilinear sampling alone would skip some
     pooled = F.adaptive_avg_pool2d(content, tuple(min(side, size) for size in content.shape[2:]))
     xy = F.interpolate(pooled, (side, side), mode="bilinear")
     columns, rows = (xy.mean(dim=axis).unsqueeze(2).expand_as(xy) for axis in (2, 3))
@@ -156,7 +157,7 @@ def _at_cells(content: Tensor, side: int) -> Tensor:
 
 
 def _initial_queries(side: int, width: int) -> Tensor:
-    """Start each query at the encoding of the image column and row it stands for: [3, side^2, width]."""
+    """Start each query at the encoding of its image column and row: [3, side^2, width]."""
     along_columns, along_rows = grid_encoding(side, side, width).chunk(2, dim=1)
     nothing = torch.zeros_like(along_rows)
     y_along_columns = along_rows.unflatten(0, (side, side)).transpose(0, 1).flatten(0, 1)

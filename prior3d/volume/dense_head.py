@@ -1,4 +1,4 @@
-"""The ablation: the same tokens straight to RGB and depth maps, without a volume."""
+"""The ablation: decode the same tokens directly to RGB and depth maps, without a volume."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ class _Residual(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Decode tokens to dense RGB and depth by convolutions, so that users can see what the volume adds.
+    """Decode tokens to dense RGB and depth by convolutions, to show what the volume adds.
 
     Depth lies between the same near and far planes as the volume's. A surface has one depth, so its expected inverse
     depth is `1 / depth`.
@@ -30,7 +30,7 @@ class DenseHead(nn.Module):
         far: farthest depth.
 
     Raises:
-        ValueError: when width is not a multiple of 4 or near and far are not in order.
+        ValueError: if `width` is not a multiple of 4, or `near` is not below `far`.
 
     Reference:
         In the spirit of the fusion head of Ranftl et al. 2021, arXiv 2103.13413, with one token map instead of four.
@@ -53,15 +53,15 @@ class DenseHead(nn.Module):
         self.out = nn.Conv2d(width // 4, 4, 1)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Decode maps.
+        """Decode tokens to maps.
 
         Args:
-            tokens: encoder map, [N, C, h, w].
+            tokens: [N, C, h, w] encoder map.
             height: height H of the maps in pixels.
             width: width W of the maps in pixels.
 
         Returns:
-            RGB in 0..1 (give or take 0.001) [N, 3, H, W], and depth between near and far [N, H, W], both float32.
+            [N, 3, H, W] RGB in 0..1 (up to 0.001 beyond) and [N, H, W] depth between near and far, both float32.
         """
         maps = self.stages[0](self.tokens_in(tokens))
         for narrow, stage in zip(self.narrow, self.stages[1:], strict=True):

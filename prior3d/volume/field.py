@@ -1,4 +1,4 @@
-"""From features at points to density and colour, and whole rays or pictures of the planes."""
+"""From features at points to density and color, and rendering of rays and whole pictures of the planes."""
 
 import math
 from itertools import pairwise
@@ -15,27 +15,27 @@ from prior3d.volume.rendering import Rendered, render_rays
 
 
 def linear_tail_exp(x: Tensor, knee: float = 5.0) -> Tensor:
-    """Exponential that goes on as its tangent above `knee`: never overflows, and its gradient never vanishes there."""
+    """Exponential that continues as its tangent above `knee`: it never overflows, and its gradient never vanishes."""
     return torch.exp(x.clamp(max=knee)) * (1 + F.relu(x - knee))
 
 
 class RadianceMLP(nn.Module):
-    """Small network from plane features to density and colour.
+    """Small network from plane features to density and color.
 
     Args:
         feature_channels: channels F of the features (three times the planes' for `concat`).
         hidden: channels of the hidden layers.
         layers: number of hidden layers.
         density: `softplus` or `exp` (continued linearly above its knee).
-        density_bias: added before that activation. At -1 softplus starts at a density of 0.31: a ray of length 2 keeps
-            half its light, so that every sample on it gets a gradient.
+        density_bias: bias before that activation. At -1, softplus starts at a density of 0.31: a ray of length 2 keeps
+            half its light, so every sample on it gets a gradient.
 
     Raises:
-        ValueError: for another `density`.
+        ValueError: if `density` is unknown.
 
     Reference:
         Chan et al. 2022, arXiv 2112.07945: softplus layers, bias -1, sigmoid widened by 0.001 (Barron et al. 2021,
-        arXiv 2103.13415) so that pure black and white can be reached.
+        arXiv 2103.13415) so pure black and white can be reached.
 
     >>> density, color = RadianceMLP(9, hidden=8)(torch.rand(2, 5, 9))
     >>> density.shape, color.shape
@@ -58,20 +58,20 @@ class RadianceMLP(nn.Module):
         steps = [step for a, b in pairwise(sizes) for step in (nn.Linear(a, b), nn.Softplus())]
         self.network = nn.Sequential(*steps, nn.Linear(sizes[-1], 4))
         for step in self.network[:-1:2]:
-            # torch's own weights shrink what tells points apart to a third at each of these layers: colours then stay
-            # grey for hundreds of steps
+            # torch's default weights shrink the differences between points to a third in each of these layers: colors
+            # then stay gray for hundreds of steps
             nn.init.normal_(step.weight, std=math.sqrt(2 / step.in_features))
             nn.init.zeros_(step.bias)
         nn.init.zeros_(self.network[-1].bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate points.
+        """Evaluate the field at points.
 
         Args:
-            features: [..., F].
+            features: [..., F] features at the points.
 
         Returns:
-            Density per unit of length, non-negative [...], and RGB in 0..1 (give or take 0.001) [..., 3].
+            [...] non-negative density per unit of length, and [..., 3] RGB in 0..1 (up to 0.001 beyond).
         """
         out = self.network(features)
         raw_density = out[..., 0] + self.density_bias
@@ -83,11 +83,11 @@ class RadianceMLP(nn.Module):
 def render_planes(planes: Tensor, field: RadianceMLP, samples: RaySamples, *, reduce: str = "concat") -> Rendered:
     """Render rays through planes, in float32 with autocast off.
 
-    Where no sample stops the light, it ends at the far plane in the colour of the ray's last sample.
+    Light that no sample stops ends at the far plane, in the color of the ray's last sample.
 
     Args:
-        planes: [N, 3, P, S, S] of any dtype.
-        field: network from plane features to density and colour.
+        planes: [N, 3, P, S, S] feature planes of any dtype.
+        field: network from plane features to density and color.
         samples: samples along the rays, from `Space.samples`.
         reduce: how the planes' features are joined, see `sample_planes`.
 
@@ -122,18 +122,18 @@ def render_view(
     """Render whole pictures without gradients.
 
     Args:
-        planes: [N, 3, P, S, S].
-        field: network from plane features to density and colour.
+        planes: [N, 3, P, S, S] feature planes.
+        field: network from plane features to density and color.
         space: camera and box.
         height: picture height H in pixels.
         width: picture width W in pixels.
         samples: samples per ray, at their bins' midpoints.
-        canonical_from_camera: pose of another camera, [4, 4]; the fixed camera if none.
+        canonical_from_camera: [4, 4] pose of another camera; the fixed camera if None.
         reduce: how the planes' features are joined, see `sample_planes`.
-        chunk: rays of each image rendered at a time.
+        chunk: number of rays of each image to render at once.
 
     Returns:
-        RGB [N, 3, H, W], expected depth [N, H, W] in the space's unit along the camera's axis, opacity [N, H, W].
+        [N, 3, H, W] RGB, [N, H, W] expected depth in the space's unit along the camera's axis, [N, H, W] opacity.
 
     >>> from prior3d.volume import FrustumSpace
     >>> planes, field = torch.rand(1, 3, 3, 4, 4), RadianceMLP(9, hidden=8)

@@ -1,4 +1,4 @@
-"""Poses of a small orbit around the fixed camera, for pictures."""
+"""Poses of a small orbit around the fixed camera, for figures."""
 
 import math
 
@@ -12,17 +12,17 @@ def orbit_pose(azimuth_degrees: float, elevation_degrees: float, pivot_depth: fl
     Args:
         azimuth_degrees: degrees to the right around the pivot.
         elevation_degrees: degrees upwards.
-        pivot_depth: depth of the point that stays in the centre, in the space's unit.
+        pivot_depth: depth of the point that stays in the image center, in the space's unit.
 
     Returns:
-        `canonical_from_camera`, [4, 4] float32; the identity for zero angles.
+        [4, 4] float32 `canonical_from_camera`; the identity for zero angles.
 
     >>> torch.equal(orbit_pose(0.0, 0.0, 2.0), torch.eye(4))
     True
     """
     azimuth, elevation = math.radians(azimuth_degrees), math.radians(elevation_degrees)
     cos_a, sin_a, cos_e, sin_e = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
-    # y points down: moving right means turning about -y, moving up means turning about -x
+    # y points down: a move to the right is a turn about -y, a move up is a turn about -x
     turn = torch.tensor([[cos_a, 0, -sin_a], [0, 1, 0], [sin_a, 0, cos_a]], dtype=torch.float64)
     tilt = torch.tensor([[1, 0, 0], [0, cos_e, sin_e], [0, -sin_e, cos_e]], dtype=torch.float64)
     pose = torch.eye(4, dtype=torch.float64)
@@ -33,7 +33,7 @@ def orbit_pose(azimuth_degrees: float, elevation_degrees: float, pivot_depth: fl
 
 
 def small_orbit(count: int, degrees: float, pivot_depth: float) -> Tensor:
-    """Give poses on a circle around the fixed camera, all looking at the pivot.
+    """Return poses on a circle around the fixed camera, all directed at the pivot.
 
     Args:
         count: number of poses.
@@ -41,7 +41,7 @@ def small_orbit(count: int, degrees: float, pivot_depth: float) -> Tensor:
         pivot_depth: depth of the pivot, in the space's unit.
 
     Returns:
-        `canonical_from_camera` of each pose, [count, 4, 4] float32.
+        [count, 4, 4] float32 `canonical_from_camera` of each pose.
 
     >>> small_orbit(8, 5.0, 2.0).shape
     torch.Size([8, 4, 4])

@@ -1,4 +1,4 @@
-"""Which pixels rays go through: drawing them, their positions, and reading maps at them."""
+"""Pixels for rays: drawing them, their positions, and reading maps at them."""
 
 import torch
 from torch import Tensor
@@ -13,18 +13,18 @@ def random_pixels(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw pixels for each image, evenly and with replacement (fixed shape, no host synchronisation).
+    """Draw pixels for each image, uniformly and with replacement (fixed shape, no host synchronization).
 
     Args:
         images: number of images N.
         rays: rays per image R.
         height: image height in pixels.
         width: image width in pixels.
-        device: where the result shall lie.
-        generator: source of the draws; the global one of the device if none.
+        device: device of the result.
+        generator: random generator; the global one of the device if None.
 
     Returns:
-        Row-major pixel indices, [N, R] int64.
+        [N, R] int64 row-major pixel indices.
 
     >>> random_pixels(2, 5, 48, 64).shape
     torch.Size([2, 5])
@@ -33,15 +33,15 @@ def random_pixels(
 
 
 def pixel_positions(indices: Tensor, height: int, width: int) -> Tensor:
-    """Give the centres of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
+    """Return the centers of pixels as (u, v) in [-1, 1] across the image, u to the right, v down.
 
     Args:
-        indices: row-major pixel indices, [N, R] int64.
+        indices: [N, R] int64 row-major pixel indices.
         height: image height in pixels.
         width: image width in pixels.
 
     Returns:
-        Positions, [N, R, 2] float32.
+        [N, R, 2] float32 positions.
 
     >>> pixel_positions(torch.tensor([[0, 3]]), 2, 2).tolist()
     [[[-0.5, -0.5], [0.5, 0.5]]]
@@ -54,11 +54,11 @@ def read_pixels(maps: Tensor, indices: Tensor) -> Tensor:
     """Read maps at pixels.
 
     Args:
-        maps: [N, C, H, W] (or [N, H, W] for one channel without its axis).
-        indices: row-major pixel indices, [N, R] int64.
+        maps: [N, C, H, W], or [N, H, W] for one channel without its axis.
+        indices: [N, R] int64 row-major pixel indices.
 
     Returns:
-        [N, R, C] (or [N, R]).
+        [N, R, C], or [N, R].
 
     >>> read_pixels(torch.arange(4.0).view(1, 2, 2), torch.tensor([[3, 0]])).tolist()
     [[3.0, 0.0]]

@@ -1,4 +1,4 @@
-"""Reading features off three axis-aligned planes, and how much each of the planes holds."""
+"""Reading features from three axis-aligned planes, and measuring how much each plane holds."""
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +12,28 @@ PLANE_AXES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
 
 @in_full_precision
 def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> Tensor:
-    """Project points onto the three planes and read them bilinearly.
+    """Project points to the three planes and read the planes bilinearly.
 
-    The planes are XY, XZ, YZ in this order. Of each, columns (last axis) run along the first letter and rows along the
-    second: `planes[n, 0, :, row, column]` lies at y(row), x(column); plane 1 at z(row), x(column); plane 2 at z(row),
-    y(column). Cell i of S has its centre at -1 + (2 i + 1) / S, so the box [-1, 1] covers the cells edge to edge and
-    the XY plane is aligned with the pixels of an image that covers the same square. Values are held constant in the
-    outer half cell and outside the box; whoever renders points outside must drop their density.
+    The planes are XY, XZ, YZ in this order. In each plane, columns (last axis) run along the first letter and rows
+    along the second: `planes[n, 0, :, row, column]` lies at y(row), x(column); plane 1 at z(row), x(column); plane 2 at
+    z(row), y(column). Cell i of S has its center at -1 + (2 i + 1) / S, so the box [-1, 1] covers the cells edge to
+    edge and the XY plane is aligned with the pixels of an image that covers the same square. Values are constant in the
+    outer half cell and outside the box; a caller that renders points outside must drop their density.
 
     Args:
-        planes: features on the planes, [N, 3, P, S, S].
-        points: positions (x, y, z) in the box [-1, 1]^3, [N, M, 3].
-        reduce: `concat` gives the three planes' channels side by side (XY, XZ, YZ), `mean` their average.
+        planes: [N, 3, P, S, S] features on the planes.
+        points: [N, M, 3] positions (x, y, z) in the box [-1, 1]^3.
+        reduce: `concat` concatenates the channels of the three planes (XY, XZ, YZ), `mean` averages them.
 
     Returns:
-        Features, [N, M, 3 P] for `concat` and [N, M, P] for `mean`, in the wider dtype of both inputs.
+        [N, M, 3 P] features for `concat` and [N, M, P] for `mean`, in the wider dtype of both inputs.
 
     Raises:
-        ValueError: on shapes or a `reduce` other than these.
+        ValueError: if shapes or `reduce` are other than these.
 
     Reference:
-        Chan et al. 2022, arXiv 2112.07945, introduced the representation; its released code reads (x, y), (x, z) and
-        (z, x), so that YZ is missing. Here all three projections are distinct.
+        Chan et al. 2022, arXiv 2112.07945, introduced the representation. Its released code reads (x, y), (x, z) and
+        (z, x), so YZ is missing. Here all three projections are distinct.
 
     >>> sample_planes(torch.rand(1, 3, 5, 8, 8), torch.zeros(1, 4, 3)).shape
     torch.Size([1, 4, 15])
@@ -61,21 +61,21 @@ def sample_planes(planes: Tensor, points: Tensor, *, reduce: str = "concat") -> 
 
 @in_full_precision
 def plane_energy(planes: Tensor, *, centered: bool = False) -> Tensor:
-    """Give the mean squared value of each plane over the batch.
+    """Return the mean squared value of each plane over the batch.
 
-    With one fixed camera the XY plane alone can hold an RGB-D image; energies of XZ and YZ that stay near zero show
-    that this is happening.
+    With one fixed camera, the XY plane alone can hold an RGB-D image. In that case the energies of XZ and YZ stay near
+    zero.
 
     Args:
-        planes: features on the planes, [N, 3, P, S, S].
-        centered: subtract each channel's mean over its plane first, since a constant plane has energy but tells points
-            apart no better than an empty one.
+        planes: [N, 3, P, S, S] features on the planes.
+        centered: first subtract each channel's mean over its plane, since a constant plane has energy but does not
+            distinguish points any better than an empty one.
 
     Returns:
-        Energy of XY, XZ, YZ, [3].
+        [3] energy of XY, XZ, YZ.
 
     Raises:
-        ValueError: when `planes` has another shape.
+        ValueError: if `planes` has another shape.
 
     >>> plane_energy(torch.ones(1, 3, 5, 8, 8)).tolist()
     [1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Rays of one fixed camera through the box that the planes span, and of a small orbit around it for pictures."""
+"""Rays of one fixed camera through the box of the planes, and of a small orbit around it for figures."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,11 +15,11 @@ class RaySamples:
     """Samples along rays: N images, R rays, S samples.
 
     Attributes:
-        points: positions in the box [-1, 1]^3, [N, R, S, 3].
-        inside: whether a position lies in the box; density counts only there, [N, R, S] bool.
-        depth: depth of the samples along the camera's optical axis, in the space's unit, [N, R, S].
-        deltas: length of each sample's interval; the intervals tile near to far, [N, R, S].
-        far: depth at which the rays end, [N, R].
+        points: [N, R, S, 3] positions in the box [-1, 1]^3.
+        inside: [N, R, S] bool, whether a position lies in the box; density counts only there.
+        depth: [N, R, S] depth of the samples along the camera's optical axis, in the space's unit.
+        deltas: [N, R, S] length of each sample's interval; the intervals tile near to far.
+        far: [N, R] depth at which the rays end.
     """
 
     points: Tensor
@@ -35,13 +35,13 @@ def stratified_fractions(
     """Draw one fraction in each of S equal bins of [0, 1], or take the bins' midpoints.
 
     Args:
-        positions: tensor whose leading shape, dtype and device are taken over, [N, R, 2].
+        positions: [N, R, 2] tensor that sets the leading shape, dtype and device.
         samples: number of bins S.
-        jitter: uniform draw within each bin (training) instead of the midpoint (evaluation).
-        generator: source of the draws; the global one of the device if none.
+        jitter: draw uniformly within each bin (training) instead of the midpoint (evaluation).
+        generator: random generator; the global one of the device if None.
 
     Returns:
-        Increasing fractions, [N, R, S].
+        [N, R, S] increasing fractions.
     """
     shape = (*positions.shape[:-1], samples)
     start = torch.arange(samples, device=positions.device, dtype=positions.dtype)
@@ -52,9 +52,9 @@ def stratified_fractions(
 
 
 class Space(ABC):
-    """The camera that took the image and the box of the planes in front of it.
+    """The camera that took the image, and the box of the planes in front of it.
 
-    The frame is the fixed ("canonical") camera's: x right, y down, z forward, in the space's own unit of length.
+    The frame is that of the fixed ("canonical") camera: x right, y down, z forward, in the space's unit of length.
     """
 
     near: float
@@ -68,7 +68,7 @@ class Space(ABC):
             raise ValueError(f"expected a field of view between 0 and 180 degrees, got {self.fov_degrees}")
 
     def half_extents(self, aspect: float) -> tuple[float, float]:
-        """Give half the image's width and height at depth 1; the field of view is that of the longer side."""
+        """Return half the image's width and height at depth 1; the field of view is that of the longer side."""
         longest = math.tan(math.radians(self.fov_degrees) / 2)
         return longest * min(1.0, aspect), longest * min(1.0, 1 / aspect)
 
@@ -82,11 +82,11 @@ class Space(ABC):
 
     @abstractmethod
     def length_per_depth(self, directions: Tensor) -> Tensor:
-        """Give the length in which density is measured per unit of depth, for directions [..., 3] of z = 1."""
+        """Return the length, for density, per unit of depth along directions [..., 3] with z = 1."""
 
     @abstractmethod
     def corners(self, aspect: float) -> Tensor:
-        """Give the box's corners in the fixed camera's frame, [8, 3]."""
+        """Return the box's corners [8, 3] in the fixed camera's frame."""
 
     @in_full_precision
     def samples(
@@ -102,15 +102,15 @@ class Space(ABC):
         """Place samples along the rays through image positions.
 
         Args:
-            positions: (u, v) in [-1, 1] across the image, u to the right, v down, [N, R, 2].
+            positions: [N, R, 2] (u, v) in [-1, 1] across the image, u to the right, v down.
             count: samples per ray S.
             jitter: stratified draws (training) instead of the bins' midpoints (evaluation).
-            generator: source of the draws; the global one of the device if none.
+            generator: random generator; the global one of the device if None.
             aspect: the image's width divided by its height.
-            canonical_from_camera: pose of another camera for pictures, [4, 4]; the fixed camera if none.
+            canonical_from_camera: [4, 4] pose of another camera, for figures; the fixed camera if None.
 
         Returns:
-            Points in the box with their depths and interval lengths.
+            Points in the box, with their depths and interval lengths.
         """
         half_width, half_height = self.half_extents(aspect)
         u, v = positions.unbind(-1)
@@ -126,7 +126,7 @@ class Space(ABC):
         points = self.box_from_canonical(origin + depth.unsqueeze(-1) * canonical_directions.unsqueeze(-2), aspect)
         return RaySamples(
             points=points,
-            inside=(points.abs() <= 1 + 1e-5).all(dim=-1),  # the slack is for rounding on the near and far faces
+            inside=(points.abs() <= 1 + 1e-5).all(dim=-1),  # tolerance for rounding on the near and far faces
             depth=depth,
             deltas=edges.diff() * self.length_per_depth(directions).unsqueeze(-1),
             far=edges[-1].expand(u.shape),
@@ -142,17 +142,17 @@ class Space(ABC):
 
 @dataclass(frozen=True)
 class FrustumSpace(Space):
-    """The default space: the box's axes are u, v and normalised inverse depth.
+    """The default space: the box's axes are u, v and normalized inverse depth.
 
-    The XY plane is aligned with the pixels and z runs from the near plane (-1) to the far plane (+1) evenly in inverse
-    depth. Depth has no unit (near is 1 by convention) and density is per unit of depth, so that the fixed camera's
-    rays need no intrinsics: the field of view cancels.
+    The XY plane is aligned with the pixels, and z runs from the near plane (-1) to the far plane (+1), evenly in
+    inverse depth. Depth has no unit (near is 1 by convention) and density is per unit of depth, so the rays of the
+    fixed camera need no intrinsics: the field of view cancels.
 
     Attributes:
         near: depth of the near plane.
         far: depth of the far plane.
-        fov_degrees: ASSUMED field of view of the longer image side, in degrees. Only other cameras (the orbit) use it:
-            the volume says nothing about it, so a wrong value shears the picture of the orbit, never the training.
+        fov_degrees: assumed field of view of the longer image side, in degrees. Only other cameras (the orbit) use it:
+            the volume does not determine it, so a wrong value shears the orbit's pictures but never affects training.
 
     >>> FrustumSpace().samples(torch.zeros(1, 2, 2), count=4).points.shape
     torch.Size([1, 2, 4, 3])
@@ -166,7 +166,7 @@ class FrustumSpace(Space):
         self._check()
 
     def box_from_canonical(self, points: Tensor, aspect: float) -> Tensor:
-        """Map positions in the fixed camera's frame, [..., 3], to (u, v, z); those behind it fall outside the box."""
+        """Map positions [..., 3] in the fixed camera's frame to (u, v, z); those behind it fall outside the box."""
         half_width, half_height = self.half_extents(aspect)
         x, y, z = points.unbind(-1)
         inverse = 1 / z.clamp_min(1e-3 * self.near)
@@ -178,11 +178,11 @@ class FrustumSpace(Space):
         return 1 / ((1 - fraction) / near + fraction / far)
 
     def length_per_depth(self, directions: Tensor) -> Tensor:
-        """Measure density per unit of depth, as the true length would need a field of view."""
+        """Return length 1: density is per unit of depth, since the true length would need a field of view."""
         return torch.ones_like(directions[..., 0])
 
     def corners(self, aspect: float) -> Tensor:
-        """Give the frustum's corners in the fixed camera's frame, [8, 3]."""
+        """Return the frustum's corners [8, 3] in the fixed camera's frame."""
         half_width, half_height = self.half_extents(aspect)
         return _corners([(depth, half_width * depth, half_height * depth) for depth in (self.near, self.far)])
 
@@ -193,7 +193,7 @@ class CubeSpace(Space):
 
     Attributes:
         fov_degrees: field of view of the longer image side, in degrees.
-        radius: distance from the camera to the cube's centre, in half sides of the cube.
+        radius: distance from the camera to the cube's center, in half sides of the cube.
 
     Reference:
         The camera of G3DR, Reddy et al. 2024, arXiv 2403.00939: 18 degrees, distance 5, cube of half side 1.
@@ -228,11 +228,11 @@ class CubeSpace(Space):
         return near + fraction * (far - near)
 
     def length_per_depth(self, directions: Tensor) -> Tensor:
-        """Measure density per unit of length along the ray."""
+        """Return the length along the ray per unit of depth."""
         return directions.norm(dim=-1)
 
     def corners(self, aspect: float) -> Tensor:
-        """Give the cube's corners in the fixed camera's frame, [8, 3]."""
+        """Return the cube's corners [8, 3] in the fixed camera's frame."""
         return _corners([(depth, 1.0, 1.0) for depth in (self.near, self.far)])
 
 

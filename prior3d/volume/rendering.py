@@ -9,14 +9,14 @@ from prior3d.geometry import in_full_precision
 
 
 class Rendered(NamedTuple):
-    """What a ray sees: N images, R rays, S samples, C channels.
+    """Rendering of rays: N images, R rays, S samples, C channels.
 
     Attributes:
-        weights: share of the ray that ends in each sample's interval, [N, R, S].
-        values: composited values, [N, R, C].
-        depth: expected depth E[t], in the unit of the sample depths, [N, R].
-        inverse_depth: expected inverse depth E[1/t] (not 1 / E[t]), [N, R].
-        opacity: share of the ray that ends before its far end, [N, R].
+        weights: [N, R, S] share of the ray that ends in each sample's interval.
+        values: [N, R, C] composited values.
+        depth: [N, R] expected depth E[t], in the unit of the sample depths.
+        inverse_depth: [N, R] expected inverse depth E[1/t] (not 1 / E[t]).
+        opacity: [N, R] share of the ray that ends before its far end.
     """
 
     weights: Tensor
@@ -28,24 +28,24 @@ class Rendered(NamedTuple):
 
 @in_full_precision
 def ray_weights(density: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the share of each ray that ends in each interval, and the share that passes all of them.
+    """Return the share of each ray that ends in each interval, and the share that passes all intervals.
 
-    Density is taken as constant within an interval, for which these shares are exact:
+    Density is constant within an interval, for which these shares are exact:
     w_i = exp(-sum_{j<i} density_j delta_j) (1 - exp(-density_i delta_i)).
 
     Args:
-        density: non-negative density per unit of length, [..., S].
-        deltas: lengths of the intervals, same unit, [..., S].
+        density: [..., S] non-negative density per unit of length.
+        deltas: [..., S] lengths of the intervals, same unit.
 
     Returns:
-        Weights [..., S] and the leftover share [...]; together they sum to one.
+        [..., S] weights and [...] leftover share; together they sum to one.
 
     >>> weights, left = ray_weights(torch.tensor([0.0, 1e9]), torch.tensor([1.0, 1.0]))
     >>> weights.tolist(), left.item()
     ([0.0, 1.0], 0.0)
     """
     optical_depth = density * deltas
-    # An exclusive sum is built by a shift: subtracting the own term from the inclusive sum would lose it to rounding
+    # The exclusive sum comes from a shift: subtracting the own term from the inclusive sum would lose it to rounding
     # behind an opaque sample (and turn inf - inf into NaN).
     before = torch.cumsum(optical_depth[..., :-1], dim=-1)
     before = torch.cat([torch.zeros_like(optical_depth[..., :1]), before], dim=-1)
@@ -64,28 +64,28 @@ def render_rays(
 ) -> Rendered:
     """Composite samples along rays.
 
-    What passes all samples ends at the ray's own far depth, so E[t] and E[1/t] stay defined and smooth for an empty
-    ray, and no ray depends on another one.
+    The share that passes all samples ends at the ray's far depth, so E[t] and E[1/t] stay defined and smooth for an
+    empty ray, and no ray depends on another one.
 
     Args:
-        density: non-negative density per unit of length, [N, R, S].
-        values: what the samples emit, [N, R, S, C].
-        deltas: length of each sample's interval, [N, R, S] or broadcastable.
-        depth: positive depth of each sample, [N, R, S] or broadcastable; any unit, it need not be that of `deltas`.
-        far: depth at which the leftover share of each ray ends, [N, R] or broadcastable.
-        background: values of the leftover share, broadcastable to [N, R, C]; none adds nothing (values stay
+        density: [N, R, S] non-negative density per unit of length.
+        values: [N, R, S, C] values that the samples emit.
+        deltas: [N, R, S] or broadcastable, length of each sample's interval.
+        depth: [N, R, S] or broadcastable, positive depth of each sample; its unit may differ from that of `deltas`.
+        far: [N, R] or broadcastable, depth at which the leftover share of each ray ends.
+        background: broadcastable to [N, R, C], values of the leftover share; None adds nothing (values stay
             premultiplied by opacity).
 
     Returns:
-        The rendered rays, in float32 (float64 for float64 inputs) whatever autocast says.
+        The rendered rays, in float32 (float64 for float64 inputs) even under autocast.
 
     Raises:
-        ValueError: when density and values do not agree in shape.
+        ValueError: if density and values do not agree in shape.
 
     Reference:
-        Mildenhall et al. 2020, arXiv 2003.08934, equation 3. Differs from it in where the leftover goes (the far depth
-        of the ray), and from EG3D's code (Chan et al. 2022, arXiv 2112.07945), which divides by the sum of weights and
-        clamps to the extremes of all depths in the batch.
+        Mildenhall et al. 2020, arXiv 2003.08934, equation 3. Here the leftover share goes to the far depth of the ray.
+        EG3D's code (Chan et al. 2022, arXiv 2112.07945) instead divides by the sum of weights and clamps to the
+        extremes of all depths in the batch.
 
     >>> depth = torch.tensor([[[1.0, 2.0]]])
     >>> density = torch.tensor([[[0.0, 1e9]]])

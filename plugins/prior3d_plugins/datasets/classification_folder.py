@@ -1,4 +1,4 @@
-"""Images with one class each: class folders, in one folder, in folders of splits, or in folders of domains."""
+"""Images with one class each: class folders, in one folder, in split folders, or in domain folders."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,25 +27,26 @@ Label = Literal["folder", "prefix"]
 class ClassificationFolder(SingleImages):
     """Images in `root/<class>`, `root/<split>/<class>` or `root/<domain>/<class>`; the class is the field `label`.
 
-    Images lie directly in the folder of their class. Splits are the folders of their names (train, val or validation,
-    test) where there are such, else fractions. Domains are the scenes of this dataset: those of `train_domains` are
-    split by the fractions, those of `test_domains` are in the split "test" as a whole. Files and folders whose names
-    begin with a dot are ignored. Classes are sorted by name, and every folder has to hold the same ones.
+    Images are directly in the folder of their class. Splits are the folders named train, val or validation, and test;
+    without them, the fractions select the splits. Domains are the scenes of this dataset: the fractions split those of
+    `train_domains`, and those of `test_domains` are in the split "test" as a whole. Files and folders whose names
+    begin with a dot are ignored. Classes are sorted by name, and every folder must have the same classes.
 
     Args:
-        spec: what every dataset is told.
-        root: folder of the set.
-        label: where the class stands: in the name of the folder, or in that of the file, before its first `_` (the
-            images then lie in one folder, `n01440764_tench.jpg`).
-        folders: sub-folders of `root` that hold the splits, where they are not train, val or validation, and test.
-        train_domains: folders of `root` whose images are trained on; by default those that are not tested on.
-        test_domains: folders of `root` that are tested on and never trained on; by default those not trained on.
-        test_fraction: share of the images kept for the split "test", by a hash of the path below `root`; 1 for all.
-        validation_fraction: likewise for "validation".
-        extensions: endings of image files, upper or lower case.
+        spec: Settings that every dataset gets.
+        root: Folder of the set.
+        label: Where the class name is: in the name of the folder, or in that of the file, before its first `_` (the
+            images are then in one folder, `n01440764_tench.jpg`).
+        folders: Sub-folders of `root` that hold the splits, if they are not train, val or validation, and test.
+        train_domains: Folders of `root` to train on; by default those that are not in `test_domains`.
+        test_domains: Folders of `root` to test on and never train on; by default those that are not in
+            `train_domains`.
+        test_fraction: Share of the images held out for the split "test", by a hash of the path below `root`; 1 for all.
+        validation_fraction: The same for the split "validation".
+        extensions: Extensions of image files, upper or lower case.
 
     Raises:
-        UserError: if a folder is missing, the classes differ between folders, or a split is empty.
+        UserError: A folder is missing, the classes differ between folders, or a split is empty.
     """
 
     provides = frozenset({"image", "label"})
@@ -94,7 +95,7 @@ class ClassificationFolder(SingleImages):
         ]
 
     def content_options(self) -> dict[str, object]:
-        """Return the classes, by which they are numbered, and where they stand."""
+        """Return the sorted classes and where their names are."""
         return {"classes": list(self.class_names), "label": self._label}
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
@@ -110,7 +111,7 @@ class ClassificationFolder(SingleImages):
         return view
 
     def verify(self) -> None:
-        """Check that every class has an image to train on."""
+        """Check that every class has a training image."""
         if self.spec.split != "train":
             return
         counts = self._counts()
@@ -123,7 +124,7 @@ class ClassificationFolder(SingleImages):
             )
 
     def describe(self) -> list[str]:
-        """Say how many images and classes there are, by domain."""
+        """Return the number of images and classes, by domain."""
         scenes = ", ".join(f"{name}: {len(paths)}" for name, paths in zip(self.scenes, self._paths, strict=True))
         counts = self._counts()
         return [
@@ -136,7 +137,7 @@ class ClassificationFolder(SingleImages):
 
 
 def _domains(root: Path, trained: Sequence[str], tested: Sequence[str]) -> dict[str, Split | None]:
-    """Return domain to the split it belongs to as a whole, None for by its images; empty where no domain is named."""
+    """Return each domain's split, None if its images are split individually; empty if no domain is named."""
     if not trained and not tested:
         return {}
     present = _folders(root)
@@ -202,7 +203,7 @@ def _advice(folder: Path, label: Label, endings: tuple[str, ...]) -> str:
 
 
 def _images(root: Path, folder: str, label: Label, endings: tuple[str, ...]) -> list[str]:
-    """Return the paths below root of the images in a folder whose class is known by where they lie."""
+    """Return the paths below root of the images in a folder whose location gives their class."""
     depth = 1 if label == "folder" else 0
     names = list_files(root / folder, endings)
     return [f"{folder}/{name}" if folder else name for name in names if name.count("/") == depth]

@@ -1,4 +1,4 @@
-"""Plain images, from one folder or several, with pseudo-depth beside them where there is some."""
+"""Plain images from one folder or several, with optional pseudo-depth."""
 
 import json
 import os
@@ -20,34 +20,36 @@ from prior3d.data.images import (
 )
 
 PSEUDO_KINDS = ("depth", "disparity")
-"""What pseudo-depth may be; the position is the value of the field `pseudo_kind`."""
+"""Types of pseudo-depth; the position is the value of the field `pseudo_kind`."""
 
 _PSEUDO_EXTENSIONS = (".png", ".npy")
 _ASPECT_OF_NETWORKS = 0.1
-"""How far the aspect of pseudo-depth may be from its image's: networks round sizes to multiples of 14 or 32 pixels."""
+"""Allowed difference in aspect between pseudo-depth and image: networks round sizes to multiples of 14 or 32 pixels."""
 
 
 class ImageFolder(SingleImages):
-    """Images in folders, found recursively, each a sample of one view; no poses and no scenes beyond the folders.
+    """Images in folders, found recursively, each a sample of one view; no poses, and no scenes except the folders.
 
-    Every epoch shows each image once, in an order that follows from the seed and the epoch alone. Files and folders
-    whose names begin with a dot are ignored. Photographs are turned upright as their EXIF orientation says, and
-    pseudo-depth is of the turned ones.
+    Every epoch shows each image once, in an order that depends only on the seed and the epoch. Files and folders
+    whose names begin with a dot are ignored. Photographs are rotated upright by their EXIF orientation; pseudo-depth
+    must match the rotated photographs.
 
     Args:
-        spec: what every dataset is told.
-        root: folder of images, or several.
-        extensions: endings of image files, upper or lower case.
-        folders: sub-folders of `root` that hold the splits.
-        test_fraction: share of the images kept for the split "test", chosen by a hash of each image's path below
-            `root`: adding, removing or moving the whole folder changes no image's split.
-        validation_fraction: likewise for "validation".
-        pseudo_depth: folder (one for each root) with a 16-bit `.png` or a `.npy` of the same relative name for each
-            image: depth or disparity of unknown scale and shift over the same field of view; 0 = unknown.
-        pseudo_kind: which of the two it is; may be said by a file `kind.json`, {"kind": "disparity"}, in that folder.
+        spec: Settings that every dataset gets.
+        root: Folder of images, or several folders.
+        extensions: Extensions of image files, upper or lower case.
+        folders: Sub-folders of `root` that hold the splits.
+        test_fraction: Share of the images held out for the split "test", by a hash of each image's path below `root`:
+            an image keeps its split when others are added or removed, or when the whole folder moves.
+        validation_fraction: The same for the split "validation".
+        pseudo_depth: Folder (one per root) with a 16-bit `.png` or a `.npy` of the same relative name for each image:
+            depth or disparity of unknown scale and shift over the same field of view; 0 = unknown.
+        pseudo_kind: Whether it is depth or disparity; a file `kind.json` in that folder can set it instead,
+            {"kind": "disparity"}.
 
     Raises:
-        UserError: if a folder is missing or empty, the splits contradict each other, or the kind is not said.
+        UserError: A folder is missing or empty, the splits contradict each other, or the pseudo-depth's kind is not
+            given.
     """
 
     def __init__(
@@ -97,11 +99,11 @@ class ImageFolder(SingleImages):
         return [self.path(scene, frame), *pseudo]
 
     def content_options(self) -> dict[str, object]:
-        """Return what the pseudo-depth is."""
+        """Return the kind of the pseudo-depth."""
         return {"pseudo_kind": self._pseudo_kind}
 
     def verify(self) -> None:
-        """Check that every image has its pseudo-depth."""
+        """Check that every image has pseudo-depth."""
         for pseudo_root, paths in zip(self._pseudo_roots, self._paths, strict=False):
             stems = {os.path.splitext(name)[0] for name in list_files(pseudo_root, _PSEUDO_EXTENSIONS)}
             missing = [name for name in paths if os.path.splitext(name)[0] not in stems]
@@ -113,7 +115,7 @@ class ImageFolder(SingleImages):
                 )
 
     def describe(self) -> list[str]:
-        """Say how many images there are, by folder."""
+        """Return the number of images, by folder."""
         counts = [f"{name}: {len(paths)}" for name, paths in zip(self.scenes, self._paths, strict=True)]
         pseudo = f", with pseudo-{PSEUDO_KINDS[self._pseudo_kind]}" if self._pseudo_roots else ""
         return [f"{len(self)} images of the split {self.spec.split}{pseudo} ({', '.join(counts)})"]
@@ -186,7 +188,7 @@ def _splits(folders: SplitFolders | None, test_fraction: float, validation_fract
 
 
 def _kind_in(root: Path) -> str | None:
-    """Return the kind that the folder's `kind.json` declares, if it has one."""
+    """Return the kind that the folder's `kind.json` declares, if the file exists."""
     path = root / "kind.json"
     if not path.is_file():
         return None
@@ -201,10 +203,10 @@ def _kind_in(root: Path) -> str | None:
 
 
 def _read_pseudo(image: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return the pseudo-depth map [h', w'] float32 that goes with a name; 0 = unknown.
+    """Return the pseudo-depth map [h', w'] float32 of an image name; 0 = unknown.
 
     Raises:
-        DamagedFile: it cannot be decoded, shows another field of view than an image of this size, or nothing at all.
+        DamagedFile: The map cannot be decoded, has another field of view than an image of this size, or is empty.
     """
     file = _pseudo_file(image)
     pseudo = read_array(file) if file.suffix == ".npy" else read_16bit(file).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The dataset of posed recordings in any format that a reader knows, and its former name `posed_rgbd`."""
+"""The dataset of posed recordings in any format that has a reader, and its former name `posed_rgbd`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,37 +25,38 @@ _LAYOUTS = {"frames": "sevenscenes", "scannet": "scannet"}
 
 
 class Posed(RecordedScenes):
-    """Scenes of posed views, in any format that a reader knows.
+    """Scenes of posed views, in any format that has a reader.
 
-    `prior3d-train --list` names the readers: they are the formats. The options of a format stand in the section
-    `reader`, `reader: {depth_scale: 5000}` say. Views carry the pose and intrinsics of the color camera, and depth
-    registered to it at the depth maps' own resolution. Frames that cannot be used are left out, counted and named in
-    the log.
+    `prior3d-train --list` lists the readers; each reads one format. The options of a format are in the section
+    `reader`, for example `reader: {depth_scale: 5000}`. Views have the pose and intrinsics of the color camera. Their
+    depth is registered to it, at the resolution of the depth maps. Unusable frames are left out; the log gives their
+    number and names.
 
-    Scenes are named by patterns throughout: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+    Scenes are selected by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
 
     Args:
-        spec: what every dataset is given.
-        root: folder of scenes, or one scene.
-        format: a reader; "auto" asks every reader whether it recognises the folder.
-        reader: options of the format.
-        scenes: which to train on; empty = all that are not kept for validation or test.
-        validation_scenes: scenes of the split "validation".
-        test_scenes: scenes of the split "test".
-        min_depth: meters; nearer depth is dropped.
-        max_depth: meters; depth beyond is dropped.
-        frame_step: use every n-th frame.
-        max_frames: use at most this many frames of a scene, the first ones.
-        depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern; the first pattern
-            that fits counts. Depth is re-projected into it, see `CameraPair`.
-        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other
-            (inverted poses, other axes, another unit): "refuse" ends the run if that is half of the scenes or more, and
-            warns of fewer; "warn" only warns; "off" does not look.
-        pairs: which two views of a scene make a pair.
-        surface: how a scene's surface is fused from its frames, for priors that read it.
+        spec: Settings that every dataset gets.
+        root: Folder of scenes, or of one scene.
+        format: Name of a reader; "auto" picks the reader that recognizes the folder.
+        reader: Options of the format.
+        scenes: Patterns of the scenes to train on; empty for all scenes that are not held out for validation or test.
+        validation_scenes: Patterns of the scenes of the split "validation".
+        test_scenes: Patterns of the scenes of the split "test".
+        min_depth: Smallest depth to keep, meters; nearer depth is dropped.
+        max_depth: Largest depth to keep, meters; farther depth is dropped.
+        frame_step: Use every n-th frame.
+        max_frames: Use at most this many frames of a scene, the first ones.
+        depth_to_color: Color camera of scenes whose depth is not registered to it, by pattern; the first matching
+            pattern counts. Depth is re-projected into this camera, see `CameraPair`.
+        check_poses: Action if neighboring frames show that poses, depth and images contradict each other (inverted
+            poses, other axes, another unit). "refuse" ends the run if at least half of the scenes are affected, and
+            warns if fewer are; "warn" only warns; "off" skips the check.
+        pairs: Which two views of a scene make a pair.
+        surface: How to fuse a scene's surface from its frames, for priors that read it.
 
     Raises:
-        UserError: the folder or what an option names is missing, no format fits, or options contradict each other.
+        UserError: The folder or something that an option names is missing, no format fits, or options contradict each
+            other.
     """
 
     def __init__(
@@ -93,32 +94,33 @@ class Posed(RecordedScenes):
 
 
 class PosedRGBD(RecordedScenes):
-    """The former name of `posed`, for recipes written before it: both formats of RGB-D folders, their options here.
+    """The former name of `posed`, for older recipes: both formats of RGB-D folders, with their options here.
 
     Args:
-        spec: what every dataset is given.
-        root: folder of scenes, or one scene.
-        scenes: which to train on; empty = all that are not kept for validation or test.
-        validation_scenes: scenes of the split "validation".
-        test_scenes: scenes of the split "test".
-        layout: how files are named: "frames" is the format `sevenscenes`, "scannet" that name; "auto" reads both.
-        intrinsics: of the reader.
-        pixel_centers: of the reader, and of `depth_to_color`.
-        depth_scale: of the reader.
-        invalid_depth: of the reader.
-        min_depth: meters; nearer depth is dropped.
-        max_depth: meters; depth beyond is dropped.
-        frame_step: use every n-th frame.
-        max_frames: use at most this many frames of a scene, the first ones.
-        depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern.
-        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other
-            (inverted poses, other axes, another unit): "refuse" ends the run if that is half of the scenes or more, and
-            warns of fewer; "warn" only warns; "off" does not look.
-        pairs: which two views of a scene make a pair.
-        surface: how a scene's surface is fused from its frames, for priors that read it.
+        spec: Settings that every dataset gets.
+        root: Folder of scenes, or of one scene.
+        scenes: Patterns of the scenes to train on; empty for all scenes that are not held out for validation or test.
+        validation_scenes: Patterns of the scenes of the split "validation".
+        test_scenes: Patterns of the scenes of the split "test".
+        layout: Naming scheme of the files: "frames" is the format `sevenscenes`, "scannet" the format of that name;
+            "auto" reads both.
+        intrinsics: The reader's option of the same name.
+        pixel_centers: The reader's option of the same name; applies to `depth_to_color`, too.
+        depth_scale: The reader's option of the same name.
+        invalid_depth: The reader's option of the same name.
+        min_depth: Smallest depth to keep, meters; nearer depth is dropped.
+        max_depth: Largest depth to keep, meters; farther depth is dropped.
+        frame_step: Use every n-th frame.
+        max_frames: Use at most this many frames of a scene, the first ones.
+        depth_to_color: Color camera of scenes whose depth is not registered to it, by pattern.
+        check_poses: Action if neighboring frames show that poses, depth and images contradict each other (inverted
+            poses, other axes, another unit). "refuse" ends the run if at least half of the scenes are affected, and
+            warns if fewer are; "warn" only warns; "off" skips the check.
+        pairs: Which two views of a scene make a pair.
+        surface: How to fuse a scene's surface from its frames, for priors that read it.
 
     Raises:
-        UserError: the folder or what an option names is missing, or options contradict each other.
+        UserError: The folder or something that an option names is missing, or options contradict each other.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class PosedRGBD(RecordedScenes):
             "depth_scale": depth_scale,
             "invalid_depth": invalid_depth,
         }
-        if layout == "auto":  # both, where some scenes are of the one and some of the other
+        if layout == "auto":  # both, since a set can mix scenes of the two
             found = recognising(existing_root(root), _LAYOUTS.values())
             formats = [name for name in _LAYOUTS.values() if name in found]
         else:
@@ -172,7 +174,7 @@ class PosedRGBD(RecordedScenes):
         self._new_form = f"posed_rgbd is called posed now: name: posed, {named}, its options under reader"
 
     def describe(self) -> list[str]:
-        """Return lines for the log, the first of which says what this dataset is called now."""
+        """Return lines for the log; the first gives the current name of this dataset."""
         return [self._new_form, *super().describe()]
 
 

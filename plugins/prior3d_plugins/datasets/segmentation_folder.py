@@ -1,4 +1,4 @@
-"""Images with a mask of class ids for each: the usual layout of sets for semantic segmentation."""
+"""Images with a mask of class ids each: the usual layout of semantic segmentation data."""
 
 import os
 from collections.abc import Sequence
@@ -25,37 +25,37 @@ from prior3d.data.images import (
 )
 
 MaskId = Annotated[int, Ge(0), Le(65535)]
-"""What a pixel of a mask file can hold."""
+"""Number of values that a pixel of a mask file can have."""
 
 _CHECKED = 16
-"""Masks whose ids `verify` reads, spread evenly over the set."""
+"""Number of masks whose ids `verify` reads, spread evenly over the set."""
 
 
 class SegmentationFolder(SingleImages):
     """Images and masks of the same name, in `root/<split>/images` and `root/<split>/labels`.
 
-    A mask is an image of one class id per pixel, grey or by palette (whose colours are ignored), as large as the image.
-    Without folders of splits the images lie in `root/images`, and the fractions choose what is held out. Files and
-    folders whose names begin with a dot are ignored.
+    A mask is an image of the same size with one class id per pixel, as gray value or palette index (colors of the
+    palette are ignored). Without split folders, images are in `root/images`, and the fractions select the held-out
+    images. Files and folders whose names begin with a dot are ignored.
 
     Args:
-        spec: what every dataset is told.
-        root: folder of the set.
-        classes: how many classes there are; their ids run from 0. May be left out where they are named.
-        class_names: their names, by id.
-        ignore: id, or ids, of pixels that do not count ("void"); 255 never counts.
-        images: name of the folders of images.
-        labels: name of the folders of masks.
-        folders: sub-folders of `root` that hold the splits, where they are not train, val or validation, and test.
-        train_match: pattern that names of training images (without their ending) have to match, such as `Seq05VD*`.
-        validation_match: likewise for validation.
-        test_match: likewise for test.
-        test_fraction: share of the images kept for the split "test", by a hash of the path below `root`; 1 for all.
-        validation_fraction: likewise for "validation".
-        extensions: endings of image files, upper or lower case; masks are `.png`.
+        spec: Settings that every dataset gets.
+        root: Folder of the set.
+        classes: Number of classes; their ids run from 0. Optional if `class_names` is given.
+        class_names: Names of the classes, by id.
+        ignore: Id, or ids, of pixels that do not count ("void"); 255 never counts.
+        images: Name of the image folders.
+        labels: Name of the mask folders.
+        folders: Sub-folders of `root` that hold the splits, if they are not train, val or validation, and test.
+        train_match: Pattern that the names of training images (without extension) must match, for example `Seq05VD*`.
+        validation_match: The same for validation images.
+        test_match: The same for test images.
+        test_fraction: Share of the images held out for the split "test", by a hash of the path below `root`; 1 for all.
+        validation_fraction: The same for the split "validation".
+        extensions: Extensions of image files, upper or lower case; masks are `.png`.
 
     Raises:
-        UserError: if a folder is missing or empty, images and masks do not pair up, or the classes are not said.
+        UserError: A folder is missing or empty, images and masks do not pair up, or the classes are not given.
     """
 
     provides = frozenset({"image", "semantic"})
@@ -100,7 +100,7 @@ class SegmentationFolder(SingleImages):
         self._masks = PathTable(mask for _, mask in pairs)
 
     def mask_path(self, frame: int) -> Path:
-        """Return the file of the mask that goes with an image."""
+        """Return the mask file of an image."""
         return self._roots[0] / self._masks[frame]
 
     def files(self, scene: int, frame: int) -> list[Path]:
@@ -108,14 +108,14 @@ class SegmentationFolder(SingleImages):
         return [self.path(scene, frame), self.mask_path(frame)]
 
     def content_options(self) -> dict[str, object]:
-        """Return the classes, and the ids that do not count."""
+        """Return the classes and the ids that do not count."""
         return {"classes": list(self.class_names), "ignore": sorted(self._ignored)}
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one image and its mask; see `Dataset.load`.
 
         Raises:
-            UserError: if the mask holds an id that is no class.
+            UserError: The mask has an id that is not a class.
         """
         view = View(scene=scene, frame=frame)
         if "image" in fields:
@@ -128,12 +128,12 @@ class SegmentationFolder(SingleImages):
         return view
 
     def verify(self) -> None:
-        """Check that every mask is as large as its image, and the ids of some masks; single damaged files are not."""
+        """Check that every mask is as large as its image, and the ids of some masks; skip single damaged files."""
         for frame in range(len(self)):
             try:
                 mask, image = image_size(self.mask_path(frame)), image_size(self.path(0, frame))
             except DamagedFile:
-                continue  # reported when it is met
+                continue  # reported when the file is loaded
             if mask != image:
                 raise UserError(f"{self.mask_path(frame)}: {_sizes(mask, image)}", "root")
         chosen = np.linspace(0, len(self) - 1, min(_CHECKED, len(self))).astype(int).tolist()
@@ -147,11 +147,11 @@ class SegmentationFolder(SingleImages):
             raise UserError(f"no mask can be read: {damaged[0]}", "root")
 
     def describe(self) -> list[str]:
-        """Say how many images and classes there are."""
+        """Return the number of images and classes."""
         return [f"{len(self)} images of the split {self.spec.split}, {len(self.class_names)} classes"]
 
     def _read_mask(self, frame: int) -> np.ndarray:
-        """Return [h, w] uint8 class ids, `IGNORE_CLASS` where a pixel does not count."""
+        """Return class ids [h, w] uint8, `IGNORE_CLASS` where a pixel does not count."""
         path = self.mask_path(frame)
         ids = read_ids(path)
         known = (ids >= 0) & (ids < len(self._class_of_id))
@@ -180,7 +180,7 @@ def _names(classes: int | None, class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _class_of_id(classes: int, ignored: frozenset[int]) -> np.ndarray:
-    """Return the class of each id from 0: itself, `IGNORE_CLASS`, or -1 for an id that no pixel should have."""
+    """Return the class of each id from 0: the id itself, `IGNORE_CLASS`, or -1 for an id that is not allowed."""
     table = np.full(max(IGNORE_CLASS, classes, *ignored, 0) + 1, -1, np.int32)
     table[:classes] = np.arange(classes)
     table[[IGNORE_CLASS, *ignored]] = IGNORE_CLASS
@@ -188,10 +188,10 @@ def _class_of_id(classes: int, ignored: frozenset[int]) -> np.ndarray:
 
 
 def _pairs(root: Path, images: str, masks: str, endings: tuple[str, ...], pattern: str) -> list[tuple[str, str]]:
-    """Return the paths below root of each image and its mask, the images in order.
+    """Return the path below root of each image and its mask, with the images sorted.
 
     Raises:
-        UserError: a folder is missing, or images and masks do not pair up.
+        UserError: A folder is missing, or images and masks do not pair up.
     """
     stems = []
     for folder, wanted in ((images, endings), (masks, (".png",))):

@@ -1,4 +1,4 @@
-"""Nearest neighbours with FAISS, on the CPU, or on CUDA where the installed FAISS can."""
+"""Nearest neighbors with FAISS, on the CPU, or on CUDA if the installed FAISS supports it."""
 
 import functools
 import importlib
@@ -11,11 +11,11 @@ from torch import Tensor
 from prior3d import NeighbourEngine
 
 _MOST_ON_GPU = 2048
-"""Neighbours per query that FAISS's kernels can select."""
+"""Maximum number of neighbors per query in FAISS's CUDA kernels."""
 
 
 class NeighboursFaiss(NeighbourEngine):
-    """FAISS's flat index of inner products: exact.
+    """Exact nearest neighbors with FAISS's flat index of inner products.
 
     Reference:
         Johnson, Douze and Jegou, Billion-scale similarity search with GPUs, 2017, arXiv 1702.08734.
@@ -24,7 +24,7 @@ class NeighboursFaiss(NeighbourEngine):
     rank = 10
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return what is missing for this device."""
+        """Return what is missing on this device, or None."""
         if device.type not in ("cpu", "cuda"):
             return f"FAISS runs on the CPU and on CUDA devices, not on {device.type}: take engine torch"
         faiss = _faiss()
@@ -35,7 +35,7 @@ class NeighboursFaiss(NeighbourEngine):
         return None
 
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `NeighbourEngine.nearest`; on CUDA at most 2048 neighbours."""
+        """See `NeighbourEngine.nearest`; at most 2048 neighbors on CUDA."""
         faiss = _faiss()
         index = faiss.IndexFlatIP(memory.shape[1])
         if memory.device.type == "cuda":
@@ -44,7 +44,7 @@ class NeighboursFaiss(NeighbourEngine):
             device = memory.device.index or 0
             index = faiss.index_cpu_to_gpu(_resources(device), device, index)
         else:
-            # its own default is all cores, also where torch was given fewer
+            # FAISS's default is all cores, even if torch was given fewer
             faiss.omp_set_num_threads(torch.get_num_threads())
         index.add(memory.cpu().contiguous().numpy())
         similarities, rows = index.search(queries.cpu().contiguous().numpy(), k)
@@ -59,11 +59,11 @@ def _faiss() -> ModuleType | None:
 
 
 def _gpus(faiss: ModuleType) -> int:
-    count = getattr(faiss, "get_num_gpus", None)  # builds for the CPU alone may lack it
+    count = getattr(faiss, "get_num_gpus", None)  # CPU-only builds may lack it
     return count() if count else 0
 
 
 @functools.cache
 def _resources(device: int) -> Any:
-    """Return FAISS's scratch memory on a device: it takes hundreds of megabytes, so it is made once."""
+    """Return FAISS's scratch memory on a device, made once because it takes hundreds of megabytes."""
     return _faiss().StandardGpuResources()

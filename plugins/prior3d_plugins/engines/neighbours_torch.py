@@ -1,4 +1,4 @@
-"""Nearest neighbours by matrix products in plain torch."""
+"""Nearest neighbors by matrix products in plain torch."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from prior3d import NeighbourEngine
 from prior3d.geometry import full_precision
 
 _CHUNK = 2**26
-"""Similarities held at a time."""
+"""Maximum number of similarities in memory."""
 
 
 class NeighboursTorch(NeighbourEngine):
-    """All products, chunk by chunk of the queries, in full float32: on any device."""
+    """All products, in chunks of queries, in full float32, on any device."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return None: it runs wherever torch does."""
+        """Return None: this engine runs wherever torch runs."""
         return None
 
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

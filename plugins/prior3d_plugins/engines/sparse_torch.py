@@ -8,10 +8,10 @@ from prior3d.sparse import KernelMap, convolve
 
 
 class SparseTorch(SparseEngine):
-    """Gather, matrix product, scatter, offset by offset: the reference, on any device."""
+    """Gather, matrix product and scatter for each offset: the reference, on any device."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return None: it runs wherever torch does."""
+        """Return None: this engine runs wherever torch runs."""
         return None
 
     def convolve(self, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:

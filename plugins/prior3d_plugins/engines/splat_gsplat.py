@@ -11,15 +11,15 @@ from prior3d.geometry import full_precision
 from prior3d.splat import LOW_PASS, NEAR, Gaussians
 
 CHANNEL_CHUNK = 32
-"""gsplat's kernels are compiled for a few widths; beyond 32 registers spill."""
+"""gsplat compiles its kernels for a few widths; beyond 32, registers spill."""
 
 _INSTALL = "pip install 'prior3d[gpu]' (gsplat compiles its kernels with nvcc on first use, or take a prebuilt wheel)"
 
 
 class SplatGsplat(SplatEngine):
-    """gsplat's rasterization, `classic` mode; float32 on CUDA.
+    """gsplat's rasterization in `classic` mode, in float32 on CUDA.
 
-    Its sums are atomic: equal inputs give values that differ in the last bits, gradients included.
+    Its sums are atomic: equal inputs give values and gradients that differ in the last bits.
 
     Reference:
         Ye et al., gsplat: An Open-Source Library for Gaussian Splatting, 2024, arXiv 2409.06765.
@@ -29,7 +29,7 @@ class SplatGsplat(SplatEngine):
     deterministic = False
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return what is missing; building the kernels may take minutes the first time."""
+        """Return what is missing, or None; building the kernels may take minutes the first time."""
         if device.type != "cuda":
             return f"gsplat runs on CUDA devices, not on {device.type}: install a CUDA build of PyTorch and train there"
         if dtype != torch.float32:

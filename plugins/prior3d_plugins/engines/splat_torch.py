@@ -8,10 +8,10 @@ from prior3d.splat import Gaussians, SplatOperator, compositing_weights, rasteri
 
 
 class SplatTorch(SplatEngine):
-    """Tiles of pixels, front to back: the reference, on any device; its operators hold sparse matrices."""
+    """Tiles of pixels, composited front to back: the reference, on any device. Its operators hold sparse matrices."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return None: it runs wherever torch does."""
+        """Return None: this engine runs wherever torch runs."""
         return None
 
     def rasterize(

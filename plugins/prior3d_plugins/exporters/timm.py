@@ -1,4 +1,4 @@
-"""Export to timm: one safetensors file that `timm.create_model` takes as it is, and a description next to it."""
+"""Export to timm: one safetensors file that `timm.create_model` loads unchanged, and a description next to it."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -14,15 +14,15 @@ from prior3d.backbone import save_weights
 from prior3d.files import write_json
 
 _TOLERANCE = 1e-4
-"""Greatest difference of features, relative to the largest: the same weights, perhaps in other kernels."""
+"""Largest accepted difference of features, relative to the largest one: equal weights may run in other kernels."""
 
 
 class Timm(Exporter):
-    """Writes weights that load strictly into `timm.create_model(model, num_classes=0)`, and a description.
+    """Write weights that load strictly into `timm.create_model(model, num_classes=0)`, and a description.
 
     `<name>.safetensors` holds the weights, `<name>.json` the model's name and arguments, and the mean and standard
-    deviation that images are normalized with; the metadata of the weights say the same. What was written is read back
-    into a new timm model, whose features must be those of the model that was given.
+    deviation that images are normalized with; the metadata of the weights file repeat them. The export is read back
+    into a new timm model, whose features must equal those of the given model.
     """
 
     def export(self, model: nn.Module, description: Mapping[str, object], target: Path) -> Path:
@@ -31,13 +31,13 @@ class Timm(Exporter):
         Args:
             model: the timm model, as trained, without a classifier.
             description: `model`, `timm_options`, `mean`, `std`, ...
-            target: a file that ends in .safetensors, or a folder that is there, in which it gets the model's name.
+            target: a file that ends in .safetensors, or an existing folder, in which the file gets the model's name.
 
         Returns:
-            The file of weights.
+            The path of the weights file.
 
         Raises:
-            UserError: the target cannot be written, or timm makes another model of that name.
+            UserError: the target cannot be written, or timm builds a different model under that name.
         """
         file = target / f"{str(description['model']).replace('/', '_')}.safetensors" if target.is_dir() else target
         if file.suffix != ".safetensors":
@@ -69,7 +69,7 @@ def _create(description: Mapping[str, object]) -> nn.Module:
 
 
 def _unlike(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the first name that only one of two models has, or whose shapes differ."""
+    """Return the first tensor name that only one of two models has, or whose shapes differ."""
     for name in dict.fromkeys([*ours, *theirs]):
         shapes = [list(weights[name].shape) if name in weights else "missing" for weights in (ours, theirs)]
         if shapes[0] != shapes[1]:
@@ -79,7 +79,7 @@ def _unlike(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]
 
 @torch.no_grad()
 def _compare(model: nn.Module, again: nn.Module) -> None:
-    """Refuse weights that, read back, give other features than the model they were written from."""
+    """Raise an error if the weights, read back, give other features than the exported model."""
     size = again.pretrained_cfg.get("input_size", (3, 224, 224))
     images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
     ours, theirs = deepcopy(model).eval().cpu().forward_features(images), again.forward_features(images)

@@ -1,4 +1,4 @@
-"""Augmentation invariance: the 2D-only baseline, equal pixels of two augmented crops shall have equal features."""
+"""Augmentation invariance, the 2D-only baseline: the same pixel in two augmented crops gets the same feature."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -15,20 +15,20 @@ from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, ma
 
 
 class AugmentationInvariance(Prior):
-    """PointInfoNCE between two augmented crops of ONE image: what can be had without any 3D.
+    """PointInfoNCE between two augmented crops of one image: the baseline without any 3D.
 
-    The loss, the sampling and the number of encoded images per sample are those of `view_invariance`; only where the
-    matches come from differs.
+    The loss, the sampling and the number of encoded images per sample are those of `view_invariance`. Only the source
+    of the matches differs.
 
     Args:
-        backbone: what the features look like.
-        temperature: of the softmax over similarities.
-        points: matches sampled per image, at most one per feature cell.
-        negatives: where other features come from: the same two crops, or every image of the batch.
+        backbone: specification of the features.
+        temperature: softmax temperature; cosine similarities are divided by it.
+        points: maximum number of matches sampled per image, at most one per feature cell.
+        negatives: source of the negatives: the same two crops (`pair`), or every image of the batch (`batch`).
 
     Reference:
         Dense contrastive learning as in Pinheiro et al., VADeR, NeurIPS 2020, arXiv 2011.05499, without its memory
-        bank and momentum encoder: kept as close as possible to `view_invariance`, since it is there to be compared.
+        bank and momentum encoder. It stays as close as possible to `view_invariance` because the two are compared.
     """
 
     encodes = ("image_crops",)

@@ -1,4 +1,4 @@
-"""Depth regression: a linear head on the dense features predicts metric depth, as all of Pri3D's scripts do."""
+"""Depth regression: a linear head on the dense features predicts metric depth, as in all scripts of Pri3D."""
 
 import math
 from collections.abc import Mapping
@@ -15,21 +15,22 @@ from prior3d.figures import plot_depth
 
 
 class DepthRegression(Prior):
-    """Mean of three terms between predicted and measured depth: value, gradient, surface normal.
+    """Mean of three terms between predicted and measured depth: value, gradient and surface normal.
 
-    The depth at a pixel is predicted as `focal length / image width x exp(linear head)`: crops change the apparent size
-    of things and the focal length by the same factor, so what the network has to predict stays the same.
+    The predicted depth at a pixel is `focal length / image width x exp(linear head)`. A crop scales the apparent size
+    of objects and the focal length by the same factor, so the quantity that the network predicts stays the same.
 
     Args:
-        backbone: what the features look like.
-        alpha: metres at which an error starts to count less than linearly.
-        initial_depth: metres predicted before training, about the middle of what the data shows.
+        backbone: specification of the features.
+        alpha: error in meters from which the loss grows more slowly than linearly.
+        initial_depth: depth in meters that the head predicts before training; about the middle of the data's range.
 
     Reference:
-        Hu et al., Revisiting Single Image Depth Estimation, WACV 2019, arXiv 1803.08673, the loss Pri3D's scripts
-        (Hou et al., 2021, arXiv 2104.11225) add to their contrastive ones. Differences: shifted by log(alpha) so that
-        a perfect prediction gives 0; unknown depth (and its neighbours, for gradients and normals) is masked rather
-        than learnt; compared on the feature grid, where depth is taken, never mixed, at the cells' centres.
+        Hu et al., Revisiting Single Image Depth Estimation, WACV 2019, arXiv 1803.08673: the loss that Pri3D's scripts
+        (Hou et al., 2021, arXiv 2104.11225) add to their contrastive losses. Differences: the loss is shifted by
+        log(alpha), so a perfect prediction gives 0; unknown depth (and its neighbors, for gradients and normals) is
+        masked, not learned; the comparison is on the feature grid, where depth is picked at the cell centers and never
+        interpolated.
     """
 
     needs = ("image", "depth", "intrinsics")
@@ -58,13 +59,13 @@ class DepthRegression(Prior):
         return sum(terms.values()) / 3, terms
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw predicted beside measured depth for the first views."""
+        """Draw predicted and measured depth of the first views side by side."""
         predicted, target = self._predict(batch, features["image"].dense), self._target(batch)
         images = batch["image"].flatten(0, 1)
         return {"depth": plot_depth(images[:3], predicted[:3, 0], target[:3, 0])}
 
     def _predict(self, batch: Batch, dense: Tensor) -> Tensor:
-        """Depth [N, 1, h, w] in metres, N = B V."""
+        """Return depth [N, 1, h, w] in meters, N = B V."""
         with torch.autocast(dense.device.type, enabled=False):
             logarithm = self.head(dense.flatten(0, 1).float()).clamp(-5.0, 5.0)
             focal = batch["intrinsics"].float().flatten(0, 1)[:, 0, 0] / self.backbone.size[1]
@@ -76,7 +77,7 @@ class DepthRegression(Prior):
         )
 
     def _shape_terms(self, predicted: Tensor, target: Tensor, known: Tensor) -> dict[str, Tensor]:
-        inner = -F.max_pool2d(-known.float(), 3, stride=1)  # 1 where all 3 x 3 neighbours are known
+        inner = -F.max_pool2d(-known.float(), 3, stride=1)  # 1 where all 3 x 3 neighbors are known
         slope, true_slope = _sobel(predicted), _sobel(target)
         gradient = self._log_error(slope - true_slope).sum(1, keepdim=True)
         ones = torch.ones_like(slope[:, :1])
@@ -91,7 +92,7 @@ class DepthRegression(Prior):
 
 
 def _sobel(depth: Tensor) -> Tensor:
-    """Slope [N, 2, h - 2, w - 2] along x and y, metres per cell, of depth [N, 1, h, w]."""
+    """Return the slope [N, 2, h - 2, w - 2] along x and y, in meters per cell, of depth [N, 1, h, w]."""
     along_x = depth.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     return F.conv2d(depth, torch.stack([along_x, along_x.T])[:, None])
 

@@ -1,4 +1,4 @@
-"""View invariance: pixels of two views that see the same 3D point shall have the same feature (Pri3D)."""
+"""View invariance: pixels of two views that see the same 3D point get the same feature (Pri3D)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -23,27 +23,28 @@ from prior3d.losses import (
 
 
 class ViewInvariance(Prior):
-    """PointInfoNCE between matched pixels of the first view and of every other view of a sample.
+    """PointInfoNCE between matched pixels of the first view and every other view of a sample.
 
-    Matches are mutual nearest neighbours in 3D among the pixels of the two depth maps, visible in both.
+    Matches are mutual nearest neighbors in 3D among the pixels of two depth maps. Both views see both points.
 
     Args:
-        backbone: what the features look like.
-        temperature: of the softmax over similarities.
-        points: matches sampled per pair of views, at most one per feature cell.
-        max_distance: metres within which two points are the same.
-        relative_distance: the same as a share of depth (sensors are less exact far away); the larger of both counts.
-        negatives: where other features come from: the same pair of views, every pair of the batch, or of the batches
-            of all ranks.
-        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
-            negatives. 0 keeps all.
-        min_angle: degrees between the optical axes below which a pair is passed over.
-        max_angle: degrees above which it is.
+        backbone: specification of the features.
+        temperature: softmax temperature; cosine similarities are divided by it.
+        points: maximum number of matches sampled per pair of views, at most one per feature cell.
+        max_distance: maximum distance in meters between the two 3D points of a match.
+        relative_distance: the same limit as a share of the depth, since sensors are less exact far away. The larger of
+            the two limits counts.
+        negatives: source of the negatives: the same pair of views (`pair`), every pair of the batch (`batch`), or the
+            batches of all ranks (`ranks`).
+        exclude_radius: radius in meters around the positive's 3D point; features of the same scene inside it are not
+            used as negatives. 0 keeps all negatives.
+        min_angle: minimum angle in degrees between the optical axes of a pair; pairs below it are skipped.
+        max_angle: maximum angle in degrees between the optical axes of a pair; pairs above it are skipped.
 
     Reference:
         Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
-        matches are mutual (theirs are one-way projections within 5 cm), sampled after mapping to the feature grid
-        rather than before, never with replacement; temperature 0.4 there.
+        matches are mutual (there, one-way projections within 5 cm) and sampled after mapping to the feature grid
+        (there, before), never with replacement; the temperature there is 0.4.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera")
@@ -75,7 +76,7 @@ class ViewInvariance(Prior):
             self.needs = (*self.needs, "scene")
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, the share of filled match slots and the accuracy of the softmax."""
+        """Return the loss and the share of filled match slots."""
         dense = features["image"].dense
         others = range(1, dense.shape[1])
         matches = [self._sample(batch, other) for other in others]
@@ -129,14 +130,14 @@ class ViewInvariance(Prior):
         )
 
     def _exclude(self, points: Tensor, scene: Tensor) -> Tensor:
-        """Mask of pairs that are no negatives: [G, N, N] within pairs of views, else [G N, G N]."""
+        """Return the mask of pairs that are not negatives: [G, N, N] within pairs of views, else [G N, G N]."""
         if self.negatives == "pair":
             return _distances(points) < self.exclude_radius
         flat, scene = points.flatten(0, 1), scene.repeat_interleave(points.shape[1])
         return (_distances(flat) < self.exclude_radius) & (scene[:, None] == scene)
 
     def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
-        """World points [G, N, 3] of the sampled pixels of the first views, metres, and their scenes [G]."""
+        """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
         depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
         points = []
         for match in matches:
@@ -147,5 +148,5 @@ class ViewInvariance(Prior):
 
 
 def _distances(points: Tensor) -> Tensor:
-    """Distances between rows, not by a matrix product: that loses centimetres, and more in TF32."""
+    """Return distances between rows, without a matrix product, which loses centimeters, and more in TF32."""
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

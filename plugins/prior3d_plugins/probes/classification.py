@@ -1,4 +1,4 @@
-"""Classification of whole images from frozen pooled features: a linear classifier and the vote of neighbours."""
+"""Classification of whole images from frozen pooled features: a linear classifier and nearest neighbors."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -24,25 +24,26 @@ from prior3d.probes import (
 )
 
 _QUERIES = 1024
-"""Held-out images whose neighbours are looked up at a time."""
+"""Number of held-out images per neighbor search."""
 
 _MOST_CLASSES = 100
-"""Classes up to which hits are kept by class."""
+"""Largest number of classes for which hits are kept per class."""
 
 
 class Classification(Probe):
-    """How well frozen pooled features tell the classes of whole images apart.
+    """How well frozen pooled features separate the classes of whole images.
 
-    Both methods see each image once, without augmentation. The linear classifier is an L2-regularised logistic
-    regression on standardised channels, solved to its optimum: no seed, no schedule. Neighbours are by cosine.
+    Both methods see each image once, without augmentation. The linear classifier is an L2-regularized logistic
+    regression on standardized channels, solved to its optimum: no seed, no schedule. Neighbors are found by cosine.
 
     Args:
-        penalty: of squared weights, per image; null to choose it on a fifth of the training images, for each model.
-        k: neighbours that vote; 0 for no neighbours.
-        temperature: of their votes: a weight is exp(cosine / temperature).
+        penalty: Penalty on the squared weights, per image; null chooses it for each model on a fifth of the training
+            images.
+        k: Number of neighbors that vote; 0 turns neighbors off.
+        temperature: Temperature of the votes: a neighbor's weight is exp(cosine / temperature).
 
     Reference:
-        Logistic regression with a chosen penalty as in Kornblith et al., 2019, arXiv 1805.08974; neighbours as in
+        Logistic regression with a chosen penalty as in Kornblith et al., 2019, arXiv 1805.08974; neighbors as in
         DINO (Caron et al., 2021, arXiv 2104.14294), k = 20 and temperature 0.07.
     """
 
@@ -80,7 +81,7 @@ class Classification(Probe):
         return _score(data, predicted, classes)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return the share of images named right (0..1) by each method, over images and, where kept, over classes."""
+        """Return each method's accuracy (0..1), over images and, where hits are kept by class, over classes."""
         labelled = total["images"]
         found = {}
         for name in ("linear", "k-NN"):
@@ -91,7 +92,7 @@ class Classification(Probe):
         return found
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what naming the most frequent training class scores."""
+        """Return the scores of always guessing the most frequent training class."""
         classes = count_classes(data)
         majority = labels_of(data, "train").bincount(minlength=classes).argmax()
         guessed = majority.expand(len(data.frames["held_out"]))

@@ -1,4 +1,4 @@
-"""Metric depth from frozen features: a linear head over bins of depth."""
+"""Metric depth from frozen features: a linear head over depth bins."""
 
 import math
 from collections.abc import Mapping
@@ -32,33 +32,34 @@ _METRICS = {"RMSE m": "rmse", "AbsRel": "absolute relative", "log10": "log10", "
 
 
 class Depth(Probe):
-    """How much metric depth frozen features hold: errors of a linear head over bins.
+    """How much frozen features know about metric depth: the errors of a linear head over depth bins.
 
-    The linear map gives a number for each of `bins` depths, evenly spaced from `min_depth` to `max_depth`; depth is the
-    mean of these under the softmax of the numbers. It is trained with the scale-invariant logarithmic loss and the
-    gradient loss, upsampled bilinearly to the truth, and scored as it is: no median scaling, no flipping, no crop.
-    Pixels whose true depth is unknown or out of range count nowhere. All metrics are computed by image and averaged
-    over images, as the field does since Eigen et al.; so RMSE is a mean of roots, not the root over all pixels. The
-    control guesses the mean depth of the training part everywhere. Figures show all depths of an image in the range of
-    its true ones: what is predicted beyond it has the color of its end, in the figures only.
+    The linear map gives one number for each of `bins` depths, evenly spaced from `min_depth` to `max_depth`. The
+    predicted depth is their mean, weighted by the softmax of the numbers. It is upsampled bilinearly to the size of the
+    truth and trained with the scale-invariant logarithmic loss and the gradient loss. It is scored without median
+    scaling, flipping or cropping. Pixels whose true depth is unknown or out of range do not count. All metrics are
+    computed by image and averaged over images, the convention since Eigen et al.; so RMSE is a mean of roots, not the
+    root over all pixels. The control guesses the mean depth of the training part everywhere. Figures show all depths of
+    an image in the range of its true depths; predictions beyond that range take the color of its nearer end, in figures
+    only.
 
     Args:
-        features: what the backbone's decoder gives, or its encoder alone.
-        min_depth: of the nearest bin, metres.
-        max_depth: of the farthest bin, metres; what is farther counts nowhere.
-        bins: how many.
-        gradient_weight: of the gradient loss beside the scale-invariant one.
-        steps: optimiser steps of the head.
-        batch: images per step.
-        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
+        features: Which features to probe: the map of the backbone's decoder, or that of its encoder alone.
+        min_depth: Depth of the nearest bin, meters.
+        max_depth: Depth of the farthest bin, meters; farther pixels do not count.
+        bins: Number of depth bins.
+        gradient_weight: Weight of the gradient loss, which is added to the scale-invariant loss.
+        steps: Optimizer steps of the head.
+        batch: Images per step.
+        lr: Highest learning rate of the head, for up to 64 channels (see `Schedule`).
 
     Raises:
-        ValueError: the range is empty.
+        ValueError: The depth range is empty.
 
     Reference:
-        Bins after AdaBins (Bhat et al., 2020, arXiv 2011.14141) with fixed, uniform centres; losses and 256 bins as in
-        DINOv2 (Oquab et al., 2023, arXiv 2304.07193), which normalises rectified numbers linearly. The softmax instead
-        has no bins that die, and a depth that is linear in the features is within its reach. Protocol of the metrics:
+        Bins after AdaBins (Bhat et al., 2020, arXiv 2011.14141) with fixed, uniform centers; losses and 256 bins as in
+        DINOv2 (Oquab et al., 2023, arXiv 2304.07193), which normalizes rectified numbers linearly. With the softmax, in
+        contrast, no bin dies, and the head can express a depth that is linear in the features. Protocol of the metrics:
         Eigen et al., 2014, arXiv 1406.2283, without its crop.
     """
 
@@ -98,7 +99,7 @@ class Depth(Probe):
         self.schedule = Schedule(steps, batch, lr)
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
-        """Return the images counted and the sums of their metrics, [G] each."""
+        """Return the number of images counted and the sums of their metrics, [G] each."""
         usual = (self._pixels_by_bin(data, "train") + 1).double().log()
         self._pixels_by_bin(data, "held_out")
         train = FrozenMaps(model, data, "train", self.features)
@@ -112,11 +113,11 @@ class Depth(Probe):
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return the means over images: RMSE in metres, relative error, error in log10, share within a factor 1.25."""
+        """Return means over images: RMSE in meters, relative error, log10 error, share within a factor of 1.25."""
         return {name: float(total[statistic] / total["images"]) for name, statistic in _METRICS.items()}
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what guessing the mean depth of the training part everywhere scores."""
+        """Return the scores of guessing the mean depth of the training part everywhere."""
         for part in ("train", "held_out"):
             self._pixels_by_bin(data, part)
         depth, total, count = data.field("train", "depth"), 0.0, 0
@@ -136,7 +137,7 @@ class Depth(Probe):
     def plot(
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
     ) -> "dict[str, Figure]":
-        """Plot depth as the heads predict it, in the range of the true depth."""
+        """Plot the depth that the heads predict, in the range of the true depth."""
         truth = data.field("held_out", "depth").take(rows_shown(data))
         return {"depth": plot_depths(images_shown(data), truth, {name: shown[name] for name in models})}
 
@@ -165,7 +166,7 @@ class Depth(Probe):
         return {name: torch.cat([batch[name] for batch in errors]) for name in errors[0]}
 
     def _pixels_by_bin(self, data: ProbeData, part: Part) -> Tensor:
-        """Count the pixels of a part nearest to each bin, [bins]; raise UserError where there are none."""
+        """Count the pixels of a part nearest to each bin, [bins]; raise UserError if there are none."""
         depth = data.field(part, "depth")
         edges = (self._centers[1:] + self._centers[:-1]) / 2
         counts = torch.zeros(self.bins, dtype=torch.int64)
@@ -187,12 +188,12 @@ class Depth(Probe):
 
 
 def depth_errors(predicted: Tensor, truth: Tensor, known: Tensor) -> dict[str, Tensor]:
-    """Return the errors of each image over its known pixels, and whether it has any: name to [n] float64.
+    """Return each image's errors over its known pixels, and whether it has any: a dict of name to [n] float64.
 
     Args:
-        predicted: [n, H, W] metres, above 0.
-        truth: [n, H, W] metres.
-        known: [n, H, W] bool.
+        predicted: Predicted depth [n, H, W], meters, above 0.
+        truth: True depth [n, H, W], meters.
+        known: Mask [n, H, W] bool of the pixels that count.
     """
     count = known.flatten(1).sum(1)
     truth = torch.where(known, truth, 1.0).double()

@@ -1,4 +1,4 @@
-"""Semantic segmentation with the whole backbone fine-tuned, on all labels and on a few of them."""
+"""Semantic segmentation with the whole backbone fine-tuned, on all labels and on fractions of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,41 +27,43 @@ from prior3d.probes import (
 from prior3d.randomness import generator, reseed
 
 _BATCH = 32
-"""Held-out images predicted at a time."""
+"""Number of held-out images per prediction batch."""
 _CLIP = 1.0
-"""Greatest norm of the gradient: a fresh head on an encoder that has learned nothing yet starts with long ones."""
+"""Greatest norm of the gradient: a fresh head on an untrained encoder starts with long gradients."""
 
 
 class FinetuneSegmentation(Probe):
-    """Segmentation after fine-tuning end to end, at several shares of the labels: mean IoU and pixel accuracy.
+    """Segmentation after fine-tuning end to end, with several shares of the labels: mean IoU and pixel accuracy.
 
-    The model is a copy of the backbone, a decoder, batch normalisation and a 1 x 1 convolution to classes, whose
-    logits are upsampled to the image. Everything trains, and batch normalisation normalises by the batch while it does.
-    Each share of the labels starts from the same weights and gets the same number of steps. Given the seed, all models
-    see the same images in the same order, cut and flipped alike, and what is not theirs starts from the same numbers.
+    The model is a copy of the backbone, a decoder, batch normalization and a 1 x 1 convolution to classes. Its logits
+    are upsampled to the image. Everything is trained, and batch normalization uses the statistics of the batch in
+    training. Each share of the labels starts from the same weights and gets the same number of steps. With the same
+    seed, all models see the same images in the same order with the same crops and flips, and the parts that do not come
+    from the model start from the same numbers.
 
-    Labels are taken image by image, evenly over scenes; a smaller share is part of every larger one. Of a model made
-    of several backbones all are trained together, their dense maps concatenated.
+    Labels are kept for whole images, evenly over scenes; a smaller share is part of every larger one. If a model
+    consists of several backbones, they are trained together and their dense maps are concatenated.
 
     Args:
-        labels: shares of the training images whose labels are used, above 0 to 1; each is at least one image.
-        decoder: "fresh": a new one, the same for every model, so that only the encoder is transferred. "pretrained":
-            the backbone's own.
-        decoder_stride: image pixels per cell of a fresh decoder's map; a ViT's tokens are upsampled to it.
-        channels: channels of a fresh decoder's map.
-        steps: optimiser steps, for any share.
-        batch: images per step.
-        lr: highest learning rate; it rises over the first tenth of the steps, then falls to 0 along a cosine.
-        encoder_lr_scale: factor on it for the encoder (and a pretrained decoder), which start from something.
-        weight_decay: pull towards 0 of matrices and kernels, not of norms and biases (AdamW).
-        min_crop: least area of the random crops, as a share of the image; 1 for no crops.
-        flip: flip half of the images left to right.
-        precision: 32, or bf16 for encoder and decoder, which pays on a GPU for large backbones only.
+        labels: Shares of the training images whose labels are used, above 0 and up to 1; each share is at least one
+            image.
+        decoder: Decoder to fine-tune. "fresh": a new one, the same for every model, so only the encoder is
+            transferred. "pretrained": the backbone's own.
+        decoder_stride: Image pixels per cell of a fresh decoder's map; the tokens of a ViT are upsampled to it.
+        channels: Channels of a fresh decoder's map.
+        steps: Optimizer steps, the same for every share.
+        batch: Images per step.
+        lr: Highest learning rate; it rises over the first tenth of the steps, then falls to 0 along a cosine.
+        encoder_lr_scale: Factor on `lr` for the encoder (and a pretrained decoder), which do not start from scratch.
+        weight_decay: Weight decay (AdamW) of matrices and kernels; norms and biases have none.
+        min_crop: Smallest area of the random crops, as a share of the image; 1 turns crops off.
+        flip: Flip half of the images left to right.
+        precision: Precision of encoder and decoder: 32 or bf16, which is faster only for large backbones on a GPU.
 
     Reference:
         After the low-data comparison of Pri3D (Hou et al., 2021, arXiv 2104.11225), which fine-tunes a U-Net on ScanNet
         with 80 to 20 % of the training images. Here images are drawn evenly over scenes, all shares get the same number
-        of steps, and a light fresh decoder is the default, so that the encoder alone is compared.
+        of steps, and the default is a light fresh decoder, so the comparison is of the encoder alone.
     """
 
     needs = ("image", "semantic")
@@ -107,20 +109,20 @@ class FinetuneSegmentation(Probe):
         self.precision = precision
 
     def check(self, backbone: Backbone, trains: bool = False) -> None:
-        """Refuse a model without the decoder or stride asked for, or with folded statistics; see `Probe.check`."""
+        """Refuse a model that lacks the decoder or stride, or has folded statistics; see `Probe.check`."""
         name, coarsest = backbone.encoder.name, max(backbone.encoder.channels)
         if self.decoder == "pretrained" and backbone.decoder is None:
             raise UserError(f"{name} has no decoder of its own: use fresh", "decoder")
         if self.decoder == "fresh" and coarsest < self.decoder_stride:
             raise UserError(f"the coarsest stride of {name} is {coarsest}", "decoder_stride")
-        # at encoder_lr_scale 0, too: weights stand still then, batch normalisation goes by the batch all the same
+        # Also at encoder_lr_scale 0: weights are fixed then, but batch normalization still uses the batch's statistics.
         refuse_folded(backbone.encoder.model, name, all_train=True)
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
         """Fine-tune copies of a model at each share of the labels.
 
         Returns:
-            Pixels labelled, and those hit and predicted at each share, by class: [G, K] each.
+            Pixels labeled, and those hit and predicted at each share, by class: [G, K] each.
         """
         classes = len(class_frequency(data))
         order = label_order(data.groups("train")[1], seed)
@@ -143,7 +145,7 @@ class FinetuneSegmentation(Probe):
         return metrics
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what guessing the most frequent training class everywhere scores, whatever the share of labels."""
+        """Return the scores of guessing the most frequent training class everywhere, the same for every share."""
         frequency = class_frequency(data)
         found = score_constant(data, int(frequency.argmax()), len(frequency))
         counts = {"labelled": found["labelled"]}
@@ -210,7 +212,7 @@ class FinetuneSegmentation(Probe):
 
 
 class _Segmenter(nn.Module):
-    """Encoders side by side, a decoder each, and one head: logits [N, classes, H, W] of images [N, 3, H, W] in 0..1."""
+    """Parallel encoders with a decoder each, and one head: images [N, 3, H, W] in 0..1 to logits [N, classes, H, W]."""
 
     def __init__(self, encoders: Sequence[nn.Module], decoders: Sequence[Decoder], classes: int) -> None:
         super().__init__()
@@ -226,23 +228,23 @@ class _Segmenter(nn.Module):
             for encoder, decoder in zip(self.encoders, self.decoders, strict=True)
         ]
         finest = max((tuple(part.shape[-2:]) for part in maps), key=math.prod)
-        with torch.autocast(images.device.type, enabled=False):  # in bf16 classes would be told apart by rounding
+        with torch.autocast(images.device.type, enabled=False):  # in bf16, rounding would decide between classes
             return resize(self.head(torch.cat([resize(part, finest).float() for part in maps], 1)), size)
 
 
 def label_order(scene_of: Tensor, seed: int) -> Tensor:
-    """Order training images so that the first n are those that keep their labels: evenly over scenes, for any n.
+    """Order training images such that the first n, for any n, are evenly spread over scenes; these keep their labels.
 
     Args:
-        scene_of: [N] int64, the scene of each image.
-        seed: another one, another order.
+        scene_of: Scene [N] int64 of each image.
+        seed: Seed of the order.
     """
     draws = generator("finetune_segmentation labels", seed)
     position = torch.empty(len(scene_of))
     for scene in scene_of.unique():
         rows = (scene_of == scene).nonzero()[:, 0]
         ranks = torch.randperm(len(rows), generator=draws)
-        # at any cut-off p, a scene of n images has given p * n of them, rounded up or down at random
+        # At any cut-off p, a scene of n images has given p * n of them, rounded up or down at random.
         position[rows] = (ranks + torch.rand((), generator=draws)) / len(rows)
     return position.argsort()
 
@@ -251,13 +253,13 @@ def random_crops(count: int, min_crop: float, flip: bool, draws: torch.Generator
     """Draw crops of an image, stretched by at most 4:3.
 
     Args:
-        count: crops, N.
-        min_crop: least area, as a share of the image's; 1 for the whole image.
-        flip: mirror half of them left to right.
-        draws: the only source of randomness.
+        count: Number of crops, N.
+        min_crop: Smallest area, as a share of the image's; 1 for the whole image.
+        flip: Mirror half of them left to right.
+        draws: The only source of randomness.
 
     Returns:
-        [N, 2, 3] affine maps from crop to image, the sides of both being -1 and 1; on the CPU.
+        Affine maps [N, 2, 3] from crop to image, the sides of both being -1 and 1; on the CPU.
     """
     area = min_crop + (1 - min_crop) * torch.rand(count, generator=draws)
     stretch = (4 / 3) ** (torch.rand(count, generator=draws) - 0.5)  # of each side by its half
@@ -274,12 +276,12 @@ def cut(images: Tensor, semantic: Tensor, crops: Tensor) -> tuple[Tensor, Tensor
     """Cut crops out of images and labels and resize them to the image's size.
 
     Args:
-        images: [N, 3, H, W] uint8.
-        semantic: [N, H, W] uint8.
-        crops: [N, 2, 3], see `random_crops`.
+        images: Images [N, 3, H, W] uint8.
+        semantic: Class ids [N, H, W] uint8.
+        crops: Affine maps [N, 2, 3], see `random_crops`.
 
     Returns:
-        images float in 0..1, bilinear, and labels int64, nearest, of the same sizes.
+        Images as float in 0..1, resized bilinearly, and labels as int64, resized by nearest pixel, of the same sizes.
     """
     grid = F.affine_grid(crops, [len(images), 1, *images.shape[-2:]], align_corners=False)
     options = {"padding_mode": "border", "align_corners": False}
@@ -289,7 +291,7 @@ def cut(images: Tensor, semantic: Tensor, crops: Tensor) -> tuple[Tensor, Tensor
 
 
 def _epochs(count: int, draws_wanted: int, draws: torch.Generator) -> Tensor:
-    """Indices of images, every image once before any comes again."""
+    """Return image indices; every image appears once before any appears again."""
     epochs = [torch.randperm(count, generator=draws) for _ in range(-(-draws_wanted // count))]
     return torch.cat(epochs)[:draws_wanted]
 

@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 _WITHIN_DEG = (11.25, 22.5, 30.0)
 _BINS = 360
-"""Of the histogram of angles from 0 to 180 degrees, from which the median follows."""
+"""Bins of the histogram of angles from 0 to 180 degrees; the median is computed from it."""
 
 Truth = Callable[[Tensor], Tensor]
-"""Rows [n] to normals [n, 3, H, W], 0 where unknown."""
+"""Function from rows [n] to normals [n, 3, H, W], 0 where unknown."""
 
 
 class Normals(Probe):
-    """How much of the surface normals frozen features hold: angles between a linear head's and the true ones.
+    """How much frozen features know about surface normals: the angles between a linear head's and the true normals.
 
-    The linear map gives three numbers, which are upsampled bilinearly to the truth and then brought to unit length; it
-    is trained with one minus the cosine. Where the data has no normals they are computed from its depth
+    The linear map gives three numbers per cell. They are upsampled bilinearly to the size of the truth and then scaled
+    to unit length. The loss is one minus the cosine. If the data has no normals, the probe computes them from depth
     (`normals_from_depth`). All metrics are over all known pixels of all images together. The control guesses the mean
     normal of the training part everywhere.
 
     Args:
-        features: what the backbone's decoder gives, or its encoder alone.
-        edge: relative jump of depth across which no normal is computed; unused where the data has normals.
-        steps: optimiser steps of the head.
-        batch: images per step.
-        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
+        features: Which features to probe: the map of the backbone's decoder, or that of its encoder alone.
+        edge: Relative jump in depth across which no normal is computed; unused if the data has normals.
+        steps: Optimizer steps of the head.
+        batch: Images per step.
+        lr: Highest learning rate of the head, for up to 64 channels (see `Schedule`).
 
     Reference:
-        After Probe3D (El Banani et al., 2024, arXiv 2404.08636), which trains a deeper head on several layers with a
-        loss that is aware of its uncertainty; metrics as in Fouhey et al., 2013.
+        After Probe3D (El Banani et al., 2024, arXiv 2404.08636), which trains a deeper head on several layers with an
+        uncertainty-aware loss; metrics as in Fouhey et al., 2013.
     """
 
     needs = ("image", "normals|depth")
@@ -82,7 +82,7 @@ class Normals(Probe):
         self.schedule = Schedule(steps, batch, lr)
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
-        """Return pixels, sums of angles, counts below each threshold and histograms of angles, [G, ...] each."""
+        """Return pixel counts, sums of angles, counts below each threshold and angle histograms, [G, ...] each."""
         truth = {part: self._truth(data, part, model.device) for part in ("train", "held_out")}
         mean = _mean(truth["train"], data, "train")
         _mean(truth["held_out"], data, "held_out")
@@ -99,7 +99,7 @@ class Normals(Probe):
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return mean and median angle in degrees, and the shares of pixels (0..1) under 11.25, 22.5 and 30 degrees."""
+        """Return the mean and median angle in degrees, and the shares of pixels (0..1) below 11.25, 22.5 and 30."""
         pixels = total["pixels"]
         shares = {
             f"under {limit:g} deg": float(count / pixels)
@@ -108,7 +108,7 @@ class Normals(Probe):
         return {"mean deg": float(total["degrees"] / pixels), "median deg": _median(total["histogram"]), **shares}
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what guessing the mean normal of the training part everywhere scores."""
+        """Return the scores of guessing the mean normal of the training part everywhere."""
         truth = {part: self._truth(data, part, torch.device("cpu")) for part in ("train", "held_out")}
         mean = _mean(truth["train"], data, "train").float()
         _mean(truth["held_out"], data, "held_out")
@@ -119,7 +119,7 @@ class Normals(Probe):
     def plot(
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
     ) -> "dict[str, Figure]":
-        """Plot normals as the heads predict them."""
+        """Plot the normals that the heads predict."""
         truth = self._truth(data, "held_out", torch.device("cpu"))(rows_shown(data))
         return {"normals": plot_normals(images_shown(data), truth, {name: shown[name] for name in models})}
 
@@ -135,14 +135,14 @@ class Normals(Probe):
 
 
 def angle_deg(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return the angles between vectors, degrees.
+    """Return the angles between vectors in degrees.
 
     Args:
-        predicted: [n, 3, ...], any length; 90 degrees if it is 0.
-        truth: [n, 3, ...], any length.
+        predicted: Vectors [n, 3, ...] of any length; the angle of a zero vector is 90 degrees.
+        truth: Vectors [n, 3, ...] of any length.
     """
     predicted, truth = F.normalize(predicted.float(), dim=1), F.normalize(truth.float(), dim=1)
-    # the arc cosine loses half the digits near 0 and 180 degrees
+    # The arc cosine loses half its digits near 0 and 180 degrees.
     sine = torch.linalg.cross(predicted, truth, dim=1).norm(dim=1)
     cosine = (predicted * truth).sum(1)
     return torch.where((sine == 0) & (cosine == 0), 90.0, torch.rad2deg(torch.atan2(sine, cosine)))
@@ -159,7 +159,7 @@ def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _mean(truth: Truth, data: ProbeData, part: Part) -> Tensor:
-    """Return the mean normal of a part, [3]; raise UserError where none is known."""
+    """Return the mean normal of a part, [3]; raise UserError if no normal is known."""
     total, count = torch.zeros(3, dtype=torch.float64), 0
     for rows in torch.arange(len(data.frames[part])).split(32):
         normals = truth(rows)
@@ -192,7 +192,7 @@ def _histogram(angles: Tensor, known: Tensor) -> Tensor:
 
 
 def _median(histogram: Tensor) -> float:
-    """Return the angle below which half the pixels are, taken as evenly spread within each bin of half a degree."""
+    """Return the median angle, assuming that pixels spread evenly within each bin of half a degree."""
     below = histogram.double().cumsum(0)
     half = below[-1] / 2
     index = int((below >= half).nonzero()[0])

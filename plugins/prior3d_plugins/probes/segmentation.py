@@ -1,4 +1,4 @@
-"""Semantic segmentation from frozen features: a linear head, and the vote of nearest neighbours."""
+"""Semantic segmentation from frozen features: a linear head and nearest neighbors."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Predict = Callable[[Tensor], Tensor]
-"""Rows [n] of held-out images to scores of classes [n, K, h, w] on the grid of the features."""
+"""Function from rows [n] of held-out images to class scores [n, K, h, w] on the grid of the features."""
 
 
 class Segmentation(Probe):
-    """How much of the classes frozen features hold: mean IoU of a linear head and of nearest neighbours.
+    """How much frozen features know about semantic classes: mean IoU of a linear head and of nearest neighbors.
 
-    The head (see `LinearHead`) is trained on the training images with cross-entropy; its logits are upsampled
-    bilinearly to the labels, in training and in scoring. The neighbours come from a memory of training cells, equally
-    many of each image at random places, each with the class at its centre; their votes are upsampled like the logits.
-    Pixels of class 255 count nowhere. Mean IoU is over the classes that occur in the truth or in the prediction, of
-    all pixels of all images together.
+    The head (see `LinearHead`) is trained on the training images with cross-entropy. Its logits are upsampled
+    bilinearly to the labels, in training and in scoring. The neighbors come from a memory of training cells: the same
+    number from each image, at random places, each with the class at its center. Their votes are upsampled like the
+    logits. Pixels of class 255 do not count. Mean IoU is over the classes that occur in the truth or in the prediction,
+    from all pixels of all images together.
 
     Args:
-        features: what the backbone's decoder gives, or its encoder alone.
-        steps: optimiser steps of the head.
-        batch: images per step.
-        lr: highest learning rate of the head, for up to 64 channels (see `Schedule`).
-        memory: training cells among which neighbours are looked for; 0 leaves the k-NN out.
-        k: neighbours that vote.
-        temperature: of their votes; less gives the nearest more weight.
+        features: Which features to probe: the map of the backbone's decoder, or that of its encoder alone.
+        steps: Optimizer steps of the head.
+        batch: Images per step.
+        lr: Highest learning rate of the head, for up to 64 channels (see `Schedule`).
+        memory: Number of training cells to search for neighbors; 0 turns k-NN off.
+        k: Number of neighbors that vote.
+        temperature: Temperature of the votes; a lower one gives the nearest more weight.
 
     Reference:
-        Linear head as in DINOv2 (Oquab et al., 2023, arXiv 2304.07193), without crops and flips and normalised by the
-        statistics of the training part instead of a batch's. Neighbours after Balažević et al., 2023, arXiv 2306.01667,
-        with an even sample of cells for memory and each cell's centre instead of its distribution of classes.
+        Linear head as in DINOv2 (Oquab et al., 2023, arXiv 2304.07193), without crops and flips and normalized by the
+        statistics of the training part instead of a batch's. Neighbors after Balažević et al., 2023, arXiv 2306.01667,
+        with an even sample of cells as memory and each cell's center instead of its distribution of classes.
     """
 
     needs = ("image", "semantic")
@@ -91,7 +91,7 @@ class Segmentation(Probe):
         self.temperature = temperature
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Measured:
-        """Return pixels labelled, and those hit and predicted by each method, by class: [G, K] each."""
+        """Return pixels labeled, and those hit and predicted by each method, by class: [G, K] each."""
         frequency = class_frequency(data)
         classes = len(frequency)
         train = FrozenMaps(model, data, "train", self.features)
@@ -105,7 +105,7 @@ class Segmentation(Probe):
         return Measured(by_group(*data.groups("held_out"), counts), shown)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return mean IoU (0..1) of both methods and the linear head's share of pixels that are right."""
+        """Return the mean IoU (0..1) of both methods and the pixel accuracy of the linear head."""
         found = {
             f"mIoU, {name}": mean_iou(total[f"{name} hits"], total[f"{name} predicted"], total["labelled"])
             for name in ("linear", "k-NN")
@@ -115,7 +115,7 @@ class Segmentation(Probe):
         return {"mIoU, linear": found.pop("mIoU, linear"), "pixel accuracy, linear": right, **found}
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what guessing the most frequent training class everywhere scores."""
+        """Return the scores of guessing the most frequent training class everywhere."""
         frequency = class_frequency(data)
         found = score_constant(data, int(frequency.argmax()), len(frequency))
         counts = {name if name == "labelled" else f"linear {name}": values for name, values in found.items()}
@@ -124,7 +124,7 @@ class Segmentation(Probe):
     def plot(
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, Tensor]
     ) -> "dict[str, Figure]":
-        """Plot classes as the linear heads predict them."""
+        """Plot the classes that the linear heads predict."""
         truth = data.field("held_out", "semantic").take(rows_shown(data))
         predicted = {name: shown[name] for name in models}
         names = data.parts["held_out"].class_names
@@ -151,12 +151,12 @@ class Segmentation(Probe):
 
 
 def _remember(train: FrozenMaps, data: ProbeData, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return features of training cells [M, C], of unit length, and the class at the centre of each [M]."""
+    """Return unit-length features of training cells [M, C] and the class at the center of each [M]."""
     semantic, choice = data.field("train", "semantic"), generator("segmentation", "memory", seed)
     height, width = semantic.shape[-2:]
     y = ((torch.arange(train.size[0]) + 0.5) * height / train.size[0]).long()
     x = ((torch.arange(train.size[1]) + 0.5) * width / train.size[1]).long()
-    order = torch.randperm(len(train), generator=choice)  # where cells are fewer than images, which images give one
+    order = torch.randperm(len(train), generator=choice)  # chooses which images give a cell if there are fewer cells
     quota = torch.full((len(train),), most // len(train))
     quota[order[: most % len(train)]] += 1
     kept, labels = [], []
@@ -176,7 +176,7 @@ def _remember(train: FrozenMaps, data: ProbeData, most: int, seed: int) -> tuple
 
 @torch.no_grad()
 def _score(methods: Mapping[str, Predict], held_out: FrozenMaps, data: ProbeData, classes: int) -> dict[str, Tensor]:
-    """Return pixels labelled, and those hit and predicted by each method, by image and class: [N, K] each."""
+    """Return pixels labeled, and those hit and predicted by each method, by image and class: [N, K] each."""
     semantic = data.field("held_out", "semantic")
     height, width = semantic.shape[-2:]
     found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in methods}

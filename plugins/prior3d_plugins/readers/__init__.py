@@ -1,1 +1,1 @@
-"""The built-in readers: one file format of posed recordings each."""
+"""The built-in readers, each for one file format of posed recordings."""

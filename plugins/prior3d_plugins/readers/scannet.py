@@ -31,20 +31,20 @@ _COLOR_INTRINSICS = "intrinsic/intrinsic_color.txt"
 class ScanNet(Reader):
     """ScanNet's exporter: `color/0.jpg`, `depth/0.png` (16 bits), `pose/0.txt` and `intrinsic/intrinsic_depth.txt`.
 
-    With `intrinsic/intrinsic_color.txt` the two cameras have one center and different lenses; depth is then looked up
-    along the color camera's rays. Poses are 4x4 camera-to-world matrices in meters, OpenCV axes.
+    If `intrinsic/intrinsic_color.txt` exists, the two cameras share one center but have different lenses; depth is then
+    looked up along the color camera's rays. Poses are 4x4 camera-to-world matrices in meters, OpenCV axes.
 
     Args:
-        root: folder of scenes, or one scene.
-        intrinsics: fx, fy, cx, cy in pixels of the depth maps, or a file with them or a matrix, for scenes that have no
-            file of their own.
-        pixel_centers: whether principal points here and in files count the center of the first pixel as 0 ("integer",
-            as the exporter does) or as 0.5 ("half").
-        depth_scale: units of the depth files per meter.
-        invalid_depth: values of the depth files that mean: not measured.
+        root: folder of scenes, or the folder of one scene.
+        intrinsics: fx, fy, cx, cy in pixels of the depth maps, or a file with these numbers or a matrix; used for
+            scenes without an intrinsics file.
+        pixel_centers: coordinate of the center of the first pixel in the principal points of `intrinsics` and of files:
+            0 ("integer", as the exporter writes them) or 0.5 ("half").
+        depth_scale: depth file units per meter.
+        invalid_depth: values in the depth files that mean "not measured".
 
     Raises:
-        UserError: there is no scene, or an option is wrong.
+        UserError: no scene was found, or an option is wrong.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ScanNet(Reader):
 
     @classmethod
     def recognises(cls, folder: Path) -> int:
-        """Return `BY_NAMES` for a folder with exported scenes in it or below."""
+        """Return `BY_NAMES` if a folder is or contains exported scenes."""
         return BY_NAMES if has_scene(folder, _is_scene) else 0
 
     def scenes(self) -> Sequence[str]:
@@ -74,7 +74,7 @@ class ScanNet(Reader):
         """Open one scene; see `Reader.open`.
 
         Raises:
-            UserError: files are unmatched or cannot be read, or there are no intrinsics.
+            UserError: files are unmatched or cannot be read, or intrinsics are missing.
         """
         folder = self._folders[scene]
         files = match_frames(scene, folder, _COLOR, _DEPTH, _POSE)

@@ -1,4 +1,4 @@
-"""The reader of 7-Scenes and 3DMatch: a color, a depth and a pose file for each frame, in the scene's own folder."""
+"""The reader of 7-Scenes and 3DMatch: a color, a depth and a pose file per frame, in the scene's folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,20 +31,20 @@ class SevenScenes(Reader):
     """7-Scenes and 3DMatch: folders of `frame-000000.color.png` or `.jpg`, `.depth.png` (16 bits) and `.pose.txt`.
 
     `camera-intrinsics.txt` (fx fy cx cy, or a matrix) lies in the scene's folder or in one above it. Poses are 4x4
-    camera-to-world matrices in meters, OpenCV axes. Depth is taken to be registered to color; where it is not, as in
-    7-Scenes, both files and poses are of the depth camera: set `depth_to_color` of the dataset.
+    camera-to-world matrices in meters, OpenCV axes. The reader assumes that depth is registered to color. If it is not,
+    as in 7-Scenes, the intrinsics files and the poses belong to the depth camera: set `depth_to_color` of the dataset.
 
     Args:
-        root: folder of scenes, or one scene.
-        intrinsics: fx, fy, cx, cy in pixels of the depth maps, or a file with them or a matrix, for scenes that have no
-            file of their own.
-        pixel_centers: whether principal points here and in files count the center of the first pixel as 0 ("integer",
-            as the sensors' own files do) or as 0.5 ("half").
-        depth_scale: units of the depth files per meter.
-        invalid_depth: values of the depth files that mean: not measured.
+        root: folder of scenes, or the folder of one scene.
+        intrinsics: fx, fy, cx, cy in pixels of the depth maps, or a file with these numbers or a matrix; used for
+            scenes without an intrinsics file.
+        pixel_centers: coordinate of the center of the first pixel in the principal points of `intrinsics` and of files:
+            0 ("integer", as in the sensors' own files) or 0.5 ("half").
+        depth_scale: depth file units per meter.
+        invalid_depth: values in the depth files that mean "not measured".
 
     Raises:
-        UserError: there is no scene, or an option is wrong.
+        UserError: no scene was found, or an option is wrong.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SevenScenes(Reader):
 
     @classmethod
     def recognises(cls, folder: Path) -> int:
-        """Return `BY_NAMES` for a folder with frames of this format in it or below."""
+        """Return `BY_NAMES` if a folder or one of its subfolders has frames of this format."""
         return BY_NAMES if has_scene(folder, _is_scene) else 0
 
     def scenes(self) -> Sequence[str]:
@@ -75,7 +75,7 @@ class SevenScenes(Reader):
         """Open one scene; see `Reader.open`.
 
         Raises:
-            UserError: files are unmatched or cannot be read, or there are no intrinsics.
+            UserError: files are unmatched or cannot be read, or intrinsics are missing.
         """
         folder = self._folders[scene]
         files = match_frames(scene, folder, _COLOR, _DEPTH, _POSE)

@@ -1,1 +1,1 @@
-"""Built-in runners: where work per scene is done."""
+"""Built-in runners, which execute the work per scene."""

@@ -1,4 +1,4 @@
-"""The runner `local`: jobs in this process, shared with others that are at the same ones."""
+"""The runner `local`: jobs run in this process and are shared with other processes."""
 
 import secrets
 from collections import deque
@@ -8,11 +8,11 @@ from prior3d import Runner, SceneJob, Work
 
 
 class Local(Runner):
-    """Does one job after another in this process.
+    """Run one job after another in this process.
 
-    Every process begins at another job and passes over those that others are at; it comes back to them last, to wait,
-    or to take over from a process that died. So any number of commands, on machines that see one cache folder, share
-    the work without knowing of each other.
+    Each process starts at a different job and skips those that other processes are doing. It returns to them last, to
+    wait for the result or to take over from a process that died. Any number of commands, on machines that see the same
+    cache folder, therefore share the work without coordination.
     """
 
     def run(self, jobs: Sequence[SceneJob], work: Work) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The runner `processes`: jobs in several processes of this machine, one a GPU for jobs that use one."""
+"""The runner `processes`: jobs in several processes of this machine, one per GPU for jobs that use a GPU."""
 
 import multiprocessing
 import os
@@ -20,24 +20,24 @@ from annotated_types import Ge
 from prior3d import Runner, SceneJob, UserError, Work
 
 _ATTEMPTS = 2
-"""How many processes may die at one job before it counts as the job's fault."""
+"""Number of processes that may die while doing one job before the job is blamed."""
 
 _SLOW_TO_IMPORT = ("numpy", "torch", "timm", "lightning")
-"""What processes without a GPU take over from a server that has imported it once."""
+"""Modules that a fork server imports once for all processes without a GPU."""
 
 _GRACE_S = 10.0
-"""Seconds a process has to clean up before it is killed."""
+"""Seconds that a process gets to clean up before it is killed."""
 
 
 class Processes(Runner):
-    """Does jobs in several processes of this machine.
+    """Run jobs in several processes of this machine.
 
-    A process that dies (killed for its memory, say) is replaced, and its job is done again, once. Ctrl-C and errors
-    end all processes; what was half-written is removed. Results do not depend on who does a job, but for the last
-    bits of sums where processes have fewer threads than this one.
+    A process that dies (for example, killed for its memory use) is replaced, and its job is repeated once. Ctrl-C and
+    errors end all processes and remove partly written results. Results do not depend on the process that does a job,
+    except for the last bits of sums if processes have fewer threads than this one.
 
     Args:
-        workers: processes; by default one for every GPU where jobs use one, else one for every core.
+        workers: number of processes; by default one per GPU if the jobs use a GPU, else one per core.
     """
 
     def __init__(self, *, workers: Annotated[int, Ge(1)] | None = None) -> None:
@@ -51,7 +51,7 @@ class Processes(Runner):
         gpus = _gpus() if any(job.on_device for job in jobs) else 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = min(self.workers or gpus or cores, len(jobs))
-        start = secrets.randbelow(len(jobs))  # another one than a runner of another machine
+        start = secrets.randbelow(len(jobs))  # differs from the start of runners on other machines
         left = deque(((start + step) % len(jobs), False) for step in range(len(jobs)))
         died = [0] * len(jobs)
         workers: list[_Worker] = []
@@ -87,7 +87,7 @@ class Processes(Runner):
 
 
 class _Worker:
-    """One process, and the job it is at: its number, and whether to wait for others that are at it as well."""
+    """One process and its current job: the job's number, and whether to wait if another process is doing it."""
 
     def __init__(self, payload: bytes, threads: int, gpu: int | None) -> None:
         context = multiprocessing.get_context("forkserver" if gpu is None else "spawn")  # CUDA may not survive a fork
@@ -104,21 +104,21 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the end of the process is the end of the pipe
-        with suppress(OSError):  # dead already: its job will show it
+        with suppress(OSError):  # already dead: `finish` reports it
             self.pipe.send_bytes(payload)
 
     def begin(self, job: tuple[int, bool]) -> None:
-        """Hand it a job."""
+        """Send a job to the process."""
         self.at = job
         with suppress(OSError):
             self.pipe.send(job)
 
     def finish(self) -> bool:
-        """Return whether its job was done, or left to another process.
+        """Return True if its job was done, False if it was left to another process.
 
         Raises:
             EOFError: the process has died.
-            Exception: what the job raised.
+            Exception: the job raised it.
         """
         self.at = None
         try:
@@ -132,7 +132,7 @@ class _Worker:
         return done
 
     def end(self) -> None:
-        """End the process, at the latest after its time to clean up."""
+        """End the process, at the latest when its time to clean up is over."""
         self.pipe.close()
         self.process.join(_GRACE_S)
         self.process.kill()
@@ -140,7 +140,7 @@ class _Worker:
 
 
 def _pickled(jobs: Sequence[SceneJob], work: Work) -> bytes:
-    """Return jobs and work as one text: what they share, such as their dataset, travels once."""
+    """Pickle jobs and work together, so that objects they share, such as their dataset, are sent once."""
     try:
         return pickle.dumps((list(jobs), work))
     except Exception as error:
@@ -165,8 +165,8 @@ def _why_it_died(job: SceneJob, worker: _Worker) -> str:
 
 
 def _serve(pipe: Connection, threads: int, gpu: int | None) -> None:
-    """Do the jobs whose numbers come through the pipe, until it is closed: the body of a process."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `finally`: nothing stays half-written
+    """Do the jobs whose numbers arrive through the pipe until it closes: the main function of a process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs `finally`: no partly written result remains
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -184,7 +184,7 @@ def _serve(pipe: Connection, threads: int, gpu: int | None) -> None:
             pipe.send(_told(error))
             return
         if torch := sys.modules.get("torch"):
-            torch.set_num_threads(threads)  # where it was loaded before
+            torch.set_num_threads(threads)  # if it was loaded before
         while True:
             number, waits = pipe.recv()
             try:
@@ -195,7 +195,7 @@ def _serve(pipe: Connection, threads: int, gpu: int | None) -> None:
 
 
 def _told(error: Exception) -> tuple[bool, Exception, str]:
-    """Return an error as it travels: where it cannot, what it says; with its traceback unless it is the user's."""
+    """Return an error that can be pickled, with its text if it cannot, and its traceback unless it is a `UserError`."""
     story = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
@@ -205,6 +205,6 @@ def _told(error: Exception) -> tuple[bool, Exception, str]:
 
 
 def _end_with_parent() -> None:
-    """End this process as Ctrl-C would where the one that started it was killed."""
+    """End this process as Ctrl-C would if its parent process was killed."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Images that stand alone: listed, ordered, decoded."""
+"""Single images without poses: listed, ordered, decoded."""
 
 from prior3d.data.images.listing import PathTable, list_files
 from prior3d.data.images.single_images import (

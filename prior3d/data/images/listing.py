@@ -1,4 +1,4 @@
-"""Lists of very many files: found without asking about each, kept without an object for each."""
+"""Lists of very many files: found without a query per file, stored without an object per file."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PathTable(Sequence[str]):
-    """Relative paths in one piece of memory: a list of a million strings is copied by every worker that counts them."""
+    """Relative paths in one block of memory: workers copy a list of a million strings by counting references to it."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -25,13 +25,13 @@ class PathTable(Sequence[str]):
 
 
 def list_files(root: Path, endings: tuple[str, ...], exclude: Sequence[Path] = ()) -> list[str]:
-    """Return the sorted paths below `root` of files with these endings; asks nothing of the files themselves."""
+    """Return the sorted paths below `root` of files with these extensions, without a query about the files."""
     seen = {_identity(folder) for folder in exclude}
     found, pending = [], [""]
     while pending:
         below = pending.pop()
         identity = _identity(root / below)
-        if identity in seen:  # a folder linked to from below itself
+        if identity in seen:  # a folder that a link inside it points to
             continue
         seen.add(identity)
         with os.scandir(root / below) as entries:

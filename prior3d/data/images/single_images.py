@@ -1,4 +1,4 @@
-"""What datasets of images that stand alone share: their files, and an order of their own for every epoch."""
+"""Common parts of datasets of single images: their files, and a separate order for every epoch."""
 
 import hashlib
 import os
@@ -16,19 +16,19 @@ from prior3d.files import content_key, fingerprint
 from prior3d.randomness import generator
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of image files, where nobody says others."""
+"""Default extensions of image files."""
 
 _EPOCHS_KEPT = 2  # at the turn of an epoch, one worker's samples come from two
 
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """The sub-folder of `root` that holds each split, where a split has a folder of its own.
+    """Sub-folders of `root` that hold the splits, if splits have their own folders.
 
     Attributes:
-        train: sub-folder of the training images, such as `train`.
-        validation: that of the validation images, if there are any.
-        test: that of the test images, if there are any.
+        train: Sub-folder of the training images, for example `train`.
+        validation: Sub-folder of the validation images, if there are any.
+        test: Sub-folder of the test images, if there are any.
     """
 
     train: str
@@ -39,14 +39,14 @@ class SplitFolders:
 class SingleImages(Dataset):
     """Images that are samples of one view each; a scene is a folder, a domain, or the whole set.
 
-    Every epoch shows each image once, in an order that follows from the seed and the epoch alone. A subclass calls
-    `hold` in its constructor and decodes in `load`.
+    Every epoch shows each image once, in an order that depends only on the seed and the epoch. A subclass calls `hold`
+    in its constructor and decodes in `load`.
 
     Args:
-        spec: what every dataset is told.
+        spec: Settings that every dataset gets.
 
     Raises:
-        UserError: if more than one view per sample is asked for.
+        UserError: The recipe asks for more than one view per sample.
     """
 
     def __init__(self, spec: DataSpec) -> None:
@@ -56,17 +56,17 @@ class SingleImages(Dataset):
         self._orders: dict[int, torch.Tensor] = {}
 
     def offer(self, splits: tuple[Split, ...]) -> None:
-        """Set the splits of this data; raise UserError if the one asked for is not among them."""
+        """Set the splits of this data; raise UserError if the requested one is not among them."""
         self.splits = splits
         if self.spec.split not in splits:
             advice = f"set folders, or {self.spec.split}_fraction where no folders hold the splits"
-            if self.spec.split == "train":  # folders always have one: it was held out by shares
+            if self.spec.split == "train":  # split folders always include one: the fractions removed it
                 advice = "lower test_fraction or validation_fraction"
             words = f"this data has no split {self.spec.split}, only {', '.join(splits)}: {advice}"
             raise UserError(words, "root")
 
     def hold(self, roots: Sequence[Path], names: Sequence[Sequence[str]]) -> None:
-        """Set the images of this split: for each scene a folder and the paths of its images below it."""
+        """Set the images of this split: for each scene, a folder and the paths of its images below it."""
         self._roots = list(roots)
         self._paths = [PathTable(paths) for paths in names]
         self._first = np.cumsum([0, *(len(paths) for paths in self._paths)])
@@ -76,7 +76,7 @@ class SingleImages(Dataset):
         return int(self._first[-1])
 
     def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
-        """Decode the image of this index; see `Dataset.sample`."""
+        """Decode the image of an index; see `Dataset.sample`."""
         epoch, position = divmod(index, len(self))
         number = int(self._order(epoch)[position])
         scene = int(np.searchsorted(self._first, number, side="right")) - 1
@@ -91,15 +91,15 @@ class SingleImages(Dataset):
         return self._roots[scene] / self._paths[scene][frame]
 
     def files(self, scene: int, frame: int) -> list[Path]:
-        """Return all files that `load` reads for an image: by them scores are known to be of the same data."""
+        """Return all files that `load` reads for an image; scores are matched to their data by these files."""
         return [self.path(scene, frame)]
 
     def content_options(self) -> Mapping[str, object]:
-        """Return plain values, not in the files, on which what `load` returns depends."""
+        """Return plain values that are not in the files and that the result of `load` depends on."""
         return {}
 
     def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
-        """Return a text that changes when files of these images do; see `Dataset.fingerprint`."""
+        """Return a text that changes when the files of these images do; see `Dataset.fingerprint`."""
         if frames is None:
             frames = ((scene, frame) for scene in range(len(self.scenes)) for frame in range(self.frame_count(scene)))
         files = fingerprint(file for frame in frames for file in self.files(*frame))
@@ -118,9 +118,9 @@ def split_of(name: str, test_fraction: float, validation_fraction: float) -> str
     """Return the split of an image, from a hash of its path below the root.
 
     Args:
-        name: path below the root.
-        test_fraction: share of the images in "test".
-        validation_fraction: share of the images in "validation".
+        name: Path below the root.
+        test_fraction: Share of the images in "test".
+        validation_fraction: Share of the images in "validation".
     """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     position = int.from_bytes(digest, "little") / 2**64
@@ -130,7 +130,7 @@ def split_of(name: str, test_fraction: float, validation_fraction: float) -> str
 
 
 def found_folders(root: Path) -> SplitFolders | None:
-    """Return the split folders of the usual names (train, val or validation, test) below a root; None without train."""
+    """Return the split folders with the usual names (train, val or validation, test) in a root; None without train."""
     found = {name: name for name in ("train", "val", "validation", "test") if (root / name).is_dir()}
     if "train" not in found:
         return None
@@ -138,10 +138,10 @@ def found_folders(root: Path) -> SplitFolders | None:
 
 
 def splits_of(folders: SplitFolders | None, test_fraction: float, validation_fraction: float) -> tuple[Split, ...]:
-    """Return the splits that folders or fractions make; with all images in one of them, that one alone.
+    """Return the splits that folders or fractions make; if all images are in one split, return only that one.
 
     Raises:
-        UserError: the two contradict each other, or the fractions are none.
+        UserError: Folders and fractions contradict each other, or the fractions are invalid.
     """
     if not (test_fraction >= 0 and validation_fraction >= 0 and test_fraction + validation_fraction <= 1):
         raise UserError(
@@ -162,7 +162,7 @@ def splits_of(folders: SplitFolders | None, test_fraction: float, validation_fra
 
 
 def existing_folder(path: Path, key: str) -> Path:
-    """Return a folder, `~` expanded; raise UserError if there is none."""
+    """Return a folder, `~` expanded; raise UserError if it does not exist."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}", key)
@@ -170,5 +170,5 @@ def existing_folder(path: Path, key: str) -> Path:
 
 
 def endings_of(extensions: Sequence[str]) -> tuple[str, ...]:
-    """Return endings of file names, in lower case and with their dot: what `list_files` takes."""
+    """Return file extensions in lower case and with their dot, as `list_files` takes them."""
     return tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)

@@ -45,7 +45,7 @@ __all__ = [
     "DEFAULT_PAIRS",
     "SurfaceOptions",
     "DEFAULT_SURFACE",
-    # what is computed once per scene
+    # computed once per scene
     "PairTable",
     "mine_pairs",
     "PosedFrame",

@@ -1,4 +1,4 @@
-"""Cameras and poses of recordings: read from text files, checked, carried over to other sizes."""
+"""Cameras and poses of recordings: read from text files, checked, scaled to other sizes."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,27 +16,27 @@ FocalAndCenter = tuple[float, float, float, float]
 """Focal lengths along x and y and principal point, pixels: fx, fy, cx, cy."""
 
 PixelCenters = Literal["integer", "half"]
-"""Whether principal points count the center of the first pixel as 0 ("integer", as sensors' own files do) or as 0.5."""
+"""Convention of principal points: the first pixel's center is at 0 ("integer", as in sensors' own files) or at 0.5."""
 
 RIGID_TOLERANCE = 1e-2
-"""How far R^T R of a pose may be from the identity; the released 7-Scenes poses are off by up to 3e-4."""
+"""Allowed distance of R^T R of a pose from the identity; the released 7-Scenes poses are off by up to 3e-4."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A color camera that differs from the depth camera next to it: the option `depth_to_color`.
+    """Color camera that differs from the depth camera: the option `depth_to_color`.
 
-    A point at X (meters, axes of the depth camera) lies at `rotation @ X + translation` in the axes of the color
-    camera, which sees it with the focal lengths and principal point given here.
+    A point at X (meters, axes of the depth camera) is at `rotation @ X + translation` in the axes of the color camera.
+    The focal lengths and principal point are those of the color camera.
 
     Attributes:
-        fx: focal length of the color camera along x, pixels of its images.
-        fy: focal length along y, pixels.
-        cx: principal point from the left, pixels.
-        cy: principal point from the top, pixels.
-        translation: meters.
-        rotation: rows of the rotation matrix; none by default.
-        pixel_centers: whether cx and cy count the center of the first pixel as 0 ("integer") or as 0.5 ("half").
+        fx: Focal length of the color camera along x, pixels of its images.
+        fy: Focal length along y, pixels.
+        cx: Principal point from the left, pixels.
+        cy: Principal point from the top, pixels.
+        translation: Translation x, y, z from depth to color camera, meters.
+        rotation: Rows of the rotation matrix; no rotation by default.
+        pixel_centers: Convention of cx and cy: the center of the first pixel is at 0 ("integer") or at 0.5 ("half").
     """
 
     fx: float
@@ -55,16 +55,16 @@ class Calibration:
 
     @property
     def color_from_depth(self) -> np.ndarray:
-        """[4, 4] pose of the depth camera in the axes of the color camera, meters."""
+        """Pose [4, 4] of the depth camera in the axes of the color camera, meters."""
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = self.rotation, self.translation
         return matrix
 
     def of_color(self, camera: Camera) -> Camera:
-        """Return the color camera that stands where a format knows of one camera for color and depth.
+        """Return the color camera for a format that has one camera for color and depth.
 
         Args:
-            camera: of the format, taken for the depth camera.
+            camera: The format's camera, taken as the depth camera.
         """
         depth = camera.depth_intrinsics
         if depth is None and camera.depth_size is not None:
@@ -84,18 +84,18 @@ def pinhole(fx: float, fy: float, cx: float, cy: float, pixel_centers: PixelCent
     [585.0, 0.0, 320.5]
 
     Args:
-        fx: focal length along x, pixels.
-        fy: focal length along y, pixels.
-        cx: principal point from the left, pixels.
-        cy: principal point from the top, pixels.
-        pixel_centers: "integer" if the principal point counts the center of the first pixel as 0, "half" if as 0.5.
+        fx: Focal length along x, pixels.
+        fy: Focal length along y, pixels.
+        cx: Principal point from the left, pixels.
+        cy: Principal point from the top, pixels.
+        pixel_centers: Convention of cx and cy: the center of the first pixel is at 0 ("integer") or at 0.5 ("half").
     """
     shift = {"integer": 0.5, "half": 0.0}[pixel_centers]
     return np.array([[fx, 0, cx + shift], [0, fy, cy + shift], [0, 0, 1.0]])
 
 
 def scaled(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Return intrinsics [3, 3] in the pixels of the same field of view at another size (height, width)."""
+    """Return intrinsics [3, 3] in pixels of the same field of view at another size (height, width)."""
     return np.diag([new_size[1] / size[1], new_size[0] / size[0], 1.0]) @ intrinsics
 
 
@@ -104,8 +104,9 @@ class GivenIntrinsics:
     """The options `intrinsics` and `pixel_centers` of a reader.
 
     Attributes:
-        intrinsics: numbers, or a file with them or a matrix; for scenes that have no file of their own.
-        pixel_centers: convention of these and of the files.
+        intrinsics: fx, fy, cx, cy, or a file with these numbers or a matrix; for scenes without a file.
+        pixel_centers: Convention of `intrinsics` and of the files: the center of the first pixel is at 0 ("integer") or
+            at 0.5 ("half").
     """
 
     intrinsics: FocalAndCenter | Path | None
@@ -119,7 +120,7 @@ class GivenIntrinsics:
         """Return the pinhole matrix [3, 3] of the option `intrinsics`, None if it is not set.
 
         Raises:
-            UserError: it names no file, or one without intrinsics, or its numbers are none.
+            UserError: The file does not exist or has no intrinsics, or the numbers are no valid intrinsics.
         """
         if self.intrinsics is None:
             return None
@@ -133,7 +134,7 @@ class GivenIntrinsics:
         return pinhole(*self.intrinsics, self.pixel_centers)
 
     def unused(self, own: bool) -> list[str]:
-        """Return a note for the log where intrinsics are given for a scene that has a file of its own."""
+        """Return a note for the log if the option `intrinsics` is set for a scene that has its own file."""
         return ["intrinsics goes unused: it has a file of its own"] if own and self.intrinsics is not None else []
 
 
@@ -141,12 +142,12 @@ def read_pinhole(path: Path, pixel_centers: PixelCenters, key: str) -> np.ndarra
     """Return the pinhole matrix [3, 3], pixel centers at +0.5, of a text file: a 3x3 or 4x4 matrix or `fx fy cx cy`.
 
     Args:
-        path: the file.
-        pixel_centers: its convention, see `pinhole`.
-        key: the option that leads to this file, for errors.
+        path: Text file.
+        pixel_centers: Convention of the file, see `pinhole`.
+        key: Option that leads to this file, for errors.
 
     Raises:
-        UserError: if the file holds anything else.
+        UserError: The file holds anything else.
     """
     numbers = read_numbers(path)
     if numbers is not None and numbers.size in (9, 16):
@@ -160,7 +161,7 @@ def read_pinhole(path: Path, pixel_centers: PixelCenters, key: str) -> np.ndarra
 
 
 def read_numbers(path: Path) -> np.ndarray | None:
-    """Return all numbers of a text file, float64, or None where it is unreadable or holds anything else."""
+    """Return all numbers of a text file, float64, or None if it is unreadable or holds anything else."""
     try:
         return np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.float64)
     except (OSError, ValueError):
@@ -168,10 +169,10 @@ def read_numbers(path: Path) -> np.ndarray | None:
 
 
 def read_pose(path: Path | None) -> tuple[np.ndarray | None, str | None]:
-    """Return the pose [4, 4] of a text file, or None and what is wrong with it.
+    """Return the pose [4, 4] of a text file, or None and the problem with it.
 
     Args:
-        path: of the file; None where a frame has none, which is normal where tracking was lost.
+        path: Pose file; None if a frame has none, which is normal after lost tracking.
 
     >>> read_pose(None)
     (None, 'no pose')
@@ -184,10 +185,10 @@ def read_pose(path: Path | None) -> tuple[np.ndarray | None, str | None]:
 
 
 def pose_problem(numbers: np.ndarray | None) -> str | None:
-    """Return what is wrong with the numbers of a pose, None if nothing is.
+    """Return the problem with the numbers of a pose, None if there is none.
 
     Args:
-        numbers: 16 of them, any shape, rows first; None for a file that holds anything else.
+        numbers: 16 numbers of any shape, row by row; None for a file that holds anything else.
     """
     if numbers is None or numbers.size != 16:
         return "pose no 4x4 matrix"
@@ -197,7 +198,7 @@ def pose_problem(numbers: np.ndarray | None) -> str | None:
 
 
 def is_rigid(pose: np.ndarray) -> bool:
-    """Whether a matrix [4, 4] is a rotation (no mirroring, no scale) and a translation, within `RIGID_TOLERANCE`."""
+    """Return whether a matrix [4, 4] is a rotation (no mirroring, no scale) and a translation, to `RIGID_TOLERANCE`."""
     rotation = pose[:3, :3]
     orthonormal = np.allclose(rotation.T @ rotation, np.eye(3), atol=RIGID_TOLERANCE)
     return bool(orthonormal and np.linalg.det(rotation) > 0 and np.allclose(pose[3], [0, 0, 0, 1]))
@@ -206,10 +207,10 @@ def is_rigid(pose: np.ndarray) -> bool:
 def camera_problem(camera: Camera) -> str | None:
     """Return why views of a camera cannot be used, None if they can.
 
-    This is the one place that refuses lenses: the geometry of priors and probes is that of pinholes.
+    This is the only place that refuses lens models: the geometry of priors and probes assumes pinhole cameras.
 
     Args:
-        camera: as a reader describes it.
+        camera: Camera as a reader describes it.
     """
     if camera.model != "pinhole" or any(camera.distortion):
         return f"its lens is not a pinhole ({camera.model}): undistort the images first"

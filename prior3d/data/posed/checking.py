@@ -1,4 +1,4 @@
-"""The check of a recording as a job: whether poses, depth and images agree, kept per scene with one picture."""
+"""The check of a recording as a job: whether poses, depth and images agree, stored per scene with one figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,26 +15,26 @@ from prior3d.data.posed.plausibility import READINGS, PosedDepth, at_resolution,
 from prior3d.errors import DamagedFile, UserError
 
 Checking = Literal["refuse", "warn", "off"]
-"""What happens to scenes whose poses, depth and images contradict each other."""
+"""Action on scenes whose poses, depth and images contradict each other."""
 
 CHECK_VERSION = 1
-"""Raise it when the check changes, so that scenes are checked again."""
+"""Version of the check. Raise it when the check changes; scenes are then checked again."""
 
 _VERDICT, _PICTURE = "verdict.json", "warped.png"
 _NEEDED = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
-_NEAR_M, _FAR_M = 0.1, 100.0  # indoor and street depth lies between
+_NEAR_M, _FAR_M = 0.1, 100.0  # range of indoor and street depth
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of one scene found.
+    """Result of the check of one scene.
 
     Attributes:
-        scene: its name.
-        mend: what to do about it; None where nothing contradicts anything.
-        figures: how well the frames agree as given, and under the reading that fits better.
-        depth_range: 5 and 95 % of the known depth, meters; None without any.
-        picture: neighboring frames warped into each other; None where there was nothing to warp.
+        scene: Name of the scene.
+        mend: How to fix it; None if nothing contradicts.
+        figures: How well the frames agree as given, and under the better reading.
+        depth_range: 5th and 95th percentile of the known depth, meters; None without any.
+        picture: Neighboring frames warped into each other; None if there was nothing to warp.
     """
 
     scene: str
@@ -45,7 +45,7 @@ class Checked:
 
     @classmethod
     def load(cls, scene: str, folder: Path) -> "Checked":
-        """Read what `check_scene` wrote."""
+        """Read the files that `check_scene` wrote."""
         found = json.loads((folder / _VERDICT).read_text(encoding="utf-8"))
         picture = folder / _PICTURE
         depth_range = None if found["depth_range"] is None else tuple(found["depth_range"])
@@ -53,13 +53,13 @@ class Checked:
 
 
 def check_scene(dataset: PosedDataset, scene: int, folder: Path, progress: Progress) -> Sequence[DamagedFile]:
-    """Compare neighboring frames of a scene and write what they say.
+    """Compare neighboring frames of a scene and write the result.
 
     Args:
-        dataset: the data.
-        scene: index into its scenes.
-        folder: takes the verdict and the picture.
-        progress: shows nothing: this takes a second.
+        dataset: Data with the scene.
+        scene: Index into its scenes.
+        folder: Folder for the verdict and the figure.
+        progress: Not used: this takes a second.
 
     Returns:
         Files that could not be decoded.
@@ -93,14 +93,14 @@ def check_scene(dataset: PosedDataset, scene: int, folder: Path, progress: Progr
 
 
 def judge_scenes(checked: Sequence[Checked], checking: Checking) -> None:
-    """End the run where most scenes contradict themselves; a few among many are named in the log instead.
+    """End the run if most scenes contradict themselves; otherwise the log names the few that do.
 
     Args:
-        checked: what the check of each scene found.
-        checking: what was asked for.
+        checked: Result of the check of each scene.
+        checking: Requested action.
 
     Raises:
-        UserError: half of the scenes, or more, are read wrong.
+        UserError: At least half of the scenes are read wrong.
     """
     wrong = [one for one in checked if one.mend is not None]
     if checking == "refuse" and 2 * len(wrong) >= max(1, len(checked)) and wrong:
@@ -113,10 +113,10 @@ def judge_scenes(checked: Sequence[Checked], checking: Checking) -> None:
 
 
 def describe_checked(checked: Sequence[Checked]) -> list[str]:
-    """Return lines for the log: the range of depth, scenes that contradict themselves, a picture to look at.
+    """Return lines for the log: the range of depth, scenes that contradict themselves, a figure to look at.
 
     Args:
-        checked: what the check of each scene found.
+        checked: Result of the check of each scene.
     """
     ranges = [one.depth_range for one in checked if one.depth_range is not None]
     if not ranges:
@@ -135,7 +135,7 @@ def describe_checked(checked: Sequence[Checked]) -> list[str]:
 
 
 def facts_of(fingerprint: str) -> Mapping[str, object]:
-    """Return what the result of a check depends on, given the fingerprint of the scene."""
+    """Return the values that the result of a check depends on, given the fingerprint of the scene."""
     return {"version": CHECK_VERSION, "scene": fingerprint}
 
 

@@ -1,4 +1,4 @@
-"""The controls of a study: a posed dataset whose samples lack what a prior learns from, and nothing else."""
+"""The controls of a study: a posed dataset whose samples lack exactly the signal that a prior learns from."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -18,30 +18,30 @@ from prior3d.randomness import generator
 Control = Literal["self", "permuted"]
 """What the samples of a study's control lack.
 
-`self`: the further views of a sample ARE its first, which is the one that would be drawn without a control; only their
-augmentation differs. What a prior then gains comes from augmentation, not from seeing things from two sides.
+`self`: all views of a sample ARE its first, which is the view that would be drawn without a control; only their
+augmentation differs. A prior can then gain only from augmentation, not from a second viewpoint.
 
-`permuted`: images have the depth, intrinsics and pose of another frame of their scene, by one fixed permutation per
-scene and seed that leaves no frame in its place. The geometry of a sample is that of a mined pair, so a prior finds as
-many matches as ever, between pixels that do not show the same. With poses alone permuted depth and pose would
-contradict each other, and nothing would match.
+`permuted`: images get the depth, intrinsics and pose of another frame of their scene, by one fixed permutation per
+scene and seed that leaves no frame in its place. The geometry of a sample is still that of a mined pair. So a prior
+finds the usual number of matches, but between pixels that do not show the same point. If only poses were permuted,
+depth and pose would contradict each other, and nothing would match.
 """
 
 GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera", "normals"})
-"""Fields that tie the pixels of a view to the world; the others are of its image."""
+"""Fields that relate the pixels of a view to the world; the other fields describe its image."""
 
 _CANDIDATES = 64
 
 
 class Controlled(PosedDataset):
-    """A posed dataset with the samples of a control; all that is read frame by frame stays as it is.
+    """A posed dataset with the samples of a control; fields that are read frame by frame do not change.
 
-    Neither control touches probes, mining, surfaces or the offline stage of a prior, and both show a run as many
-    images, of the same frames.
+    Neither control affects probes, mining, surfaces or the offline stage of a prior. Both show a run the same number of
+    images, from the same frames.
 
     Args:
-        dataset: the data.
-        control: what its samples are to lack, see `Control`.
+        dataset: Posed dataset.
+        control: What its samples lack, see `Control`.
     """
 
     def __init__(self, dataset: PosedDataset, control: Control) -> None:
@@ -57,11 +57,11 @@ class Controlled(PosedDataset):
         return self.dataset.frame_count(scene)
 
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
-        """Decode one frame, with its own geometry; see `PosedDataset.load`."""
+        """Decode one frame with its true geometry; see `PosedDataset.load`."""
         return self.dataset.load(scene, frame, fields)
 
     def scene_fingerprint(self, scene: int) -> str:
-        """Return that of the data."""
+        """Return the fingerprint of the original scene."""
         return self.dataset.scene_fingerprint(scene)
 
     def verify(self) -> None:
@@ -83,14 +83,14 @@ class Controlled(PosedDataset):
         return self.dataset.surface(scene)
 
     def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:
-        """Decode the views that the data would, and withhold what the control withholds."""
+        """Decode the views that the original dataset would, and remove what the control removes."""
         scene, frames = self.dataset.chosen_frames(index, generator)
         if self.control == "self":
             return [self.load(scene, frames[0], fields) for _ in frames]
         return [self._load_permuted(scene, frame, fields) for frame in frames]
 
     def describe(self) -> list[str]:
-        """Return the data's lines for the log, and one that names the control."""
+        """Return the dataset's lines for the log, and one that names the control."""
         what = {
             "self": "all views of a sample are its first, augmented apart",
             "permuted": "images have the geometry of other frames",
@@ -103,22 +103,22 @@ class Controlled(PosedDataset):
             pairs, frames = torch.zeros(0, 2, dtype=torch.int64), torch.arange(self.frame_count(scene))
             if self.spec.views > 1:
                 pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
-                frames = pairs.unique()  # a frame without a pair is not shown otherwise either
+                frames = pairs.unique()  # a frame without a pair is never shown without a control, either
             self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
         image = self.load(scene, self._image_of[scene][frame], fields - GEOMETRY)
         return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
 
 
 def with_control(dataset: Dataset, control: Control | None) -> Dataset:
-    """Return a dataset with the samples of a control, or as it is without one.
+    """Return a dataset with the samples of a control, or the dataset itself without one.
 
     Args:
-        dataset: posed, where there is a control.
-        control: `data.control`; None takes what the pair options say, `pairs.views: self` and
+        dataset: Dataset; must be posed if there is a control.
+        control: `data.control`; None uses the control of the pair options `pairs.views: self` and
             `pairs.geometry: permuted`, its former names.
 
     Raises:
-        UserError: the data is not posed, or the two disagree.
+        UserError: The data is not posed, or the two disagree.
     """
     former = dataset.pair_options.control if isinstance(dataset, PosedDataset) else None
     if control is not None and former not in (None, control):
@@ -133,16 +133,16 @@ def with_control(dataset: Dataset, control: Control | None) -> Dataset:
 def permute_frames(frames: Tensor, pairs: Tensor, generator: torch.Generator) -> dict[int, int]:
     """Draw a permutation of a scene's frames that leaves none in its place.
 
-    Of several candidates the one is taken that brings the fewest overlapping frames together: neither shall a frame
-    get an image that nearly fits its geometry, nor shall the images of a pair be those of another pair.
+    The best of several candidates brings the fewest overlapping frames together: a frame must not get an image that
+    nearly fits its geometry, and the images of a pair must not be those of another pair.
 
     Args:
-        frames: [N] int64, at least two.
-        pairs: [P, 2] int64, those of these frames that overlap.
-        generator: source of randomness.
+        frames: Frames [N] int64, at least two.
+        pairs: Overlapping pairs [P, 2] int64 of these frames.
+        generator: Source of randomness.
 
     Returns:
-        frame to the frame that takes its place.
+        Dict from frame to the frame that takes its place.
     """
     count = len(frames)
     if count < 2:
@@ -165,11 +165,11 @@ def with_geometry(image: View, geometry: View) -> View:
     """Return the view of an image with the geometry of another frame of its scene.
 
     Args:
-        image: gives the image and all that describes it (classes, pseudo-depth, the number of its frame).
-        geometry: gives the fields of `GEOMETRY`.
+        image: View with the image and all fields that describe it (classes, pseudo-depth, index of its frame).
+        geometry: View with the fields of `GEOMETRY`.
 
     Raises:
-        UserError: if the two frames differ in size.
+        UserError: The two frames differ in size.
     """
     if "image" in image and geometry.size not in (None, image["image"].shape[:2]):
         raise UserError(
@@ -183,7 +183,7 @@ def with_geometry(image: View, geometry: View) -> View:
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
-    """Return a permutation [count] without a fixed point: one cycle through all in an order of its own."""
+    """Return a permutation [count] without a fixed point: one cycle through all, in random order."""
     order = torch.randperm(count, generator=generator)
     others = torch.empty_like(order)
     others[order] = order.roll(1)

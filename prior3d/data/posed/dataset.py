@@ -1,4 +1,4 @@
-"""What all datasets of posed views with depth share: mined pairs, and samples of one, two or more views."""
+"""Common parts of datasets of posed views with depth: mined pairs, and samples of one, two or more views."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from prior3d.jobs import Store, damage_in, do_job
 from prior3d.randomness import generator
 
 PAIRS_VERSION = 1
-"""Raise it when mining changes, so that tables in caches are made anew."""
+"""Version of mining. Raise it when mining changes; cached tables are then computed again."""
 
 SURFACE_VERSION = 2
 """The same for fused surfaces."""
@@ -35,16 +35,16 @@ _GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 
 
 class PosedDataset(Dataset):
-    """Scenes of posed views with depth; subclasses say how many frames there are and decode one.
+    """Scenes of posed views with depth; a subclass gives the number of frames and decodes one frame.
 
-    With one view per sample, an epoch is every frame once in an order of its own. With two, each sample is a pair of
-    overlapping views in random order, drawn evenly over the angle between them; with more, further partners of the
-    first view follow. An epoch is as many samples as there are frames.
+    With one view per sample, an epoch shows every frame once, each epoch in a different order. With two, each sample is
+    a pair of overlapping views in random order, drawn evenly over the angle between them. With more, further partners
+    of the first view follow. The number of samples in an epoch is the number of frames.
 
     Args:
-        spec: what every dataset is told.
-        pairs: which two views of a scene make a pair.
-        surface: how a scene's surface is fused from its frames.
+        spec: Settings that every dataset gets.
+        pairs: Which two views of a scene make a pair.
+        surface: How to fuse a scene's surface from its frames.
     """
 
     provides: frozenset[str] = frozenset(
@@ -72,14 +72,14 @@ class PosedDataset(Dataset):
         """Decode one frame.
 
         Args:
-            scene: index into `scenes`.
-            frame: from 0 to `frame_count(scene) - 1`.
-            fields: what to decode; the rest stays None, but `scene` and `frame`, and `size` with the intrinsics.
+            scene: Index into `scenes`.
+            frame: Index from 0 to `frame_count(scene) - 1`.
+            fields: Fields to decode; the others stay None, except `scene`, `frame`, and `size` with the intrinsics.
         """
 
     @abstractmethod
     def scene_fingerprint(self, scene: int) -> str:
-        """Return a text that changes when the scene's content does; cheap, so names, sizes and times of files."""
+        """Return a text that changes with the scene's content; cheap, so made of names, sizes and times of files."""
 
     def fingerprint(self, frames: Iterable[tuple[int, int]] | None = None) -> str:
         """Return a text that changes when a scene of these frames does; see `Dataset.fingerprint`."""
@@ -92,20 +92,20 @@ class PosedDataset(Dataset):
     def prepare(
         self, progress: Progress = silent, fields: frozenset[str] = frozenset(), runner: Runner | None = None
     ) -> None:
-        """Do all of this dataset's jobs, as a run does before it trains.
+        """Run all of this dataset's jobs, as a run does before training.
 
         Args:
-            progress: shows how far it is.
-            fields: what will be read, as in `jobs`.
-            runner: does them; `local` by default.
+            progress: Shows progress.
+            fields: Fields to read, as in `jobs`.
+            runner: Runner of the jobs; `local` by default.
         """
         prepare(self, fields, runner, progress)
 
     def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
-        """Yield the mining of pairs, unless samples have one view, then the fusing of surfaces if a field needs them.
+        """Yield the mining of pairs, unless samples have one view, then the fusion of surfaces if a field needs them.
 
         Raises:
-            UserError: there are no pairs.
+            UserError: There are no pairs.
         """
         scenes = range(len(self.scenes))
         if self.spec.views > 1:
@@ -118,7 +118,7 @@ class PosedDataset(Dataset):
                 self.surface(scene)
 
     def pairs(self, scene: int) -> PairTable:
-        """Return the pairs of one scene, from the cache or found now."""
+        """Return the pairs of one scene, from the cache or computed now."""
         if scene not in self._tables:
             entry = do_job(self._pairs_job(scene), self.store)
             self._tables[scene] = PairTable.load(entry / "pairs.npz")
@@ -139,11 +139,11 @@ class PosedDataset(Dataset):
         return [self.load(scene, frame, fields) for frame in frames]
 
     def chosen_frames(self, index: int, generator: torch.Generator) -> tuple[int, list[int]]:
-        """Return the scene and the frames of a sample, see `sample`; nothing is decoded."""
+        """Return the scene and the frames of a sample without decoding anything, see `sample`."""
         return self._single_frame(index) if self.spec.views == 1 else self._sampler.sample(generator)
 
     def describe(self) -> list[str]:
-        """Return lines for the log: scenes, frames and, with two or more views, what the pairs are like."""
+        """Return lines for the log: scenes, frames and, with two or more views, a summary of the pairs."""
         lines = [f"{len(self.scenes)} scenes, {len(self)} frames"]
         if self.spec.views > 1:
             tables = [self.pairs(scene) for scene in range(len(self.scenes))]
@@ -215,7 +215,7 @@ class PosedDataset(Dataset):
     def _read_evenly(
         self, scene: int, most: int, fields: frozenset[str], damaged: list[DamagedFile], progress: Progress
     ) -> Iterator[View]:
-        """Read at most so many frames, evenly spaced; leave out what is damaged, and add it to `damaged`."""
+        """Read evenly spaced frames, up to a limit; leave out damaged files and add them to `damaged`."""
         wanted = min(self.frame_count(scene), most)
         frames = np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist()
         for frame in progress(frames, f"{self.scenes[scene]}: reading frames", len(frames)):

@@ -1,4 +1,4 @@
-"""What readers of folders share: which folders are scenes, which files make a frame, and frames read from files."""
+"""Common parts of readers of folders: which folders are scenes, which files make a frame, and frames from files."""
 
 import contextlib
 import hashlib
@@ -21,23 +21,23 @@ from prior3d.data.posed.cameras import read_pose
 from prior3d.errors import DamagedFile, UserError
 
 DEEPEST_SCENE = 3
-"""How many folders below the root a scene may lie (`building/room/sequence`)."""
+"""Largest depth of a scene folder below the root (`building/room/sequence`)."""
 
 COLOR_EXTENSIONS = ("png", "jpg", "jpeg")
 
-_LOOKED_AT = 1000  # folders: enough for every scene of ScanNet, and no walk through a home folder
+_LOOKED_AT = 1000  # folders: enough for every scene of ScanNet, but not for a walk through a home folder
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """How the files of one sort are named within a scene.
+    """Naming scheme of one type of files within a scene.
 
     Attributes:
-        what: the files are, for messages: "color".
-        folder: sub-folder of the scene; "" is the scene's own.
-        stem: regular expression of a name without its extension; group 1 is the number of the frame.
-        extensions: that are read, without their dot; upper case counts, too.
+        what: Type of the files, for messages: "color".
+        folder: Sub-folder of the scene; "" is the scene's own folder.
+        stem: Regular expression of a name without its extension; group 1 is the number of the frame.
+        extensions: Extensions to read, without their dot; upper case counts, too.
     """
 
     what: str
@@ -49,10 +49,10 @@ class FileNames:
         """Return {number of the frame: path of its file below the scene}.
 
         Raises:
-            UserError: two files have the number of one frame.
+            UserError: Two files have the same frame number.
         """
         found: dict[int, str] = {}
-        for number, name in sorted(self._matches(scene)):  # the message is the same on every file system
+        for number, name in sorted(self._matches(scene)):  # so the message is the same on every file system
             if number in found:
                 folder, both = scene / self.folder, f"{found[number]} and {name}"
                 raise UserError(f"two {self.what} files of frame {number} in {folder}: {both}; keep one", "root")
@@ -60,11 +60,11 @@ class FileNames:
         return {number: os.path.join(self.folder, name) for number, name in found.items()}
 
     def any_in(self, scene: Path) -> bool:
-        """Whether the scene has a file of this sort; looks no further than the first."""
+        """Return whether the scene has a file of this type; stop at the first."""
         return next(self._matches(scene), None) is not None
 
     def seen_instead(self, scene: Path) -> str:
-        """Return in words which extensions are read, and which files with others lie there."""
+        """Return, in words, which extensions are read, and which files with others exist."""
         named = re.compile(rf"(?:{self.stem})\.\w+", re.IGNORECASE)
         names = sorted(entry.name for entry in _files_in(scene / self.folder))
         others = [name for name in names if named.fullmatch(name) and not self._pattern.fullmatch(name)]
@@ -86,7 +86,7 @@ class FileNames:
 
 
 class FrameFiles(NamedTuple):
-    """The files of one frame; without a pose it cannot be used, but its neighbors can."""
+    """The files of one frame; a frame without a pose cannot be used, but its neighbors can."""
 
     number: int
     color: Path
@@ -95,11 +95,11 @@ class FrameFiles(NamedTuple):
 
 
 class SceneFiles(Sequence[FrameFiles]):
-    """The files of a scene's frames, in the order of their numbers; a few dozen bytes each.
+    """The files of a scene's frames, ordered by number; a few dozen bytes each.
 
     Args:
-        folder: of the scene.
-        names: by sort ("color", "depth", "pose"): {number of the frame: path below the folder}.
+        folder: Folder of the scene.
+        names: By type ("color", "depth", "pose"): {number of the frame: path below the folder}.
     """
 
     def __init__(self, folder: Path, names: Mapping[str, Mapping[int, str]]) -> None:
@@ -120,17 +120,17 @@ class SceneFiles(Sequence[FrameFiles]):
 
 
 def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> dict[str, Path]:
-    """Return {name: folder} of the scenes in a folder, sorted; the folder itself may be the only one.
+    """Return {name: folder} of the scenes in a folder, sorted; the folder itself may be the only scene.
 
-    A scene is named by its path below the root. What lies within a scene is not searched.
+    A scene's name is its path below the root. The folders within a scene are not searched.
 
     Args:
-        root: the folder.
-        is_scene: whether a folder holds a scene of the format.
-        expected: what a scene holds, for messages.
+        root: Folder to search.
+        is_scene: Function that returns whether a folder holds a scene of the format.
+        expected: Contents of a scene, for messages.
 
     Raises:
-        UserError: there is no such folder, or no scene in it; the key is `root`.
+        UserError: The folder does not exist, or there is no scene in it; the key is `root`.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}", "root")
@@ -141,30 +141,30 @@ def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> 
 
 
 def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
-    """Whether there is a scene in one of the first folders, the root before those in it: what `recognises` asks."""
+    """Return whether one of the first folders is a scene, searching the root first; `recognises` uses it."""
     return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
 
 
 def seen_in(folder: Path) -> str:
-    """Return in words what lies in a folder, for messages about what does not."""
+    """Return the contents of a folder in words, for messages about missing contents."""
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in _entries(folder))
     return f"there is {_some(names)}" if names else "it is empty"
 
 
 def match_frames(scene: str, folder: Path, color: FileNames, depth: FileNames, pose: FileNames) -> SceneFiles:
-    """Return the frames of a scene in the order of their numbers.
+    """Return the frames of a scene, ordered by number.
 
-    A frame without a pose is one of a lost track; poses without images are left out.
+    A frame without a pose is one with lost tracking. Poses without images are left out.
 
     Args:
-        scene: its name.
-        folder: where it lies.
-        color: how its color files are named.
-        depth: how its depth files are named.
-        pose: how its pose files are named.
+        scene: Name of the scene.
+        folder: Folder of the scene.
+        color: Naming scheme of its color files.
+        depth: Naming scheme of its depth files.
+        pose: Naming scheme of its pose files.
 
     Raises:
-        UserError: some frame has color and no depth, or the other way round, or two files of one sort.
+        UserError: A frame has color but no depth or depth but no color, or has two files of one type.
     """
     sorts = (color, depth, pose)
     colors, depths, poses = found = [names.find(folder) for names in sorts]
@@ -183,12 +183,12 @@ def match_frames(scene: str, folder: Path, color: FileNames, depth: FileNames, p
 
 
 def nearest_file(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
-    """Return the first of these files in the scene or, sequences of one sensor often share it, in a folder above.
+    """Return the first of these files in the scene or in a folder above it: sequences of one sensor often share files.
 
     Args:
-        folder: of the scene.
-        root: the highest folder to look in.
-        names: paths below a folder.
+        folder: Folder of the scene.
+        root: Highest folder to look in.
+        names: Paths below a folder.
     """
     above = folder
     while True:
@@ -201,19 +201,19 @@ def nearest_file(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
 
 
 def color_size(files: Iterable[Path]) -> tuple[int, int]:
-    """Return height and width of a scene's color images: those of the first that can be used.
+    """Return height and width of a scene's color images, from the first usable one.
 
     Raises:
-        UserError: none can be read, or all have an EXIF orientation: nobody knows then of what the calibration is.
+        UserError: None can be read, or all have an EXIF orientation, so it is unknown which size the calibration is of.
     """
     return _first(files, lambda header: header.problem_as_calibrated).size
 
 
 def depth_size(files: Iterable[Path]) -> tuple[int, int]:
-    """Return height and width of a scene's 16-bit depth maps: those of the first that can be used.
+    """Return height and width of a scene's 16-bit depth maps, from the first usable one.
 
     Raises:
-        UserError: none can be read, or none has 16 bits.
+        UserError: None can be read, or none has 16 bits.
     """
     return _first(files, lambda header: header.problem_as_depth).size
 
@@ -233,14 +233,14 @@ def _first(files: Iterable[Path], problem: Callable[[ImageHeader], str | None]) 
 
 
 class DepthCodes:
-    """What the values of 16-bit depth files mean: the options `depth_scale` and `invalid_depth`.
+    """Meaning of the values in 16-bit depth files: the options `depth_scale` and `invalid_depth`.
 
     Args:
-        scale: units of the files per meter.
-        invalid: values that mean: not measured.
+        scale: Units of the files per meter.
+        invalid: Values that mean "not measured".
 
     Raises:
-        UserError: with the name of the option that is wrong.
+        UserError: An option is wrong; the error names it.
     """
 
     def __init__(self, scale: float, invalid: tuple[int, ...]) -> None:
@@ -258,15 +258,15 @@ class DepthCodes:
 
 
 class FileRecording(Recording):
-    """A recording with a file for each field of each frame: a color image and a depth map, say.
+    """A recording with one file per field and frame, for example a color image and a depth map.
 
     Args:
-        frames: of the scene.
-        files: for each frame, field to file.
-        decoders: for each field but `image`, what makes its array of a file; files of other fields are not decoded.
-        more: further files that the scene's content depends on: poses, intrinsics.
-        facts: options that it depends on.
-        notes: for the log.
+        frames: Frames of the scene.
+        files: For each frame, a dict from field to file.
+        decoders: For each field except `image`, a function from file to array; files of other fields are not decoded.
+        more: Further files that the scene's content depends on: poses, intrinsics.
+        facts: Options that the scene's content depends on.
+        notes: Notes for the log.
     """
 
     def __init__(
@@ -305,14 +305,14 @@ class FileRecording(Recording):
         found = hashlib.sha256(self._facts.encode())
         chosen = range(len(self.frames)) if frames is None else frames
         for path in (*self._more, *(path for frame in chosen for path in self._files[frame].values())):
-            with contextlib.suppress(FileNotFoundError):  # found out when it is decoded
+            with contextlib.suppress(FileNotFoundError):  # decoding reports it
                 status = path.stat()
                 found.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns};".encode())
         return found.hexdigest()
 
 
 class _PosedFrames(Sequence[Frame]):
-    """The frames of a scene of one camera; a pose file is read when its frame is asked for, and then kept."""
+    """The frames of a scene of one camera; each pose file is read on first access and then kept."""
 
     def __init__(self, files: SceneFiles, camera: Camera) -> None:
         self._files = files
@@ -333,11 +333,11 @@ class RGBDFolder(FileRecording):
     """A scene of one sensor with a color, a 16-bit depth and a pose file for each frame.
 
     Args:
-        files: of the frames.
-        camera: of all of them.
-        depth: what the values of the depth files mean.
-        more: further files that the scene's content depends on.
-        notes: for the log.
+        files: Files of the frames.
+        camera: Camera of all frames.
+        depth: Meaning of the values in the depth files.
+        more: Further files that the scene's content depends on.
+        notes: Notes for the log.
     """
 
     def __init__(
@@ -363,7 +363,7 @@ class _FieldsOf(Sequence[Mapping[str, Path]]):
 
 
 def _walk(root: Path, is_scene: Callable[[Path], bool]) -> Iterator[tuple[Path, str, bool]]:
-    """Yield folders, their names as scenes, and whether they are, level by level; nothing within a scene."""
+    """Yield folders, their names as scenes, and whether they are scenes, level by level; skip folders in a scene."""
     level = [(root, "")]
     for _ in range(DEEPEST_SCENE + 1):
         others = []

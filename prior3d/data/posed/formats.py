@@ -1,4 +1,4 @@
-"""Which reader opens a folder: by the name of its format, or the one that is surest to recognise it."""
+"""Choice of the reader that opens a folder: by the name of its format, or the one that recognizes it best."""
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
@@ -11,21 +11,21 @@ from prior3d.registry import current
 from prior3d.registry.schema import plain, validate_options
 
 AUTO = "auto"
-"""The format that is none: every reader is asked."""
+"""Format name that is not a format: every reader checks the folder."""
 
 
 def make_reader(root: Path, format: str, options: Mapping[str, object], options_key: str = "") -> Reader:
     """Make the reader of a folder.
 
     Args:
-        root: the folder, `~` for the home.
-        format: name of the reader; `auto` for the one that recognises the folder.
-        options: of the reader.
-        options_key: the section they stand in, for messages; "" where they stand next to `root`.
+        root: Folder; `~` is the home folder.
+        format: Name of the reader; `auto` for the one that recognizes the folder.
+        options: Options of the reader.
+        options_key: Section of the options, for messages; "" if they are in the same section as `root`.
 
     Raises:
-        UserError: there is no such folder, no such format or no scene in the folder, several formats recognise it, or
-            an option is wrong.
+        UserError: The folder or format does not exist, the folder has no scene, several formats recognize it, or an
+            option is wrong.
     """
     folder = existing_root(root)
     cls = _recognised(folder) if format == AUTO else current().get("readers", format, "format")
@@ -36,7 +36,7 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
 
 
 def existing_root(root: Path) -> Path:
-    """Return a folder, `~` expanded; raise UserError for `root` if there is none."""
+    """Return a folder, `~` expanded; raise UserError for `root` if it does not exist."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}", "root")
@@ -44,14 +44,14 @@ def existing_root(root: Path) -> Path:
 
 
 def recognising(folder: Path, formats: Collection[str] | None = None) -> dict[str, int]:
-    """Return {format: how sure it is} for those that recognise a folder, the surest first.
+    """Return {format: confidence} of the formats that recognize a folder, the most confident first.
 
     Args:
-        folder: exists.
-        formats: to ask; None for all that are installed and can be imported.
+        folder: Existing folder.
+        formats: Formats to try; None for all that are installed and can be imported.
 
     Raises:
-        UserError: none does; the message says what lies there.
+        UserError: No format recognizes the folder; the message lists its contents.
     """
     asked, broken, registry = {}, [], current()
     for plugin in registry.list("readers"):

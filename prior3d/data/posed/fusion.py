@@ -1,4 +1,4 @@
-"""Frames of many views made one cloud of coloured points: thinned to voxels, without points that sensors make up."""
+"""Fusion of many frames into one cloud of colored points: thinned to voxels, without points that sensors invent."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from prior3d.contracts.reader import Cloud
 from prior3d.data.posed.surface import SurfaceOptions
 
 MAX_SLOPE_DEG = 80.0
-"""Degrees between a surface's normal and the line of sight up to which a step in depth is no edge."""
+"""Largest angle, in degrees, between surface normal and line of sight at which a step in depth is not an edge."""
 
 _SUPPORT = 4
 _BITS = 20
@@ -22,10 +22,10 @@ class PosedFrame(NamedTuple):
     """A frame to fuse.
 
     Attributes:
-        depth: [H, W] metres, 0 = unknown.
-        intrinsics: [3, 3] pixels of `depth`, centres at +0.5.
-        world_from_camera: [4, 4] metres.
-        image: [h, w, 3] uint8, the field of view of `depth` at any resolution: depth is registered to it.
+        depth: Depth [H, W], meters, 0 = unknown.
+        intrinsics: Matrix [3, 3], pixels of `depth`, centers at +0.5.
+        world_from_camera: Pose [4, 4], meters.
+        image: Image [h, w, 3] uint8 with the field of view of `depth`, at any resolution: depth is registered to it.
     """
 
     depth: np.ndarray
@@ -35,18 +35,18 @@ class PosedFrame(NamedTuple):
 
 
 def fuse(frames: Iterable[PosedFrame], options: SurfaceOptions) -> Cloud:
-    """Fuse frames: the mean of the points, and of the colours of their pixels, in each voxel of `options.voxel_size`.
+    """Fuse frames: the mean of the points, and of the colors of their pixels, in each voxel of `options.voxel_size`.
 
-    Dropped are pixels at an edge of depth (see `away_from_edges`) and voxels in whose surroundings, a cell of
-    4 x 4 x 4 voxels, fewer than `options.min_frames` frames (or all, if there are fewer) put a point: flying pixels
-    and speckle are seen once.
+    Two kinds of points are dropped: pixels at an edge of depth (see `away_from_edges`), and voxels in whose
+    surroundings, a cell of 4 x 4 x 4 voxels, fewer than `options.min_frames` frames (or all, if there are fewer) have a
+    point. Flying pixels and speckle appear in only one frame.
 
     Args:
-        frames: read one at a time, in any order.
-        options: see `SurfaceOptions`.
+        frames: Frames in any order, read one at a time.
+        options: Options, see `SurfaceOptions`.
 
     Returns:
-        Points and colours; those over 2^19 voxels from the first camera are left out.
+        Points and colors; points over 2^19 voxels from the first camera are left out.
     """
     means, support, origin, count = _Bins(), _Bins(), None, 0
     for frame in frames:
@@ -69,15 +69,15 @@ def fuse(frames: Iterable[PosedFrame], options: SurfaceOptions) -> Cloud:
 
 
 def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
-    """Return which pixels [H, W] are known and, like all four neighbours, on one surface.
+    """Return which pixels [H, W] are known and on one surface with all four neighbors.
 
-    Neighbours belong to one surface if both are known and their depth differs by at most the share `edge` of it, or by
-    what a plane at 80 degrees to the line of sight makes of one pixel.
+    Neighbors belong to one surface if both are known and their depth differs by at most the share `edge` of it, or by
+    the step that a plane at 80 degrees to the line of sight makes in one pixel.
 
     Args:
-        depth: [H, W] metres, 0 = unknown.
-        focal: focal length in pixels.
-        edge: share of depth.
+        depth: Depth [H, W], meters, 0 = unknown.
+        focal: Focal length, pixels.
+        edge: Share of depth.
     """
     limit = max(edge, math.tan(math.radians(MAX_SLOPE_DEG)) / focal)
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
@@ -92,20 +92,20 @@ def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
 
 
 def _unproject(frame: PosedFrame, origin: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points [n, 3] of a depth map away from edges, in world axes, from `origin`, and their colours."""
+    """Return the points [n, 3] of a depth map away from edges, in world axes relative to `origin`, and their colors."""
     depth, intrinsics, world_from_camera, image = frame
     row, column = np.nonzero(away_from_edges(depth, abs(float(intrinsics[0, 0])), edge))
     z = depth[row, column].astype(np.float64)
     rays = np.stack([column + 0.5, row + 0.5, np.ones(len(z))]) * z
     rotation = world_from_camera[:3, :3] @ np.linalg.inv(intrinsics)
     points = (rotation @ rays).T + (world_from_camera[:3, 3] - origin)
-    # The nearest pixel, as everywhere depth and image meet: nothing is mixed across edges.
+    # Take the nearest pixel, as everywhere that depth and image meet: nothing is mixed across edges.
     rows, columns = (_same_rays(cells, known) for cells, known in zip(image.shape[:2], depth.shape, strict=True))
     return points, image[rows[row], columns[column]]
 
 
 def _same_rays(cells: int, count: int) -> np.ndarray:
-    """Return for each of `count` pixels along an axis which of `cells` of the same field of view holds its centre."""
+    """Return, for each of `count` pixels along an axis, which of `cells` over the same field of view has its center."""
     return ((np.arange(count) + 0.5) * (cells / count)).astype(np.int64).clip(0, cells - 1)
 
 
@@ -115,14 +115,14 @@ def _pack(cells: np.ndarray) -> np.ndarray:
 
 
 def _coarse(keys: np.ndarray) -> np.ndarray:
-    """Keys of the cells of `_SUPPORT` voxels that packed voxels lie in."""
+    """Return the keys of the cells of `_SUPPORT` voxels that contain packed voxels."""
     low_bits = (_SUPPORT - 1) * (1 | 1 << _BITS | 1 << 2 * _BITS)
     return keys & ~np.int64(low_bits)
 
 
 @dataclass
 class _Bins:
-    """Sums by key, added up whenever as much has come in as there was: memory stays near that of the result."""
+    """Sums by key, merged whenever the new entries outnumber the sums: memory stays near that of the result."""
 
     keys: list[np.ndarray] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
@@ -147,7 +147,7 @@ class _Bins:
 def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(keys):
         return keys, values
-    order = np.argsort(keys, kind="stable")  # stable: sums do not depend on the machine
+    order = np.argsort(keys, kind="stable")  # stable, so sums do not depend on the machine
     keys = keys[order]
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     return keys[first], np.add.reduceat(values[order], first)

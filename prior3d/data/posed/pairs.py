@@ -13,10 +13,10 @@ from prior3d.contracts.runner import Progress, silent
 from prior3d.geometry import baseline, pairwise_overlap, view_angle
 
 ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
-"""Bins of the angle between the optical axes of two views, degrees; pairs are drawn evenly over those not empty."""
+"""Bins of the angle between the optical axes of two views, degrees; pairs are drawn evenly over non-empty bins."""
 
 NARROW_ANGLE_DEG = 5.0
-"""A set of pairs whose median angle is below this hardly shows anything from two sides."""
+"""Median angle, in degrees, below which a set of pairs hardly shows anything from two viewpoints."""
 
 _COARSE_SAMPLES = 64
 _COARSE_MARGIN = 0.15  # about 3.5 standard deviations of an overlap estimated from twice _COARSE_SAMPLES points
@@ -31,13 +31,14 @@ class PairOptions:
     """Which two views of a scene make a pair.
 
     Attributes:
-        min_overlap: least share of the known pixels of both views that see a common surface, above 0 to 1.
-        max_distance: metres within which two points count as the same surface.
-        relative_distance: the same, as a share of depth; the larger of the two counts. 0 is Pri3D's definition, 0.01
-            suits depth sensors.
-        samples: points per view from which the overlap is estimated.
-        max_angle: degrees between the optical axes of a pair at most.
-        max_frames: frames per scene that are compared; a longer scene is thinned evenly.
+        min_overlap: Smallest overlap of a pair: the share of both views' known pixels that see a common surface, above
+            0 to 1.
+        max_distance: Largest distance, in meters, between two points that count as the same surface.
+        relative_distance: The same distance as a share of depth; the larger of the two counts. 0 is Pri3D's definition;
+            0.01 suits depth sensors.
+        samples: Points per view to estimate the overlap from.
+        max_angle: Largest angle between the optical axes of a pair, degrees.
+        max_frames: Frames per scene to compare; a longer scene is thinned evenly.
         views: "self" is the former name of `data.control: self`.
         geometry: "permuted" is the former name of `data.control: permuted`.
     """
@@ -70,12 +71,12 @@ class PairOptions:
 
     @property
     def control(self) -> Literal["self", "permuted"] | None:
-        """The control that the former names ask for, see `prior3d.data.posed.controls`."""
+        """The control that the former names select, see `prior3d.data.posed.controls`."""
         return "self" if self.views == "self" else "permuted" if self.geometry == "permuted" else None
 
     @property
     def mining(self) -> dict[str, float]:
-        """What the table of pairs depends on: all but what only changes how samples are made of it."""
+        """The options that the table of pairs depends on; others only change how samples are made from it."""
         return {name: value for name, value in asdict(self).items() if name not in _SAMPLING}
 
 
@@ -84,11 +85,11 @@ class PairTable:
     """The pairs of one scene, each once, with the smaller frame first.
 
     Attributes:
-        first: [P] int64 frame of the one view.
-        second: [P] int64 frame of the other.
-        overlap: [P] float32, 0..1.
-        angle_deg: [P] float32 degrees between the optical axes.
-        baseline_m: [P] float32 metres between the camera centres.
+        first: Frame [P] int64 of the one view.
+        second: Frame [P] int64 of the other view.
+        overlap: Overlap [P] float32, 0..1.
+        angle_deg: Angle [P] float32 between the optical axes, degrees.
+        baseline_m: Distance [P] float32 between the camera centers, meters.
     """
 
     first: Tensor
@@ -122,15 +123,15 @@ def mine_pairs(
     options: PairOptions | None = None,
     progress: Progress = silent,
 ) -> PairTable:
-    """Find the pairs of a scene's views that overlap enough, at the resolution of the depth maps.
+    """Find the pairs of a scene's views with enough overlap, at the resolution of the depth maps.
 
     Args:
-        depth: [F, H, W] metres along the optical axis, 0 = unknown. Full resolution: the overlap under a limit of
-            centimetres is lost in small maps.
-        intrinsics: [F, 3, 3] pixels of the depth maps, centres at +0.5.
-        world_from_camera: [F, 4, 4] metres.
-        options: `PairOptions()` by default.
-        progress: shows how far it is.
+        depth: Depth [F, H, W] along the optical axis, meters, 0 = unknown. Use full resolution: small maps cannot show
+            overlap within centimeters.
+        intrinsics: Matrices [F, 3, 3], pixels of the depth maps, centers at +0.5.
+        world_from_camera: Poses [F, 4, 4], meters.
+        options: Pair options; `PairOptions()` by default.
+        progress: Shows progress.
     """
     options = options or PairOptions()
     first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=depth.device)
@@ -138,7 +139,7 @@ def mine_pairs(
     first, second = first[angle <= options.max_angle], second[angle <= options.max_angle]
 
     limits = options.max_distance, options.relative_distance
-    if options.samples > 2 * _COARSE_SAMPLES:  # most pairs of a long scene are nowhere near: a few points tell
+    if options.samples > 2 * _COARSE_SAMPLES:  # a few points show that most pairs of a long scene are far apart
         coarse = pairwise_overlap(
             depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES, progress=progress
         )
@@ -155,24 +156,24 @@ def mine_pairs(
 
 
 def angle_bin(angle_deg: Tensor | float) -> Tensor:
-    """Return the number of the bin of `ANGLE_BINS_DEG` that an angle falls into.
+    """Return the index of the bin of `ANGLE_BINS_DEG` that an angle falls into.
 
     Args:
-        angle_deg: degrees, any shape.
+        angle_deg: Angles of any shape, degrees.
 
     Returns:
-        int64 of the same shape.
+        Bin indices, int64 of the same shape.
     """
     edges = torch.tensor([low for low, _ in ANGLE_BINS_DEG[1:]])
     return torch.bucketize(torch.as_tensor(angle_deg, dtype=edges.dtype), edges, right=True)
 
 
 class PairSampler:
-    """Draws views evenly over the angle bins that are not empty, then over scenes, then over the scene's pairs.
+    """Draws views evenly over the non-empty angle bins, then over scenes, then over the scene's pairs.
 
     Args:
-        tables: one table per scene.
-        views: views per sample: a pair in either order and, beyond 2, further partners of its first view. Only first
+        tables: One table per scene.
+        views: Views per sample: a pair in either order and, beyond 2, further partners of its first view. Only first
             views with enough partners are drawn.
     """
 
@@ -202,7 +203,7 @@ class PairSampler:
         return bool(self._bins)
 
     def sample(self, generator: torch.Generator) -> tuple[int, list[int]]:
-        """Return a scene and its frames, as many as there are views, all different."""
+        """Return a scene and `views` different frames of it."""
         if not self._bins:
             raise ValueError(f"expected at least one pair of views with {self.views - 1} partners, got none")
         scene, pairs = _choose(_choose(self._bins, generator), generator)
@@ -220,7 +221,7 @@ def _choose(items: Sequence[_Item], generator: torch.Generator) -> _Item:
 
 
 def describe_pairs(tables: Sequence[PairTable]) -> list[str]:
-    """Say how many pairs there are and how far their views lie apart; a set of hardly moving views is said to be so."""
+    """Return lines on the number of pairs and their angles and distances, with a note if the views hardly move."""
     angle = torch.cat([torch.zeros(0), *(table.angle_deg for table in tables)]).double()
     distance = torch.cat([torch.zeros(0), *(table.baseline_m for table in tables)]).double()
     if not len(angle):

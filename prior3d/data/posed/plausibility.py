@@ -1,4 +1,4 @@
-"""Do poses, depth and images of a scene agree? Neighboring frames are warped as given and under the usual mistakes."""
+"""Check that poses, depth and images agree: neighboring frames are warped as given and under the usual mistakes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAPS = (3, 5, 8, 13, 21)
-"""Frames between the two of a compared pair: the first gap with enough motion is taken."""
+"""Gaps to try between the two frames of a compared pair: the first with enough motion is taken."""
 
 _PAIRS = 12
 _COLUMNS = 160
 _LEAST_POINTS = 200
-_LEAST_INSIDE = 0.2  # share of a frame's points that land in the other one, for a reading to be judged by them
+_LEAST_INSIDE = 0.2  # share of a frame's points that must land in the other frame to judge a reading by them
 _ENOUGH_DEGREES = 3.0
 _ENOUGH_BASELINE = 0.03  # share of the median depth
-_MOST_RATIO = 0.8  # a reading has to lower the error of depth to this share,
+_MOST_RATIO = 0.8  # to refute the given reading, another must lower the error of depth to this share,
 _LEAST_PAIRS = 0.75  # in this share of the pairs, and
-_LEAST_GAIN = 0.005  # raise the correlation of gray values by this much on average, to refute what was given;
-_FITS = 0.3  # a reading that refutes another has to fit itself, by the correlation of gray values
+_LEAST_GAIN = 0.005  # raise the correlation of gray values by this much on average;
+_FITS = 0.3  # and the correlation of gray values under it must reach this
 _STILL_GAIN = 0.1
 _FEWEST_PAIRS = 3
-_ROUNDING = 1e-3  # of the error: what files round away
+_ROUNDING = 1e-3  # of the error: lost to rounding in the files
 _CLEAR_GAIN = 0.03  # or raise it by this much, and lower the error at all, in that share of the pairs
 
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 class Reading(NamedTuple):
-    """A way to read the files of a scene: a mistake that people make, undone.
+    """A way to read the files of a scene that undoes a common mistake.
 
     Attributes:
-        mend: what to do if this reading fits better than the one given.
-        inverted: poses are camera_from_world.
-        flipped: poses have OpenGL axes (y up, z backwards).
-        scale: factor on depth.
-        still: nothing moves: what poses without any meaning are held against.
+        mend: How to fix the data if this reading fits better than the given one.
+        inverted: Poses are camera_from_world.
+        flipped: Poses have OpenGL axes (y up, z backwards).
+        scale: Factor on depth.
+        still: Nothing moves: the reference for poses without any meaning.
     """
 
     mend: str
@@ -74,18 +74,18 @@ READINGS: Mapping[str, Reading] = {
         for scale in (0.001, 0.1, 0.2, 0.5, 2.0, 5.0, 10.0, 1000.0)
     },
 }
-"""Name to reading; the scales are those between common units (meters, millimeters, 1/5000 m) and halves."""
+"""Dict from name to reading; the scales are those between common units (meters, millimeters, 1/5000 m) and halves."""
 
 
 @dataclass(frozen=True)
 class PosedDepth:
-    """One frame, as it is compared.
+    """One frame in the form that is compared.
 
     Attributes:
-        gray: [h, w] float32, 0..255, at the resolution of depth.
-        depth: [h, w] float32 meters along the optical axis, 0 = unknown.
-        intrinsics: [3, 3] float64, pixels of depth, centers at +0.5.
-        world_from_camera: [4, 4] float64, meters, OpenCV axes.
+        gray: Gray values [h, w] float32, 0..255, at the resolution of depth.
+        depth: Depth [h, w] float32 along the optical axis, meters, 0 = unknown.
+        intrinsics: Matrix [3, 3] float64, pixels of depth, centers at +0.5.
+        world_from_camera: Pose [4, 4] float64, meters, OpenCV axes.
     """
 
     gray: np.ndarray
@@ -98,8 +98,9 @@ class Agreement(NamedTuple):
     """How well a reading fits the compared pairs.
 
     Attributes:
-        correlation: of gray values, mean over the pairs; -1 where nothing can be compared.
-        error: median of |log| of predicted over measured depth, median over the pairs; infinite likewise.
+        correlation: Correlation of gray values, mean over the pairs; -1 if nothing can be compared.
+        error: Median of |log| of predicted over measured depth, median over the pairs; infinite if nothing can be
+            compared.
     """
 
     correlation: float
@@ -108,13 +109,13 @@ class Agreement(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What comparing the frames of a scene says.
+    """Result of comparing the frames of a scene.
 
     Attributes:
-        pairs: pairs of frames that were compared.
-        agreements: reading to how well it fits; empty where nothing could be compared.
-        better: the reading that refutes the one given; None where none does.
-        depth_range: 5 and 95 % of the known depth, meters; None without any.
+        pairs: Compared pairs of frames.
+        agreements: Dict from reading to how well it fits; empty if nothing could be compared.
+        better: Reading that refutes the given one; None if none does.
+        depth_range: 5th and 95th percentile of the known depth, meters; None without any.
     """
 
     pairs: int
@@ -123,7 +124,7 @@ class Verdict:
     depth_range: tuple[float, float] | None
 
     def figures(self) -> str:
-        """Say how well the reading given and the better one fit, in figures."""
+        """Return, in numbers, how well the given reading and the better one fit."""
         names = [GIVEN, STILL] if self.better in (None, STILL) else [GIVEN, self.better, STILL]
         return ", ".join(
             f"{name}: gray correlation {self.agreements[name].correlation:.2f}, depth error"
@@ -136,11 +137,11 @@ def choose_pairs(world_from_camera: np.ndarray, depth: float) -> list[tuple[int,
     """Choose pairs of neighboring frames that have moved, evenly spaced over a recording.
 
     Args:
-        world_from_camera: [F, 4, 4], meters.
-        depth: a typical depth, meters.
+        world_from_camera: Poses [F, 4, 4], meters.
+        depth: A typical depth, meters.
 
     Returns:
-        Index of the first and the second frame.
+        Index of the first and the second frame of each pair.
 
     >>> poses = np.stack([np.eye(4)] * 8)
     >>> poses[:, 0, 3] = np.arange(8)
@@ -163,11 +164,12 @@ def choose_pairs(world_from_camera: np.ndarray, depth: float) -> list[tuple[int,
 def judge(frames: Sequence[tuple[PosedDepth, PosedDepth]]) -> Verdict:
     """Compare pairs of frames as given and under every other reading.
 
-    A reading refutes the one given if, in most pairs, it predicts the depth of the second frame better by far, and the
-    gray values too. Where the camera hardly moves, or only turns, nothing tells depth scales apart: then none does.
+    A reading refutes the given one if, in most pairs, it predicts the depth of the second frame far better, and the
+    gray values better, too. If the camera hardly moves, or only turns, nothing distinguishes depth scales; then no
+    reading refutes the given one.
 
     Args:
-        frames: pairs that overlap, see `choose_pairs`.
+        frames: Overlapping pairs, see `choose_pairs`.
     """
     measured = [{name: _compare(*pair, reading) for name, reading in READINGS.items()} for pair in frames]
     known = [pair for pair in measured if any(np.isfinite(agreement.error) for agreement in pair.values())]
@@ -191,9 +193,9 @@ def warp(first: PosedDepth, second: PosedDepth, reading: Reading = READINGS[GIVE
     """Project the known pixels of one frame into another.
 
     Args:
-        first: gives the points.
-        second: sees them.
-        reading: how poses and depth are read.
+        first: Frame with the points.
+        second: Frame that sees them.
+        reading: How to read poses and depth.
 
     Returns:
         Pixels of the first frame [N] (row-major), x and y in the second [N] and depth there [N]; only points in front
@@ -238,7 +240,7 @@ def _compare(first: PosedDepth, second: PosedDepth, reading: Reading) -> Agreeme
 
 
 def _refutes(name: str, pairs: Sequence[Mapping[str, Agreement]]) -> bool:
-    """Whether a reading fits clearly better: depth by far and gray values a little, or both a good deal."""
+    """Return whether a reading fits clearly better: depth far better and gray values a little, or both well."""
     if name == STILL:  # neighbors of a sparse capture look a little alike without overlapping
         pairs = [pair for pair in pairs if np.isfinite(pair[GIVEN].error)]
     if len(pairs) < _FEWEST_PAIRS or np.median([pair[name].correlation for pair in pairs]) < _FITS:
@@ -266,15 +268,15 @@ def _has_moved(first: np.ndarray, second: np.ndarray, depth: float) -> bool:
 
 
 def at_resolution(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Bring an image and its registered depth to one small resolution.
+    """Resize an image and its registered depth to one small resolution.
 
     Args:
-        image: [H, W, 3] uint8.
-        depth: [h, w] float32 meters, the same field of view.
-        intrinsics: [3, 3], pixels of the image.
+        image: Image [H, W, 3] uint8.
+        depth: Depth [h, w] float32, meters, the same field of view.
+        intrinsics: Matrix [3, 3], pixels of the image.
 
     Returns:
-        gray [r, c] float32, depth [r, c] float32 (nearest), intrinsics [3, 3] in their pixels.
+        Gray values [r, c] float32, depth [r, c] float32 (nearest), intrinsics [3, 3] in their pixels.
     """
     height, width = image.shape[:2]
     columns = min(_COLUMNS, width, depth.shape[1])
@@ -287,11 +289,11 @@ def at_resolution(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) 
 
 
 def plot_warped(frames: Sequence[tuple[PosedDepth, PosedDepth]], most: int = 3) -> "Figure":
-    """Plot pairs of frames: the second, the first as poses and depth say the second sees it, and where they differ.
+    """Plot pairs of frames: the second, the first warped into the second by poses and depth, and where they differ.
 
     Args:
-        frames: pairs, see `choose_pairs`; evenly spaced ones are shown.
-        most: pairs shown at most.
+        frames: Pairs, see `choose_pairs`; evenly spaced ones are shown.
+        most: Largest number of pairs to show.
     """
     from matplotlib.figure import Figure
 

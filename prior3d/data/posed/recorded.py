@@ -1,4 +1,4 @@
-"""Posed datasets over readers: scenes by pattern, frames thinned, depth limited and moved to the color camera."""
+"""Posed datasets from readers: scenes by pattern, frames thinned, depth limited and moved to the color camera."""
 
 import hashlib
 import json
@@ -26,28 +26,29 @@ from prior3d.errors import UserError, section
 from prior3d.jobs import damage_in, do_job
 
 _NAMED = 5
-"""Frames without a use that the log names."""
+"""Number of unusable frames that the log names."""
 
 _FAR_FROM_ORIGIN_M = 1000.0
-"""Beyond this the world's origin is moved to the scene."""
+"""Distance beyond which the world's origin is moved to the scene."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is used of recordings, whatever their format.
+    """Which part of the recordings to use, for any format.
 
     Attributes:
-        scenes: to train on; empty = all that are not kept for validation or test.
-        validation_scenes: scenes of the split "validation".
-        test_scenes: scenes of the split "test".
-        min_depth: meters; nearer depth is dropped.
-        max_depth: meters; depth beyond is dropped.
-        frame_step: use every n-th frame.
-        max_frames: use at most this many frames of a scene, the first ones.
-        depth_to_color: the color camera of scenes whose depth is not registered to it, by pattern; the first pattern
-            that fits counts.
-        check_poses: what happens where neighboring frames show that poses, depth and images contradict each other:
-            "refuse" ends the run if that is half of the scenes or more, and warns of fewer; "warn" only warns.
+        scenes: Patterns of the scenes to train on; empty for all scenes that are not held out for validation or test.
+        validation_scenes: Patterns of the scenes of the split "validation".
+        test_scenes: Patterns of the scenes of the split "test".
+        min_depth: Smallest depth to keep, meters; nearer depth is dropped.
+        max_depth: Largest depth to keep, meters; farther depth is dropped.
+        frame_step: Use every n-th frame.
+        max_frames: Use at most this many frames of a scene, the first ones.
+        depth_to_color: Color camera of scenes whose depth is not registered to it, by pattern; the first matching
+            pattern counts.
+        check_poses: Action if neighboring frames show that poses, depth and images contradict each other. "refuse" ends
+            the run if at least half of the scenes are affected, and warns if fewer are; "warn" only warns; "off" skips
+            the check.
     """
 
     scenes: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class Choice:
                 raise UserError(f"expected at least 1, got {number}", option)
 
     def within_limits(self, depth: np.ndarray) -> np.ndarray:
-        """Return depth [h, w] meters with what is too near or too far unknown."""
+        """Return depth [h, w] in meters with values outside the limits set to unknown."""
         if self.min_depth > 0:
             depth = np.where(depth < self.min_depth, np.float32(UNKNOWN_DEPTH), depth)
         if self.max_depth is not None:
@@ -83,12 +84,12 @@ class OpenScene:
     """What is known of a scene before any of its images is decoded.
 
     Attributes:
-        recording: as the reader opened it.
-        frames: indices into its frames: those that are used, in order.
-        world_from_color: [F, 4, 4] float64 poses of the color camera, meters.
-        cameras: all that took these frames.
-        camera_of: [F] index of each frame's camera.
-        left_out: problem to the names of the frames that have it.
+        recording: Recording as the reader opened it.
+        frames: Indices of the used frames in the recording, in order.
+        world_from_color: Poses [F, 4, 4] float64 of the color camera, meters.
+        cameras: All cameras of these frames.
+        camera_of: Index [F] of each frame's camera.
+        left_out: Dict from problem to the names of the frames that have it.
     """
 
     recording: Recording
@@ -106,20 +107,20 @@ class OpenScene:
 class RecordedScenes(PosedDataset):
     """Recordings of any format as a dataset of posed views: `RecordedScenes(spec, [MyReader("scans")])`.
 
-    Views carry the pose and the intrinsics of the color camera, and depth registered to it at the depth maps' own
-    resolution. Frames that cannot be used (no pose, a pose that is not rigid) are left out, counted and named in the
-    log. Scenes are named by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+    Views have the pose and intrinsics of the color camera, and depth registered to it at the resolution of the depth
+    maps. Unusable frames (no pose, a pose that is not rigid) are left out; the log gives their number and names. Scenes
+    are selected by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
 
     Args:
-        spec: what every dataset is given.
-        readers: of the data; where two have a scene of one name, the first counts.
-        choice: what is used of it.
-        pairs: which two views of a scene make a pair.
-        surface: how a scene's surface is fused from its frames.
-        reader_key: the section that holds the readers' options, for messages; "" where they are among the dataset's.
+        spec: Settings that every dataset gets.
+        readers: Readers of the data; if two have a scene of one name, the first counts.
+        choice: Which part of the recordings to use.
+        pairs: Which two views of a scene make a pair.
+        surface: How to fuse a scene's surface from its frames.
+        reader_key: Section of the readers' options, for messages; "" if they are among the dataset's options.
 
     Raises:
-        UserError: an option names no scene, or options contradict each other.
+        UserError: An option names no scene, or options contradict each other.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class RecordedScenes(PosedDataset):
         return view
 
     def scene_fingerprint(self, scene: int) -> str:
-        """Return a text that changes with the scene's files, poses, cameras, or what is used of them."""
+        """Return a text that changes with the scene's files, poses, cameras, or the options that select its frames."""
         opened = self.scene(scene)
         digest = hashlib.sha256(opened.world_from_color.tobytes() + opened.camera_of.tobytes())
         for camera in opened.cameras:
@@ -189,13 +190,13 @@ class RecordedScenes(PosedDataset):
         return json.dumps(["posed", self.scenes[scene], *facts, opened.recording.fingerprint(opened.frames)])
 
     def scene(self, scene: int) -> OpenScene:
-        """Return a scene's frames, poses and cameras, read when first asked for.
+        """Return a scene's frames, poses and cameras, read on first access.
 
         Args:
-            scene: index into `scenes`.
+            scene: Index into `scenes`.
 
         Raises:
-            UserError: files of the scene do not fit together, it has no intrinsics, or its cameras cannot be used.
+            UserError: Files of the scene do not fit together, it has no intrinsics, or its cameras cannot be used.
         """
         if scene not in self._open:
             self._open[scene] = self._opened(scene)
@@ -205,7 +206,7 @@ class RecordedScenes(PosedDataset):
         """Yield the check of every scene, then pairs and surfaces; see `PosedDataset.jobs`.
 
         Raises:
-            UserError: poses, depth and images contradict each other, or there are no pairs.
+            UserError: Poses, depth and images contradict each other, or there are no pairs.
         """
         if self._is_checked:
             yield [self._check_job(scene) for scene in range(len(self.scenes))]
@@ -214,7 +215,7 @@ class RecordedScenes(PosedDataset):
         yield from super().jobs(fields)
 
     def verify(self) -> None:
-        """Check that every scene's files fit together, and that some frame can be used."""
+        """Check that every scene's files fit together, and that at least one frame can be used."""
         if not any(self.frame_count(scene) for scene in range(len(self.scenes))):
             left_out: Counter[str] = Counter()
             for scene in range(len(self.scenes)):
@@ -223,7 +224,7 @@ class RecordedScenes(PosedDataset):
             raise UserError(f"no frame can be used ({reasons or 'there is none'})", "root")
 
     def describe(self) -> list[str]:
-        """Return lines for the log: scenes, frames, pairs, and what was left out or goes unused."""
+        """Return lines for the log: scenes, frames, pairs, left-out frames and unused options."""
         lines = super().describe()
         lines += describe_checked(self._checked)
         notes: dict[str, list[str]] = {}
@@ -280,7 +281,7 @@ class RecordedScenes(PosedDataset):
 
 
 def names_scene(pattern: str, name: str) -> bool:
-    """Whether a pattern (`kitchen-*`), a name or a folder of scenes (`chess` of `chess/seq-01`) means a scene.
+    """Return whether a pattern (`kitchen-*`), name or folder of scenes (`chess` of `chess/seq-01`) matches a scene.
 
     >>> names_scene("chess", "chess/seq-01"), names_scene("chess", "chessboard")
     (True, False)
@@ -289,21 +290,21 @@ def names_scene(pattern: str, name: str) -> bool:
 
 
 def _provided(readers: Sequence[Reader]) -> frozenset[str]:
-    """Return the fields that all readers decode, cameras and poses, and what is fused from them."""
+    """Return the fields that all readers decode, plus cameras, poses, and the fields that are fused from them."""
     decoded = frozenset.intersection(*(frozenset(reader.provides) for reader in readers))
     fused = {"surface", "surface_color"} if decoded >= {"image", "depth"} else set()
     return decoded | {"intrinsics", "world_from_camera"} | fused
 
 
 def _pose(frame: Frame, fitting: Sequence[Calibration]) -> np.ndarray:
-    """Return the pose [4, 4] of the color camera; of the depth camera where a calibration will move it."""
+    """Return the pose [4, 4] of the color camera, or of the depth camera if a calibration will move it."""
     if fitting and frame.camera.color_from_depth is not None:
         return frame.world_from_camera @ frame.camera.color_from_depth
     return frame.world_from_camera
 
 
 def _near_origin(poses: np.ndarray) -> np.ndarray:
-    """Return poses [F, 4, 4] whose world begins near the cameras, moved by whole meters where it does not.
+    """Return poses [F, 4, 4] with an origin near the cameras; far ones are moved by whole meters.
 
     Batches hold poses in float32, which rounds georeferenced coordinates to half a meter.
     """
@@ -325,7 +326,7 @@ def _registered(depth: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def _matching(scenes: Sequence[str], patterns: tuple[str, ...], key: str) -> set[str]:
-    """Return the scenes that patterns mean; a pattern that means none is an error."""
+    """Return the scenes that match patterns; a pattern without a match is an error."""
     matching: set[str] = set()
     for pattern in patterns:
         names = {name for name in scenes if names_scene(pattern, name)}
@@ -339,7 +340,7 @@ def _matching(scenes: Sequence[str], patterns: tuple[str, ...], key: str) -> set
 def _of_split(
     names: Sequence[str], scenes: tuple[str, ...], kept_apart: Mapping[str, set[str]], split: str
 ) -> list[str]:
-    """Return the scenes of a split, in order of their names."""
+    """Return the scenes of a split, sorted by name."""
     both = sorted(kept_apart["validation"] & kept_apart["test"])
     if both:
         raise UserError(f"scene {both[0]} is both for validation and for test", "test_scenes")
@@ -355,6 +356,6 @@ def _of_split(
 
 
 def _numbered(names: Sequence[str]) -> str:
-    """Return how many frames there are, and which: the first of them."""
+    """Return the number of frames, and the names of the first of them."""
     more = ", ..." if len(names) > _NAMED else ""
     return f"{len(names)}, frame{'s' * (len(names) > 1)} {', '.join(names[:_NAMED])}{more}"

@@ -1,4 +1,4 @@
-"""The surface of a scene as coloured points on disk, and the part of it in the box around a view's frustum."""
+"""The surface of a scene as colored points on disk, and the part of it in the box around a view's frustum."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from prior3d.contracts.dataset import Dataset
 
 SURFACE_NEEDS = frozenset({"depth", "intrinsics", "world_from_camera"})
-"""Fields of a sample that say which part of the surface its views get."""
+"""Fields of a sample that determine which part of the surface its views get."""
 
 FAR_PERCENTILE = 99
-"""The frustum of a view ends at this percentile of its known depth, so that a few wrong pixels do not stretch it."""
+"""Percentile of a view's known depth at which its frustum ends, so a few wrong pixels do not stretch it."""
 
 _BLOCK_M = 0.5
 _NO_POINTS, _NO_ROWS = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
@@ -25,16 +25,18 @@ _POINTS, _COLORS, _STARTS = "points.npy", "colors.npy", "starts.npy"
 
 @dataclass(frozen=True)
 class SurfaceOptions:
-    """How a scene's surface is fused from its frames, and how much of it a view gets.
+    """How to fuse a scene's surface from its frames, and how much of it a view gets.
 
     Attributes:
-        voxel_size: metres; at most one point per voxel of this size is kept, at the mean of those measured in it
-            and with the mean of their pixels' colours.
-        max_frames: frames per scene that are fused; a longer scene is thinned evenly.
-        min_frames: frames that must have seen something within the same 4 x 4 x 4 voxels; 1 for depth without noise.
-        edge: share of depth by which neighbouring pixels may differ; beyond it they belong to different things, and
-            sensors put points between them that do not exist. Surfaces seen at up to 80 degrees always pass.
-        max_points: points per view at most, an even random subset.
+        voxel_size: Voxel size in meters. Each voxel keeps at most one point: the mean of the points measured in it,
+            with the mean color of their pixels.
+        max_frames: Frames per scene to fuse; a longer scene is thinned evenly.
+        min_frames: Number of frames that must see something within the same 4 x 4 x 4 voxels to keep a point; 1 for
+            depth without noise.
+        edge: Largest difference in depth, as a share of it, between neighboring pixels of one surface. Beyond it they
+            belong to different things, and sensors invent points between them. Surfaces seen at up to 80 degrees always
+            pass.
+        max_points: Largest number of points per view; more are thinned to an even random subset.
     """
 
     voxel_size: float = 0.01
@@ -52,15 +54,15 @@ class SurfaceOptions:
 
 
 class Surface:
-    """The points of a scene in a folder, sorted into blocks, so that a box of them is cut out without reading all.
+    """The points of a scene in a folder, sorted into blocks, so a box of them can be read without reading all.
 
-    Points stay on disk and are mapped into memory; pickling (to a loader's worker) hands on the folder only.
+    Points stay on disk and are memory-mapped; pickling (to a loader's worker) passes only the folder.
 
     Args:
-        folder: what `save` wrote.
+        folder: Folder that `save` wrote.
 
     Attributes:
-        points: [N, 3] float32, metres, world axes.
+        points: Points [N, 3] float32, meters, world axes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,24 +77,24 @@ class Surface:
         return len(self.points)
 
     def __reduce__(self) -> tuple:
-        """Pickle by folder: memory maps would travel as copies of all points."""
+        """Pickle by folder: pickled memory maps would be copies of all points."""
         return type(self), (self.folder,)
 
     @cached_property
     def colors(self) -> np.ndarray | None:
-        """[N, 3] uint8 RGB, of the rows of `points`; None where they were saved without."""
-        # not before somebody asks: a map keeps its file open, and there may be as many files open as scenes
+        """Colors [N, 3] uint8 RGB of the rows of `points`; None if they were saved without."""
+        # Opened on first access: each map keeps a file open, and there may be one per scene.
         file = self.folder / _COLORS
         return np.load(file, mmap_mode="r") if file.exists() else None
 
     @staticmethod
     def save(points: np.ndarray, folder: Path, colors: np.ndarray | None = None) -> None:
-        """Write points, from wherever they come, as `Surface` reads them.
+        """Write points from any source in the form that `Surface` reads.
 
         Args:
-            points: [N, 3] metres, world axes.
-            folder: exists.
-            colors: [N, 3] uint8 RGB, of the same rows; without them samples cannot have `surface_color`.
+            points: Points [N, 3], meters, world axes.
+            folder: Existing folder.
+            colors: Colors [N, 3] uint8 RGB of the same rows; without them samples cannot have `surface_color`.
         """
         points = np.asarray(points, np.float32)
         if colors is not None and (colors.dtype != np.uint8 or colors.shape != points.shape):
@@ -100,7 +102,7 @@ class Surface:
         blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
         order = np.lexsort((*points.T, *blocks.T))
         points = points[order]
-        (folder / _COLORS).unlink(missing_ok=True)  # those of points that lay here before
+        (folder / _COLORS).unlink(missing_ok=True)  # colors of points that were saved here before
         if colors is not None:
             np.save(folder / _COLORS, colors[order])
         blocks = np.floor(points / np.float32(_BLOCK_M))
@@ -109,11 +111,11 @@ class Surface:
         np.save(folder / _STARTS, np.array([*([0] if len(points) else []), *changes, len(points)], np.int64))
 
     def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Return which points, rows [M] int64 of `points` and `colors`, lie inside a box, its faces included.
+        """Return which points, rows [M] int64 of `points` and `colors`, are inside a box, including its faces.
 
         Args:
-            low: [3] metres, world axes.
-            high: [3] metres.
+            low: Lowest corner [3], meters, world axes.
+            high: Highest corner [3], meters.
         """
         low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
         touched = np.flatnonzero(((self._low <= high) & (self._high >= low)).all(1))
@@ -141,11 +143,11 @@ def frustum_box(
     """Return the lowest and highest corner [3] of the world-axes box around a view's frustum; None without depth.
 
     Args:
-        depth: [H, W] metres along the optical axis, 0 = unknown.
-        intrinsics: [3, 3] pixels of `depth`, centres at +0.5.
-        world_from_camera: [4, 4] pose, metres.
-        near: metres at which the frustum begins.
-        far: metres at which it ends; by default the 99th percentile of known depth.
+        depth: Depth [H, W] along the optical axis, meters, 0 = unknown.
+        intrinsics: Matrix [3, 3], pixels of `depth`, centers at +0.5.
+        world_from_camera: Pose [4, 4], meters.
+        near: Depth at which the frustum begins, meters.
+        far: Depth at which it ends, meters; by default the 99th percentile of known depth.
     """
     if far is None:
         known = depth[np.isfinite(depth) & (depth > 0)]
@@ -168,18 +170,18 @@ def crop_to_frustum(
     near: float = 0.0,
     far: float | None = None,
 ) -> np.ndarray:
-    """Return which points, rows [M] int64, of a surface lie in the box around a view's frustum; see `frustum_box`.
+    """Return which points, rows [M] int64, of a surface are in the box around a view's frustum; see `frustum_box`.
 
     Reference:
         The chunks of Pri3D, Hou et al., 2021, arXiv 2104.11225. Its code rounds the box of the view's unprojected depth
-        map to whole metres (unknown depth counts as the camera's centre); here the box is that of the frustum, exact.
+        map to whole meters (unknown depth counts as the camera's center); here it is the exact box of the frustum.
     """
     box = frustum_box(depth, intrinsics, world_from_camera, near, far)
     return _NO_ROWS if box is None else surface.within(*box)
 
 
 def even_subset(rows: np.ndarray, most: int, generator: torch.Generator) -> np.ndarray:
-    """Return at most `most` of the rows [N]: one drawn from each of as many equal stretches of their order."""
+    """Return at most `most` of the rows [N]: one drawn from each of `most` equal stretches of their order."""
     if len(rows) <= most:
         return rows
     ends = torch.arange(most + 1) * len(rows) // most
@@ -191,13 +193,13 @@ def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.
     """Add `surface` [N, 3] and `surface_view` [N] to a sample: for each (augmented) view the surface in its frustum.
 
     Args:
-        sample: with the fields of `SURFACE_NEEDS` and `scene`, as `assemble` makes them.
-        dataset: provides the scene's surface.
-        generator: draws the subset where there are more than `max_points` points.
-        color: whether to add `surface_color` [N, 3], too; it changes nothing that is drawn.
+        sample: Sample from `assemble` with the fields of `SURFACE_NEEDS` and `scene`.
+        dataset: Dataset that provides the scene's surface.
+        generator: Draws the subset if there are more than `max_points` points.
+        color: Whether to add `surface_color` [N, 3], too; it does not change the draws.
 
     Raises:
-        ValueError: if colours are wanted and the scene's surface has none.
+        ValueError: Colors are requested and the scene's surface has none.
     """
     scene, most = int(sample["scene"]), dataset.max_surface_points
     surface = dataset.surface(scene)

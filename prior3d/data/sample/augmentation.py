@@ -1,4 +1,4 @@
-"""From decoded views to a sample's tensors: one affine map per view moves everything, colors change on their own."""
+"""From decoded views to a sample's tensors: one affine map per view moves all fields; colors change separately."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ _DRAWS = 4 + NEEDS_DRAWS
 
 
 def refuse_mirrors(options: AugmentOptions | None, fields: frozenset[str], table: FieldTable = FIELDS) -> None:
-    """Refuse options that mirror images where a field does not stay true in a mirror.
+    """Refuse options that mirror images if a field is not valid in a mirror image.
 
     Args:
         options: `augment:`, None for no augmentation.
-        fields: what is read.
-        table: all fields there are.
+        fields: Fields to read.
+        table: Table of all fields.
 
     Raises:
-        UserError: about `augment.flip`.
+        UserError: With the key `augment.flip`.
     """
     posed = sorted(name for name in fields if name in table and not table[name].mirrors)
     if options is not None and options.flip > 0 and posed:
@@ -46,23 +46,24 @@ def assemble(
 ) -> dict[str, Tensor]:
     """Make a sample's tensors, as `prior3d.contracts.fields` describes them without the batch axis.
 
-    The same numbers are drawn whatever `fields` names, so a prior that wants another field changes no other's images.
+    The random numbers drawn do not depend on `fields`, so a prior that needs another field does not change the images
+    of other priors.
 
     Args:
-        views: the V decoded views of one sample, each with its image or at least the size of it.
-        size: height H and width W of the run.
-        options: None for no augmentation.
-        fields: what to make. Those of the surface, and those that are in no table, are made elsewhere and skipped here.
-        generator: the only source of randomness.
-        table: all fields there are, those that the dataset brings included.
+        views: The V decoded views of one sample, each with its image or at least its size.
+        size: Height H and width W of the run.
+        options: Augmentation options; None for no augmentation.
+        fields: Fields to make. Surface fields and fields that are in no table are made elsewhere and skipped here.
+        generator: The only source of randomness.
+        table: Table of all fields, including those of the dataset.
 
     Returns:
-        The fields asked for, with a leading axis V where the table has one; packed ones with their `<name>_view`;
-        `scene` and `frame` always.
+        The requested fields, with a leading axis V if the table has one; packed ones with their `<name>_view`; always
+        `scene` and `frame`.
 
     Raises:
-        UserError: if the options mirror images of a posed dataset.
-        ValueError: if a view lacks what a field is made of, or holds something of another shape.
+        UserError: The options mirror images of a posed dataset.
+        ValueError: A view lacks the data for a field, or has data of the wrong shape.
     """
     refuse_mirrors(options, fields, table)
     draws = iter(torch.rand((len(views) + 2) * _DRAWS + 1, generator=generator, dtype=torch.float64).tolist())
@@ -87,7 +88,7 @@ def assemble(
 
 @dataclass(frozen=True)
 class _Look:
-    """One view with what was drawn for it."""
+    """One view with the draws for it."""
 
     view: View
     placement: Placement
@@ -103,14 +104,14 @@ class _Look:
 
 
 _COLORED = {"image": lambda look: look.colored, "image_clean": lambda look: look.clean}
-"""The two fields that change colors apart: all others move by the table alone."""
+"""The two fields with color changes in addition; all others only move as the table says."""
 
 _OF_CROPS = frozenset({"image_crops", "crop_from_image"})
-"""The two fields of a sample's crops of one image, which are drawn apart from its views."""
+"""The two fields of a sample's crops of one image, which are drawn separately from its views."""
 
 
 def _look(view: View, size: tuple[int, int], options: AugmentOptions | None, draws: Iterator[float]) -> _Look:
-    """Draw how one view is cropped and coloured."""
+    """Draw the crop and color changes of one view."""
     image_size = view["image"].shape[:2] if "image" in view else view.size
     if image_size is None:
         raise ValueError(f"expected the image or its size, got neither in scene {view.scene}, frame {view.frame}")
@@ -149,7 +150,7 @@ def _shared(views: Sequence[View], field: Field) -> Tensor:
 def _add_rows(
     sample: dict[str, Tensor], looks: Sequence[_Look], field: Field, fields: frozenset[str], table: FieldTable
 ) -> None:
-    """Add a packed field, what else is asked for of its rows, and the view of each row."""
+    """Add a packed field, the other requested fields of its rows, and the view of each row."""
     if not fields & table.rows_of(field.name):
         return
     along = [

@@ -1,7 +1,7 @@
 """From draws to batches: a stateless stream of draw numbers, decoding in worker processes, collation.
 
-A draw number names a sample of the run for good: it decides the sample and, with the seed, its augmentation. The stream
-of a rank follows from step, batch size, accumulation and world size, so a resumed run needs no sampler state.
+A draw number identifies a sample of the run permanently: it determines the sample and, with the seed, its augmentation.
+The stream of a rank depends only on step, batch size, accumulation and world size, so resuming needs no sampler state.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ from prior3d.errors import DamagedFile, UserError, section
 from prior3d.randomness import generator
 
 _ATTEMPTS = 20
-"""How many draws may be damaged in a row before the data is called unusable."""
+"""Number of damaged draws in a row after which the data counts as unusable."""
 
 Failure = tuple[str, str]
-"""A path and what is wrong with it."""
+"""A path and the problem with it."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class DrawStream(Sampler[int]):
     """The draw numbers of one rank, from one micro-batch of the run to another.
 
     Attributes:
-        start: first micro-batch (optimiser step x accumulation) to deliver.
-        stop: number of micro-batches in the whole run.
-        batch_size: samples per rank and micro-batch.
-        rank, world_size: of this process.
+        start: First micro-batch (optimizer step x accumulation) to deliver.
+        stop: Number of micro-batches in the whole run.
+        batch_size: Samples per rank and micro-batch.
+        rank, world_size: Rank of this process and number of processes.
     """
 
     start: int
@@ -45,13 +45,13 @@ class DrawStream(Sampler[int]):
     world_size: int = 1
 
     def __iter__(self) -> Iterator[int]:
-        """Yield draw numbers, a batch after the other."""
+        """Yield draw numbers, one batch after another."""
         for micro in range(self.start, self.stop):
             first = (micro * self.world_size + self.rank) * self.batch_size
             yield from range(first, first + self.batch_size)
 
     def __len__(self) -> int:
-        """Count the draws of the WHOLE run: the trainer counts a resumed run's batches from its beginning."""
+        """Return the number of draws in the WHOLE run: the trainer counts a resumed run's batches from the start."""
         return self.stop * self.batch_size
 
 
@@ -59,14 +59,14 @@ class DrawnSamples(TorchDataset):
     """Decodes and augments the sample of a draw number; runs in the loader's workers.
 
     Args:
-        dataset: decodes views.
-        fields: what the run reads.
-        augment: None for none.
-        seed: the run's seed.
-        skip_damaged: let the next draw stand in for a damaged one, and report it with the batch.
+        dataset: Dataset that decodes views.
+        fields: Fields that the run reads.
+        augment: Augmentation options; None for none.
+        seed: Seed of the run.
+        skip_damaged: Replace a damaged draw by the next one, and report it with the batch.
 
     Attributes:
-        table: all fields there are, those that the dataset brings included.
+        table: Table of all fields, including those of the dataset.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DrawnSamples(TorchDataset):
         self.skip_damaged = skip_damaged
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """Return the sample's tensors, with any damage met; errors travel as values, to be raised in one line."""
+        """Return the sample's tensors and any damage met; errors are returned as values, to be raised in one line."""
         damaged: list[Failure] = []
         for attempt in range(_ATTEMPTS):
             stream = generator("draw", self.seed, index, attempt)
@@ -107,7 +107,7 @@ class DrawnSamples(TorchDataset):
 
 
 def collate(samples: list[dict[str, object]], table: FieldTable = FIELDS) -> dict[str, object]:
-    """Make a batch of samples, as `batched` does; damage and errors travel with the tensors."""
+    """Make a batch of samples, as `batched` does; damage and errors are passed on with the tensors."""
     for sample in samples:
         if "error" in sample:
             return {"error": sample["error"]}
@@ -116,12 +116,12 @@ def collate(samples: list[dict[str, object]], table: FieldTable = FIELDS) -> dic
 
 
 def batched(samples: Sequence[Mapping[str, Tensor]], views: int, table: FieldTable = FIELDS) -> dict[str, Tensor]:
-    """Stack the fields of samples to a batch; rows of packed ones are concatenated, and know their view in the batch.
+    """Stack the fields of samples to a batch; packed fields are concatenated, with each row's view in the batch.
 
     Args:
-        samples: as `assemble` makes them.
-        views: views of each, V.
-        table: all fields there are.
+        samples: Samples from `assemble`.
+        views: Number of views per sample, V.
+        table: Table of all fields.
     """
     batch: dict[str, Tensor] = {}
     for name in samples[0]:
@@ -149,14 +149,14 @@ def make_loader(samples: DrawnSamples, stream: DrawStream, workers: int, pin_mem
 
 
 def raise_errors(batch: Mapping[str, object]) -> None:
-    """Raise, in the main process, the error a worker met."""
+    """Raise, in the main process, the error that a worker met."""
     error = batch.get("error")
     if error is not None:
         raise error
 
 
 def to_float(batch: Mapping[str, Tensor], table: FieldTable = FIELDS) -> dict[str, Tensor]:
-    """Turn byte images, already on the device, into float32 0..1."""
+    """Turn byte images that are already on the device into float32 0..1."""
     return {
         name: value.float() / 255
         if name in table and table[name].moves == "resample" and value.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""Colour changes of one image: they touch no geometry, and each image gets its own."""
+"""Color changes of one image: they do not affect geometry, and each image gets its own."""
 
 import math
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _GREY = np.ones((3, 1)) * LUMA
 
 NEEDS_DRAWS = 8
-"""How many uniform numbers one image's changes are made of, whatever the options: no option shifts another's draws."""
+"""Number of uniform numbers per image, for all options: no option shifts the draws of another."""
 
 
 @dataclass(frozen=True)
 class ColorChange:
-    """What is done to one image: a linear map of its colours, contrast about its own mean, and a blur.
+    """Changes of one image: a linear map of its colors, contrast about its own mean, and a blur.
 
     Attributes:
-        matrix: [3, 3], new RGB from RGB, before contrast.
-        contrast: factor about the mean brightness.
-        sigma: standard deviation of the Gaussian blur in pixels; 0 = none.
+        matrix: Matrix [3, 3] from old to new RGB, applied before contrast.
+        contrast: Factor about the mean brightness.
+        sigma: Standard deviation of the Gaussian blur, pixels; 0 = none.
     """
 
     matrix: np.ndarray
@@ -41,10 +41,10 @@ def draw_change(
     """Choose the changes of one image from `NEEDS_DRAWS` uniform numbers.
 
     Args:
-        draws: uniform numbers in [0, 1).
-        jitter: strengths of brightness, contrast, saturation (factors 1 - s to 1 + s) and hue (share of the circle).
-        probabilities: of colour jitter, of turning grey, of blurring.
-        sigma: least and greatest standard deviation of the blur, in pixels.
+        draws: Uniform numbers in [0, 1).
+        jitter: Strengths of brightness, contrast, saturation (factors 1 - s to 1 + s) and hue (share of the circle).
+        probabilities: Probabilities of color jitter, of conversion to gray, and of blur.
+        sigma: Smallest and largest standard deviation of the blur, pixels.
     """
     u = [next(draws) for _ in range(NEEDS_DRAWS)]
     strengths = jitter if u[0] < probabilities[0] else (0.0, 0.0, 0.0, 0.0)
@@ -60,14 +60,14 @@ def draw_change(
 def apply_change(image: np.ndarray, change: ColorChange) -> np.ndarray:
     """Return the changed image, [h, w, 3] uint8.
 
-    Brightness, saturation, hue and contrast are one affine map of RGB, clipped once, which is much quicker than one
-    after the other; it differs from that only where values leave 0..255 on the way. Hue turns about the grey axis (in
-    YIQ) rather than in HSV, so brightness is kept. Pillow does the arithmetic: a matrix product of NumPy would start
-    BLAS threads in every worker, tried at a hundred times the time on busy cores.
+    Brightness, saturation, hue and contrast are one affine map of RGB, clipped once, which is much faster than four
+    maps in turn. The result differs only where intermediate values leave 0..255. Hue turns about the gray axis (in YIQ)
+    rather than in HSV, so brightness is kept. Pillow does the arithmetic: a matrix product of NumPy would start BLAS
+    threads in every worker, which took a hundred times as long on busy cores.
 
     Args:
-        image: [h, w, 3] uint8.
-        change: what to do.
+        image: Image [h, w, 3] uint8.
+        change: Changes to apply.
     """
     picture = Image.fromarray(image)
     counts = np.array(picture.histogram(), dtype=np.float64).reshape(3, 256)
@@ -81,6 +81,6 @@ def apply_change(image: np.ndarray, change: ColorChange) -> np.ndarray:
 
 
 def _hue_rotation(share: float) -> np.ndarray:
-    """Return the [3, 3] matrix that turns colours about the grey axis by `share` of the full circle."""
+    """Return the [3, 3] matrix that turns colors about the gray axis by `share` of the full circle."""
     cos, sin = math.cos(2 * math.pi * share), math.sin(2 * math.pi * share)
     return np.linalg.inv(_YIQ) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ

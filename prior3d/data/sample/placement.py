@@ -1,6 +1,6 @@
-"""Where an image lies in the output: one affine map, scale and translation, that moves everything of a view.
+"""Placement of an image in the output: one affine map, scale and translation, that moves all fields of a view.
 
-`Placement.move` does to a field what its entry in the table of fields says.
+`Placement.move` moves a field according to its entry in the table of fields.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from PIL import Image
 from prior3d.contracts.fields import Field
 
 _LEAST_BOX = 1e-3
-"""Pixels; a clipped box that is thinner has no area left but rounding."""
+"""Pixels; a thinner clipped box has no area except rounding."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which part of an image fills the output: the one affine map of a view.
+    """The part of an image that fills the output: the one affine map of a view.
 
     Attributes:
-        box: left, top, right, bottom in pixels of the image (pixel centres at +0.5).
-        image_size: height and width of the image, pixels.
-        size: height and width of the output, pixels.
-        mirrored: whether left and right are swapped in the output.
+        box: Left, top, right, bottom in pixels of the image (pixel centers at +0.5).
+        image_size: Height and width of the image, pixels.
+        size: Height and width of the output, pixels.
+        mirrored: Whether left and right are swapped in the output.
     """
 
     box: tuple[float, float, float, float]
@@ -32,7 +32,7 @@ class Placement:
 
     @property
     def output_from_image(self) -> np.ndarray:
-        """[3, 3] homography: pixels of the image to pixels of the output, centres at +0.5."""
+        """Homography [3, 3]: pixels of the image to pixels of the output, centers at +0.5."""
         left, top, right, bottom = self.box
         (height, width), direction = self.size, -1 if self.mirrored else 1
         scale_x, scale_y = direction * width / (right - left), height / (bottom - top)
@@ -40,11 +40,11 @@ class Placement:
         return np.array([[scale_x, 0, -scale_x * start], [0, scale_y, -scale_y * top], [0, 0, 1.0]])
 
     def move(self, field: Field, value: np.ndarray) -> np.ndarray:
-        """Return the value of a field that is stacked, as it is in the output.
+        """Return the value that a stacked field has in the output.
 
         Args:
-            field: says how it moves; boxes move by `boxes`.
-            value: what a view holds of it.
+            field: Field; its entry in the table sets how it moves. Boxes move by `boxes`.
+            value: Value of the field in a view.
         """
         if field.moves == "resample":
             return self.resample(value)
@@ -55,12 +55,12 @@ class Placement:
         return self.output_from_image @ value if field.moves == "intrinsics" else value
 
     def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes [m, 4] clipped to the output, and which of the given ones, rows [m] int64, they are.
+        """Return boxes [m, 4] clipped to the output, and which rows [m] int64 of the given boxes they are.
 
-        What has no area left is dropped.
+        Boxes without any area left are dropped.
 
         Args:
-            boxes: [n, 4] left, top, right, bottom, pixels of the image.
+            boxes: Boxes [n, 4] left, top, right, bottom, pixels of the image.
         """
         corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
         affine = self.output_from_image
@@ -74,7 +74,7 @@ class Placement:
         """Return [H, W] or [H, W, C]: values of pixels, resized with antialiasing.
 
         Args:
-            values: [h', w'] or [h', w', C] uint8 or float32, the image's field of view at any resolution.
+            values: Values [h', w'] or [h', w', C], uint8 or float32, over the image's field of view at any resolution.
         """
         if values.shape[:2] != self.image_size:
             ratios = np.divide(values.shape[:2], self.image_size)[::-1]
@@ -86,27 +86,27 @@ class Placement:
         return np.stack([self.image(channel) for channel in np.moveaxis(values, -1, 0)], axis=-1)
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Return [H, W, 3] uint8: the box of an image [h, w, 3] uint8, resized with antialiasing; [h, w] likewise."""
+        """Return [H, W, 3] uint8: the box of an image [h, w, 3] uint8, resized with antialiasing; same for [h, w]."""
         height, width = self.size
         whole = self.box == (0, 0, width, height) and self.image_size == self.size
         if not whole:
-            # reducing_gap: shrinking more than fourfold first averages whole pixels, which is quicker and as smooth
+            # reducing_gap: shrinking more than fourfold first averages whole pixels, which is faster and as smooth
             resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, self.box, 2.0)
             image = np.asarray(resized)
         return image[:, ::-1] if self.mirrored else image
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
-        """Return [H, W] or [H, W, C]: the values nearest to the output's pixel centers.
+        """Return [H, W] or [H, W, C]: the values nearest to the output's pixel centers, not mixed across edges.
 
         Args:
-            values: [h', w'] or [h', w', C], the image's field of view at any resolution. Nothing is mixed across edges.
+            values: Values [h', w'] or [h', w', C] over the image's field of view at any resolution.
         """
         rows = self._indices(values.shape[0], axis=0)
         columns = self._indices(values.shape[1], axis=1)
         return values[rows[:, None], columns[None, :]]
 
     def nearest_vectors(self, vectors: np.ndarray) -> np.ndarray:
-        """Return [H, W, C] as `nearest` does, for vectors; mirrored, their first component changes its sign."""
+        """Return [H, W, C] as `nearest` does, for vectors; in a mirrored output their first component changes sign."""
         placed = self.nearest(vectors)
         if not self.mirrored:
             return placed
@@ -120,7 +120,7 @@ class Placement:
 
 
 def centered(image_size: tuple[int, int], size: tuple[int, int]) -> Placement:
-    """Return the largest centred crop of the output's aspect: what a view looks like without augmentation."""
+    """Return the largest centered crop of the output's aspect: the placement without augmentation."""
     return crop(image_size, size, 1.0, 0.5, 0.5, mirrored=False)
 
 
@@ -130,12 +130,12 @@ def crop(
     """Place a crop of the output's aspect whose sides are `share` of the largest such crop's.
 
     Args:
-        image_size: height and width of the image, pixels.
-        size: height and width of the output, pixels.
-        share: side of the crop over that of the largest crop.
-        across: 0 = at the left edge, 1 = at the right edge.
-        down: 0 = at the top edge, 1 = at the bottom edge.
-        mirrored: whether left and right are swapped.
+        image_size: Height and width of the image, pixels.
+        size: Height and width of the output, pixels.
+        share: Side of the crop over that of the largest crop.
+        across: Horizontal position: 0 = at the left edge, 1 = at the right edge.
+        down: Vertical position: 0 = at the top edge, 1 = at the bottom edge.
+        mirrored: Whether left and right are swapped.
     """
     (height, width), (out_height, out_width) = image_size, size
     pixels_per_output = share * min(height / out_height, width / out_width)

@@ -1,6 +1,6 @@
 """Features of several models as colors on the same images: shared principal axes, matched clusters; no measurements.
 
-Not here: pictures of depth, matches or one model's features (`prior3d.figures`).
+Figures of depth, matches or one model's features are in `prior3d.figures`.
 """
 
 from prior3d.probes.pictures.figures import (

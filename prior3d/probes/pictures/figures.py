@@ -1,4 +1,4 @@
-"""Figures of several models' features: a row for each image, the image first, then a column for each model."""
+"""Figures of several models' features: a row per image with the image first, then a column per model."""
 
 import colorsys
 import textwrap
@@ -24,28 +24,28 @@ Maps = Mapping[str, Sequence[Tensor]]
 """By model, the features [C, h, w] of each image."""
 
 PLACES = 2048
-"""Pixels that axes and clusters are fitted to, over all images: more changes no picture, and the work grows with its
-cube."""
+"""Number of pixels, over all images, that axes and clusters are fitted to. More would not change the figures, and the
+work grows with the cube of this number."""
 
 _WIDTH = 2.8
-"""Inches of a panel."""
+"""Width of a panel, inches."""
 
 _TEXT, _DPI = 9, 120
 
 _DISTINCT = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222222")
-"""Told apart also by colour-blind readers."""
+"""Colors that color-blind readers can distinguish, too."""
 
 
 @torch.no_grad()
 def plot_pca(models: Mapping[str, FrozenModel], images: Tensor, kind: FeatureKind = "dense") -> Figure:
-    """Plot images and the features of models as colours of ONE basis, fitted to all models and images together.
+    """Plot images and the features of models as colors of ONE basis, fitted to all models and images together.
 
-    Beneath each model: the share of its variance that the three colours show, and how far they agree with the first's.
+    Below each model: the share of its variance that the three colors show, and how well they agree with the first's.
 
     Args:
-        models: title to model; their channels and strides may differ.
-        images: [N, 3, H, W] in 0..1.
-        kind: which features: dense or encoder.
+        models: Dict from title to model; channels and strides may differ.
+        images: Images [N, 3, H, W] in 0..1.
+        kind: Type of features: dense or encoder.
     """
     check_sizes(models, {tuple(images.shape[-2:])})
     maps = read_maps(models, images, kind)
@@ -56,14 +56,14 @@ def plot_pca(models: Mapping[str, FrozenModel], images: Tensor, kind: FeatureKin
 def plot_clusters(
     models: Mapping[str, FrozenModel], images: Tensor, k: int = 6, seed: int = 0, kind: FeatureKind = "dense"
 ) -> Figure:
-    """Plot images and the clusters of each model's features, in the colours of the first model's clusters.
+    """Plot images and the clusters of each model's features, in the colors of the first model's clusters.
 
     Args:
-        models: title to model; their channels and strides may differ.
-        images: [N, 3, H, W] in 0..1.
-        k: clusters of each model, over all images.
-        seed: of k-means.
-        kind: which features: dense or encoder.
+        models: Dict from title to model; channels and strides may differ.
+        images: Images [N, 3, H, W] in 0..1.
+        k: Number of clusters per model, over all images.
+        seed: Seed of k-means.
+        kind: Type of features: dense or encoder.
     """
     check_sizes(models, {tuple(images.shape[-2:])})
     maps = read_maps(models, images, kind)
@@ -71,14 +71,14 @@ def plot_clusters(
 
 
 def read_maps(models: Mapping[str, FrozenModel], images: Sequence[Tensor] | Tensor, kind: FeatureKind) -> dict:
-    """Return by model the features [C, h, w] of each image [3, H, W]."""
+    """Return, by model, the features [C, h, w] of each image [3, H, W]."""
     if not models or not len(images):
         raise ValueError(f"expected models and images, got {len(models)} and {len(images)}")
     return {name: [encode(model, image, kind) for image in images] for name, model in models.items()}
 
 
 def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, names: Sequence[str] = ()) -> Figure:
-    """Plot features in the colours of axes that are known; `names` of images stand beside them."""
+    """Plot features in the colors of given axes; `names` label the images."""
     first = next(iter(maps))
     beneath = {
         name: f"shows {axes.shares[name]:.0%} of its variance"
@@ -93,7 +93,7 @@ def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, 
 def cluster_figure(
     images: Sequence[Tensor] | Tensor, maps: Maps, clusters: MatchedClusters, names: Sequence[str] = ()
 ) -> Figure:
-    """Plot the clusters of features; `names` of images stand beside them."""
+    """Plot the clusters of features; `names` label the images."""
     first = next(iter(maps))
     palette = _palette(len(clusters.centers[first]))
     beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} coloured as in {first}" for name in maps}
@@ -123,7 +123,7 @@ def _grid(
         extent = (0, image.shape[-1], image.shape[-2], 0)
         panels[row][0].imshow(to_picture(image), extent=extent)
         for panel, own in zip(panels[row][1:], pictures.values(), strict=True):
-            # Cells as they are: smoothing would invent a resolution that the features do not have.
+            # Draw cells without interpolation: smoothing would invent a resolution that the features do not have.
             panel.imshow(own[row], extent=extent, interpolation="nearest")
         if names:
             panels[row][0].set_ylabel(_wrapped(names[row], heights[row], _TEXT - 2), fontsize=_TEXT - 2)
@@ -139,32 +139,32 @@ def _grid(
 
 
 def _wrapped(text: str, inches: float, points: int) -> str:
-    """Return a text in lines that fit, whatever its length: nothing of a name is cut off."""
+    """Return a text in lines that fit, at any length: no part of a name is cut off."""
     width = max(8, int(inches * 72 / (0.6 * points)))
     return "\n".join(piece for line in text.split("\n") for piece in textwrap.wrap(line, width))
 
 
 def _palette(count: int) -> np.ndarray:
-    """Return colours [count, 3]."""
+    """Return colors [count, 3]."""
     if count <= len(_DISTINCT):
         return np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in _DISTINCT[:count]])
     return np.array([colorsys.hsv_to_rgb(i / count, 0.85 if i % 2 else 0.5, 0.9) for i in range(count)])
 
 
 def check_sizes(models: Mapping[str, FrozenModel], sizes: Iterable[tuple[int, int]]) -> None:
-    """Raise UserError where a model cannot take images of one of these sizes, height and width in pixels."""
+    """Raise UserError if a model cannot take images of one of these sizes, height and width in pixels."""
     sizes = list(sizes)
     for model in models.values():
         for size in {_whole_cells(model, size) for size in sizes}:
             for backbone in model.backbones:
                 if problem := size_problem(backbone, size):
-                    raise UserError(problem)  # no key of a recipe is at fault
+                    raise UserError(problem)  # no key: the error is not about a recipe
 
 
 def encode(model: FrozenModel, image: Tensor, kind: FeatureKind) -> Tensor:
     """Return the features [C, h, w] of an image [3, H, W] in 0..1, in float32 on the CPU.
 
-    The image is resized to the nearest whole number of the model's cells, so that the map covers it exactly.
+    The image is resized to the nearest whole number of the model's cells, so the map covers it exactly.
 
     Raises:
         UserError: the features are not finite.
@@ -183,12 +183,12 @@ def encode(model: FrozenModel, image: Tensor, kind: FeatureKind) -> Tensor:
 
 
 def sample_places(images: int) -> Tensor:
-    """Return places [images, P, 2] as shares of height and width, 0..1, the same whatever the models."""
+    """Return places [images, P, 2] as shares of height and width, 0..1, the same for all models."""
     return torch.rand(images, -(-PLACES // images), 2, generator=generator("pictures", images))
 
 
 def read_places(features: Tensor, places: Tensor) -> Tensor:
-    """Return the features [P, C] of the cells of a map [C, h, w] in which places [P, 2] lie."""
+    """Return the features [P, C] of the cells of a map [C, h, w] that contain places [P, 2]."""
     size = torch.tensor(features.shape[1:])
     rows, columns = torch.minimum((places * size).long(), size - 1).unbind(1)
     return features[:, rows, columns].T
@@ -197,7 +197,7 @@ def read_places(features: Tensor, places: Tensor) -> Tensor:
 def sample_features(
     maps: Mapping[str, Sequence[Tensor]],  # by model, a map [C, h, w] for each image
 ) -> dict[str, Tensor]:
-    """Return by model the features [R, C] at the same places of the same images."""
+    """Return, by model, the features [R, C] at the same places of the same images."""
     places = sample_places(len(next(iter(maps.values()))))
     return {
         name: torch.cat([read_places(features, here) for features, here in zip(own, places, strict=True)])
@@ -206,6 +206,6 @@ def sample_features(
 
 
 def _whole_cells(model: FrozenModel, size: tuple[int, int]) -> tuple[int, int]:
-    # The coarsest map's cell: encoders pad to it themselves, with a border that would be part of the picture.
+    # The coarsest map's cell: encoders pad to it, and the padded border would be part of the figure.
     cell = lcm(*(max(backbone.spec.encoder_channels) for backbone in model.backbones))
     return tuple(max(round(side / cell), 1) * cell for side in size)

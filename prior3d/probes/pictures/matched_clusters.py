@@ -1,4 +1,4 @@
-"""k-means of each model's own features, with colours matched between models by the pixels that clusters share."""
+"""k-means of each model's own features, with colors matched between models by the pixels that clusters share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _ATTEMPTS = 8
-"""Starts of k-means, of which the one with the least distance is kept."""
+"""Number of starts of k-means; the one with the lowest distance is kept."""
 
 
 @dataclass(frozen=True)
 class MatchedClusters:
-    """Clusters of several models, numbered alike.
+    """Clusters of several models with matching ids.
 
     Attributes:
-        means: by model, the mean feature [C]: distances are computed from it, where float32 is exact enough.
-        centers: by model, [k, C] less the mean; row i has the number i of the first model's most similar cluster.
-        agreement: by model, the share of pixels that have the first model's number, 0..1.
+        means: By model, the mean feature [C]; distances are computed relative to it, where float32 is exact enough.
+        centers: By model, [k, C] minus the mean; row i has the id i of the first model's most similar cluster.
+        agreement: By model, the share of pixels that have the first model's id, 0..1.
     """
 
     means: Mapping[str, Tensor]
@@ -27,7 +27,7 @@ class MatchedClusters:
     agreement: Mapping[str, float]
 
     def labels(self, name: str, features: Tensor) -> np.ndarray:
-        """Return the cluster numbers [h, w] of the features [C, h, w] of a model."""
+        """Return the cluster ids [h, w] of the features [C, h, w] of a model."""
         rows = features.flatten(1).T - self.means[name]
         return _nearest(rows, self.centers[name]).unflatten(0, features.shape[1:]).numpy()
 
@@ -35,13 +35,13 @@ class MatchedClusters:
 def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -> MatchedClusters:
     """Cluster the features of each model and number the clusters by those of the first model, largest first.
 
-    Clusters are matched one to one so that as many pixels as possible keep their number; one without a counterpart
-    takes a number that is left over, so `agreement` has to be read with the picture.
+    Clusters are matched one to one to maximize the number of pixels that keep their id. A cluster without a counterpart
+    takes an unused id, so `agreement` must be read together with the figure.
 
     Args:
-        samples: by model, the features [R, C] of the same R pixels in the same order; C may differ.
-        k: clusters of each model.
-        seed: of the first centres; the same pixels for all models.
+        samples: By model, the features [R, C] of the same R pixels in the same order; C may differ.
+        k: Number of clusters per model.
+        seed: Seed of the first centers; the same pixels for all models.
     """
     rows = next(iter(samples.values())).shape[0]
     if not 2 <= k <= rows:
@@ -63,10 +63,10 @@ def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -
 
 
 def assign(gains: Sequence[Sequence[float]]) -> list[int]:
-    """Give each row of a square table a column of its own so that the sum of the gains is largest.
+    """Assign each row of a square table to a different column to maximize the sum of the gains.
 
     Args:
-        gains: n rows of n numbers.
+        gains: Table of n rows of n numbers.
 
     Returns:
         The column of each row.

@@ -1,6 +1,6 @@
-"""Every kind of thing that stands in a room, in its variants.
+"""Every kind of thing in a room, with its variants.
 
-A variant is a family of shapes: a split can be given variants of its own, and so known kinds of unseen shape.
+A variant is a family of shapes: a split can have its own variants, and so known kinds in unseen shapes.
 """
 
 from collections.abc import Callable

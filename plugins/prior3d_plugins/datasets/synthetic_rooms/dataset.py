@@ -19,7 +19,7 @@ from prior3d_plugins.datasets.synthetic_rooms.styles import SPLITS, style_of
 from prior3d_plugins.datasets.synthetic_rooms.trajectories import pinhole
 
 CONTENT_VERSION = 2
-"""Raise it when anything about the rooms changes, so that caches are made anew."""
+"""Version of the rooms. Raise it when anything about the rooms changes; it invalidates caches."""
 
 _ARRAYS = ("image", "depth", "semantic", "normals", "world_from_camera")
 
@@ -27,39 +27,40 @@ _ARRAYS = ("image", "depth", "semantic", "normals", "world_from_camera")
 class SyntheticRooms(PosedDataset):
     """Furnished rooms, drawn from a seed and ray-cast: exact depth, poses, normals and classes; no download.
 
-    No room occurs in two splits. Unless asked otherwise, what covers a thing is drawn independently of what the thing
-    is, so texture and colour say nothing about shape or class. A camera walks around each room; more frames come
-    closer together. Depth, normals and classes are exact, whatever is done to the images.
+    No room occurs in two splits. By default, the texture of a thing is drawn independently of its class, so texture and
+    color carry no information about shape or class. A camera walks around each room; with more frames, neighboring
+    views are closer together. Depth, normals and classes are exact under all image effects.
 
     Args:
-        spec: what every dataset is told; the images have its size.
-        rooms: rooms of the split "train".
-        validation_rooms: rooms of the split "validation".
-        test_rooms: rooms of the split "test".
-        frames: views per room.
-        field_of_view: degrees across the width of a view.
-        exposure: spread of the views' brightness: each is multiplied by up to e^exposure or e^-exposure, and each of
-            its channels by a quarter of that, so that the colour of a point differs between views.
-        noise: standard deviation of the sensor noise in the images, of a range of 0..1, drawn anew for each view.
-        highlights: how bright the lamp is mirrored by the glossiest surfaces, 1 is white. A highlight moves with the
-            camera, so a point has another colour in another view; how glossy a surface is has nothing to do with what
-            it is.
-        texture: "independent": of class, see above. "correlated": as in real rooms, nine of ten textures have the
-            pattern and the colours (within 0.08 per channel) of the class they cover, so that appearance is a shortcut
-            to class; the tenth is any. Every class has colours of its own; 15 classes share the 12 patterns.
-        families: "shared": all splits draw from all variants of furniture and all patterns of textures. "disjoint":
-            each split has variants (at least one of every kind) and patterns (four: cloudy, gridded, striped, spotted)
-            of its own, so that tests show known kinds of things in unseen shapes under unseen patterns. All classes
-            are drawn in every split (a single room may lack one). The same for all splits, as they cannot be
-            otherwise, are floors, walls and ceilings, which are the sides of a box, and the solids that furniture is
-            made of; and so are sizes, lamps, walks and colours. Correlated with disjoint families, a class has the
-            same colours in all splits, and in each the same one of that split's four kinds of patterns.
-        content_seed: another seed gives other rooms; `seed` of the recipe does not change them.
-        pairs: which two views of a room make a pair.
-        surface: how a room's surface is fused from its frames, for priors that read it.
+        spec: Settings that every dataset gets; the images have its size.
+        rooms: Number of rooms in the split "train".
+        validation_rooms: Number of rooms in the split "validation".
+        test_rooms: Number of rooms in the split "test".
+        frames: Views per room.
+        field_of_view: Degrees across the width of a view.
+        exposure: Spread of the views' brightness. Each view is multiplied by a factor between e^-exposure and
+            e^exposure, and each of its channels by one with a quarter of that exponent, so the color of a point differs
+            between views.
+        noise: Standard deviation of the sensor noise, for images in 0..1; each view has its own noise.
+        highlights: Brightness of the lamp's reflection on the glossiest surfaces; 1 is white. A highlight moves with
+            the camera, so a point has different colors in different views. Gloss is independent of class.
+        texture: How textures depend on classes. "independent": not at all, see above. "correlated": as in real rooms,
+            nine of ten textures have the pattern and the colors (within 0.08 per channel) of the class they cover, so
+            appearance is a shortcut to class; the tenth is random. Every class has its own colors; 15 classes share the
+            12 patterns.
+        families: How splits share variants of furniture and patterns of textures. "shared": all splits draw from all of
+            them. "disjoint": each split has its own variants (at least one of every kind) and patterns (four: cloudy,
+            gridded, striped, spotted), so tests show known kinds of things in unseen shapes with unseen patterns. All
+            classes are drawn in every split (a single room may lack one). Some things have to be the same for all
+            splits: floors, walls and ceilings, which are the sides of a box, and the solids that furniture is made of;
+            so are sizes, lamps, walks and colors. With correlated textures and disjoint families, a class has the same
+            colors in all splits; in each split its pattern is the same one of that split's four kinds.
+        content_seed: Seed of the rooms; `seed` of the recipe does not change them.
+        pairs: Which two views of a room make a pair.
+        surface: How to fuse a room's surface from its frames, for priors that read it.
 
     Raises:
-        UserError: if an option is out of range.
+        UserError: An option is out of range.
     """
 
     provides = PosedDataset.provides | {"semantic", "normals"}
@@ -108,11 +109,11 @@ class SyntheticRooms(PosedDataset):
         return self.frames
 
     def scene_fingerprint(self, scene: int) -> str:
-        """Return a text that changes with whatever the room's content depends on."""
+        """Return a text that changes with everything that the room's content depends on."""
         return content_key(self._facts(scene))
 
     def jobs(self, fields: frozenset[str]) -> Iterator[Sequence[SceneJob]]:
-        """Yield the rendering of the rooms, then what all posed datasets compute once."""
+        """Yield the jobs that render the rooms, then the jobs that all posed datasets need once."""
         yield [self._room_job(scene) for scene in range(len(self.scenes))]
         yield from super().jobs(fields)
 
@@ -129,7 +130,7 @@ class SyntheticRooms(PosedDataset):
         return view
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the memory maps behind: pickled, they would travel as copies of all rooms."""
+        """Leave out the memory maps: pickled, they would be copies of all rooms."""
         return {**self.__dict__, "_open": {}}
 
     def _facts(self, scene: int) -> dict[str, object]:
@@ -155,7 +156,7 @@ class SyntheticRooms(PosedDataset):
         return SceneJob("synthetic_rooms", self.scenes[scene], self._facts(scene), partial(self._render, scene))
 
     def _render(self, scene: int, folder: Path, progress: Progress) -> None:
-        # Streams of their own: how many numbers a room takes must not change how its views are exposed.
+        # Separate streams: how many numbers a room draws must not change how its views are exposed.
         content, exposures = (
             np.random.default_rng(seed) for seed in np.random.SeedSequence(self._seeds[scene]).spawn(2)
         )

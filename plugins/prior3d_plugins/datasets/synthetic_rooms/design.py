@@ -1,6 +1,6 @@
-"""What a design of furniture is, and the few shapes all are made of.
+"""Designs of furniture, and the few shapes that all are made of.
 
-A design stands in its own frame: metres, z up from the floor, its back towards -y.
+A design has its own frame: meters, z up from the floor, its back towards -y.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive
 Triple = tuple[float, float, float]
 
 Parts = list[Primitive]
-"""What the functions that draw a design return."""
+"""Return type of the functions that draw a design."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """A piece of furniture, not yet anywhere.
+    """A piece of furniture that has no place yet.
 
     Attributes:
-        kind: name of its class.
-        primitives: what it is made of.
+        kind: Name of its class.
+        primitives: Solids that it is made of.
     """
 
     kind: str
@@ -30,35 +30,35 @@ class Design:
 
     @property
     def materials(self) -> int:
-        """How many materials it is made of."""
+        """Number of materials."""
         return 1 + max(primitive.material for primitive in self.primitives)
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and the highest x, y, z of its primitives, metres."""
+        """Lowest and highest x, y, z of its primitives, meters."""
         centers = np.array([primitive.center for primitive in self.primitives])
         halves = np.array([primitive.half for primitive in self.primitives])
         return (centers - halves).min(0), (centers + halves).max(0)
 
 
 def box(low: Triple, high: Triple, material: int = 0) -> Primitive:
-    """Return the box between two corners, metres."""
+    """Return the box between two corners, meters."""
     center = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
     return Primitive("box", center, tuple((b - a) / 2 for a, b in zip(low, high, strict=True)), material)
 
 
 def post(x: float, y: float, low: float, high: float, radius: float, material: int = 0) -> Primitive:
-    """Return the upright cylinder at (x, y) between two heights, metres."""
+    """Return the upright cylinder at (x, y) between two heights, meters."""
     return Primitive("cylinder", (x, y, (low + high) / 2), (radius, radius, (high - low) / 2), material)
 
 
 def ball(center: Triple, half: Triple, material: int = 0) -> Primitive:
-    """Return the ellipsoid with the given half sizes, metres."""
+    """Return the ellipsoid with the given half sizes, meters."""
     return Primitive("sphere", center, half, material)
 
 
 def legs(width: float, depth: float, height: float, thickness: float, material: int = 0) -> list[Primitive]:
-    """Return four square legs under the corners of a plate, metres."""
+    """Return four square legs under the corners of a plate, meters."""
     x, y, t = width / 2, depth / 2, thickness
     corners = [(-x, -y), (x - t, -y), (-x, y - t), (x - t, y - t)]
     return [box((a, b, 0.0), (a + t, b + t, height), material) for a, b in corners]

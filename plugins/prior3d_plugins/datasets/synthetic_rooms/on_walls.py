@@ -1,4 +1,4 @@
-"""What is on walls, doors, windows and pictures: each function draws one variant, its back at y = 0."""
+"""Doors, windows and pictures on walls: each function draws one variant, its back at y = 0."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive
 
 
 def _door_frame(x: float, h: float) -> list[Primitive]:
-    """Return what surrounds a leaf from -x to x, h metres high."""
+    """Return the frame around a door leaf from -x to x, h meters high."""
     jambs = [box((a, 0, 0), (a + 0.08, 0.06, h + 0.08), 1) for a in (-x - 0.08, x)]
     return [*jambs, box((-x, 0, h), (x, 0.06, h + 0.08), 1)]
 

@@ -1,4 +1,4 @@
-"""Patterns of the textures: how much of the second colour there is at points of pattern space, one unit a period."""
+"""Patterns of the textures: the share of the second color at points of pattern space, where one unit is a period."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def _sine(turns: Tensor) -> Tensor:
 
 
 def _square(turns: Tensor, footprint: Tensor) -> Tensor:
-    """Return a square wave from -1 to 1, its edges as soft as a pixel is wide, fading where pixels are too coarse."""
+    """Return a square wave from -1 to 1, with edges as soft as a pixel is wide; it fades if pixels are too coarse."""
     return (_sine(turns) / (2 * math.pi * footprint).clamp(min=0.02)).clamp(-1, 1)
 
 
@@ -116,8 +116,8 @@ FAMILIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "terrazzo": _terrazzo,
     "dots": _dots,
 }
-"""By name: points [3, N] in periods, a pixel's width [N] in periods, waves -> share of the second colour [N].
+"""By name: points [3, N] in periods, a pixel's width [N] in periods, waves -> share of the second color [N].
 
-Every three in a row are of a kind (cloudy, gridded, striped, spotted): dealt out one by one to three splits, they give
+Every three in a row are of one kind (cloudy, gridded, striped, spotted): dealt one by one to three splits, they give
 each split one of every kind.
 """

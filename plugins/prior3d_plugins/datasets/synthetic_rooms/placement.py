@@ -1,4 +1,4 @@
-"""What stands where in a room: nothing within anything else, outside the room, or in the camera's way."""
+"""Placement of furniture in a room: nothing inside anything else, outside the room, or in the camera's way."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,10 +10,10 @@ from prior3d_plugins.datasets.synthetic_rooms.design import Design
 from prior3d_plugins.datasets.synthetic_rooms.trajectories import Trajectory
 
 CLEARANCE = 0.3
-"""Metres kept free around every position of the camera."""
+"""Meters kept free around every position of the camera."""
 
 ON_WALLS = {"door": (0.0, 0.0), "window": (0.85, 1.1), "picture": (1.0, 1.5)}
-"""What is fixed to a wall, and metres above the floor between which it begins."""
+"""Kinds that are fixed to a wall, and the range of their lower edge above the floor, meters."""
 
 AROUND = ("door", "bed", "sofa", "shelf", "cabinet", "window", "shelf", "cabinet", "lamp", "plant")
 AROUND += ("picture", "picture", "picture", "window", "lamp", "plant")
@@ -32,16 +32,16 @@ def furnish(
     trajectory: Trajectory,
     variants: Mapping[str, tuple[str, ...]],
 ) -> list[Placed]:
-    """Draw what stands in a room: what finds no place is left out.
+    """Draw the furniture of a room; things that fit nowhere are left out.
 
     Args:
-        rng: source of randomness.
-        room_size: [3] metres.
-        trajectory: where the camera goes.
-        variants: of every kind, those that may be drawn.
+        rng: Source of randomness.
+        room_size: Size [3] of the room, meters.
+        trajectory: Path of the camera.
+        variants: Allowed variants of every kind.
 
     Returns:
-        designs and where they are, world_from_piece [4, 4].
+        Designs and their poses, world_from_piece [4, 4].
     """
     room = _FreeSpace(rng, room_size, trajectory, variants)
     tables = [room.put("table", room.anywhere) for _ in range(2)]
@@ -57,7 +57,7 @@ def furnish(
 
 
 class _FreeSpace:
-    """A room that is being furnished: boxes along its axes around all that stands there."""
+    """A room that is being furnished: axis-aligned boxes around everything in it."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _FreeSpace:
         self._taken: list[tuple[np.ndarray, np.ndarray]] = []
 
     def put(self, kind: str, where: Callable[[Design], Pose]) -> Placed | None:
-        """Put a new design of a kind at the first of some proposed places that is free."""
+        """Put a new design of a kind at the first of several proposed places that is free."""
         design = draw_design(kind, self.rng, self.variants[kind])
         for _ in range(_TRIES):
             pose = where(design)
@@ -86,7 +86,7 @@ class _FreeSpace:
         return None
 
     def _is_free(self, low: np.ndarray, high: np.ndarray) -> bool:
-        touch = 1e-4  # metres: things may stand on each other
+        touch = 1e-4  # meters: things may stand on each other
         if (low < -touch).any() or (high > self.size + touch).any():
             return False
         if any((low + touch < top).all() and (high - touch > bottom).all() for bottom, top in self._taken):
@@ -95,7 +95,7 @@ class _FreeSpace:
         return np.linalg.norm(away, axis=1).min() > CLEARANCE
 
     def anywhere(self, design: Design) -> Pose:
-        """Propose a place on the floor, turned anyhow."""
+        """Propose a place on the floor, with a random rotation."""
         x, y = self.rng.uniform(0.15, 0.85, 2) * self.size[:2]
         return _pose(x, y, 0.0, self.rng.uniform(0, 2 * math.pi))
 
@@ -109,13 +109,13 @@ class _FreeSpace:
         return _pose(x, y, self.rng.uniform(*ON_WALLS.get(design.kind, (0.0, 0.0))), side * math.pi / 2)
 
     def beside(self, chair: Design, table: Design, table_pose: Pose, side: int) -> Pose:
-        """Propose a place for a chair at a side of a table, facing it."""
+        """Propose a place for a chair at a side of a table, facing the table."""
         reach = table.bounds[1][1 - side % 2] + self.rng.uniform(0.3, 0.45)
         turn = side * math.pi / 2
         return table_pose @ _pose(reach * math.sin(turn), -reach * math.cos(turn), 0.0, turn + self.rng.normal(0, 0.2))
 
     def on_top(self, clutter: Design, support: Design, support_pose: Pose) -> Pose:
-        """Propose a place on something, around its middle."""
+        """Propose a place on top of something, near its middle."""
         x, y = self.rng.uniform(-0.6, 0.6, 2) * support.bounds[1][:2]
         return support_pose @ _pose(x, y, support.bounds[1][2], self.rng.uniform(0, 2 * math.pi))
 

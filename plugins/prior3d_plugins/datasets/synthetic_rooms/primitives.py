@@ -1,7 +1,7 @@
-"""Boxes, cylinders and spheres, and where rays meet them: exact, one primitive at a time, all rays at once.
+"""Boxes, cylinders and spheres, and their exact intersections with rays: one primitive at a time, all rays at once.
 
-Each primitive is the unit cube, cylinder or ball scaled by its half sizes, so a ray is moved into unit space, where the
-distance along it stays what it was. Rays are [3, N] planes rather than [N, 3] rows: several times quicker.
+Each primitive is the unit cube, cylinder or ball scaled by its half sizes. So a ray is transformed into unit space,
+where the distance along it stays the same. Rays are [3, N] planes rather than [N, 3] rows: several times faster.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 NEAR = 0.02
-"""Metres along the optical axis; nothing nearer is seen."""
+"""Meters along the optical axis; nothing nearer is visible."""
 
 _PARALLEL = 1e-12
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """A solid in the frame of the piece of furniture it belongs to (z up, metres).
+    """A solid in the frame of the piece of furniture it belongs to (z up, meters).
 
     Attributes:
-        shape: what is scaled by `half`: a cube, an upright cylinder or a ball.
-        center: x, y, z in metres.
-        half: half sizes along x, y, z in metres.
-        material: number of the piece's material it is made of, from 0.
+        shape: Shape that `half` scales: a cube, an upright cylinder or a ball.
+        center: Position x, y, z in meters.
+        half: Half sizes along x, y, z in meters.
+        material: Index of the piece's material that it is made of, from 0.
     """
 
     shape: Literal["box", "cylinder", "sphere"]
@@ -37,13 +37,13 @@ def intersect(primitive: Primitive, origins: Tensor, directions: Tensor) -> tupl
     """Find where rays enter a primitive.
 
     Args:
-        primitive: the solid.
-        origins: [3, N] metres, outside the solid.
-        directions: [3, N] of any length.
+        primitive: The solid.
+        origins: Ray origins [3, N], meters, outside the solid.
+        directions: Ray directions [3, N] of any length.
 
     Returns:
-        distance [N] in lengths of `directions`, inf where a ray misses, and the ray in unit space: origin and
-        direction [3, N], which `unit_normals` takes.
+        The distance [N] in lengths of `directions`, inf where a ray misses, and the ray in unit space: origin and
+        direction [3, N], as `unit_normals` needs them.
     """
     half = origins.new_tensor(primitive.half)[:, None]
     origins = (origins - origins.new_tensor(primitive.center)[:, None]) / half
@@ -76,12 +76,12 @@ def facing(points: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the products [N] of vectors [3, N]; the library's reductions are slow over so short a dimension."""
+    """Return the dot products [N] of vectors [3, N]; the library's reductions are slow over such a short dimension."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def slabs(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where rays enter and leave the cube from -1 to 1, or as many such slabs as there are rows."""
+    """Return where rays enter and leave the cube from -1 to 1, or the intersection of one slab per row."""
     inverse = 1 / torch.where(directions.abs() < _PARALLEL, _PARALLEL, directions)
     middle, reach = -origins * inverse, inverse.abs()
     enter, leave = middle - reach, middle + reach
@@ -97,7 +97,7 @@ def _round(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     closest = -(origins * directions).sum(0) / square
     # From the point of closest approach: the textbook form loses its digits far from a small ball.
     offset = origins + closest * directions
-    reach = ((1 - (offset * offset).sum(0)) / square).sqrt()  # nan where the ray misses, and compares false
+    reach = ((1 - (offset * offset).sum(0)) / square).sqrt()  # nan where the ray misses, and nan compares false
     return closest - reach, closest + reach
 
 

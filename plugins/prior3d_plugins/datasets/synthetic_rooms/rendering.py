@@ -1,4 +1,4 @@
-"""Ray-casting of a room: one ray through every pixel centre, all views of the room at once."""
+"""Ray-casting of a room: one ray through every pixel center, all views of the room at once."""
 
 from dataclasses import dataclass, fields
 
@@ -22,10 +22,10 @@ class Rendering:
     """All views of a room.
 
     Attributes:
-        image: [F, H, W, 3] uint8 RGB.
-        depth: [F, H, W] float32 metres along the optical axis; a closed room has no unknown depth.
-        semantic: [F, H, W] uint8 class ids, see `catalogue.CLASSES`.
-        normals: [F, H, W, 3] int8, unit vectors in world axes times 127, towards the camera.
+        image: Images [F, H, W, 3] uint8 RGB.
+        depth: Depth [F, H, W] float32 along the optical axis, meters; a closed room has no unknown depth.
+        semantic: Class ids [F, H, W] uint8, see `catalogue.CLASSES`.
+        normals: Unit vectors [F, H, W, 3] int8 in world axes times 127, towards the camera.
     """
 
     image: np.ndarray
@@ -36,23 +36,23 @@ class Rendering:
 
 @dataclass(frozen=True)
 class _Rays:
-    """One ray through every pixel centre; the rays of all views in one row, N = F * H * W of them."""
+    """One ray through every pixel center; the rays of all views are in one row, N = F * H * W of them."""
 
-    world_from_camera: np.ndarray  # [F, 4, 4] metres
+    world_from_camera: np.ndarray  # [F, 4, 4] meters
     columns: np.ndarray  # [W] and
-    rows: np.ndarray  # [H]: the x and y of the rays in camera axes, at depth 1
-    origins: Tensor  # [3, N] metres, world
-    directions: Tensor  # [3, N] world, as long as depth 1 m is along the optical axis
+    rows: np.ndarray  # [H]: x and y of the rays in camera axes, at depth 1
+    origins: Tensor  # [3, N] meters, world
+    directions: Tensor  # [3, N] world, the length that covers a depth of 1 m along the optical axis
 
 
 @dataclass
 class _Hits:
-    """What each ray has met so far."""
+    """What each ray has hit so far."""
 
-    depth: Tensor  # [N] metres along the optical axis
+    depth: Tensor  # [N] meters along the optical axis
     normals: Tensor  # [3, N] outward, world axes
     semantic: Tensor  # [N] uint8
-    texture: Tensor  # [N] int16, number in the list of the room's textures
+    texture: Tensor  # [N] int16, index into the list of the room's textures
 
 
 @torch.no_grad()
@@ -67,12 +67,12 @@ def render(
     """Render views of a room.
 
     Args:
-        room: what to render.
-        world_from_camera: [F, 4, 4] metres, inside the room, OpenCV axes.
-        intrinsics: [3, 3] pixels, the same for all views, without skew.
-        size: height and width in pixels.
-        sensor: how the F views are taken.
-        highlights: how bright the lamp is mirrored by what is as glossy as can be; 1 is white.
+        room: Room to render.
+        world_from_camera: Poses [F, 4, 4], meters, inside the room, OpenCV axes.
+        intrinsics: Matrix [3, 3], pixels, the same for all views, without skew.
+        size: Height and width in pixels.
+        sensor: Exposure and noise of the F views.
+        highlights: Brightness of the lamp's reflection on the glossiest surfaces; 1 is white.
     """
     step = max(1, _RAYS_AT_ONCE // (size[0] * size[1]))
     parts = []
@@ -114,7 +114,7 @@ def _cast(world_from_camera: np.ndarray, intrinsics: np.ndarray, size: tuple[int
 
 
 def _hit_surfaces(room: Room, rays: _Rays) -> _Hits:
-    """Meet the walls, the floor and the ceiling from inside."""
+    """Intersect rays with the walls, the floor and the ceiling, from inside."""
     half = rays.origins.new_tensor(room.size)[:, None] / 2
     origins, directions = rays.origins / half - 1, rays.directions / half
     _, depth = slabs(origins, directions)
@@ -125,7 +125,7 @@ def _hit_surfaces(room: Room, rays: _Rays) -> _Hits:
 
 
 def _hit_piece(piece: Piece, first_texture: int, rays: _Rays, hits: _Hits) -> None:
-    """Meet a piece of furniture; all its primitives share its frame."""
+    """Intersect rays with a piece of furniture; all its primitives share its frame."""
     near = _rays_near(piece, rays)
     rotation = rays.origins.new_tensor(piece.world_from_piece[:3, :3])
     shift = rays.origins.new_tensor(piece.world_from_piece[:3, 3:])
@@ -145,9 +145,9 @@ def _hit_piece(piece: Piece, first_texture: int, rays: _Rays, hits: _Hits) -> No
 
 
 def _rays_near(piece: Piece, rays: _Rays) -> Tensor:
-    """Return the numbers of the rays within each view's rectangle around the piece: few rays can meet it at all."""
+    """Return the indices of the rays within each view's rectangle around the piece: only a few rays can hit it."""
     starts, ends = (np.linalg.inv(rays.world_from_camera) @ piece.world_from_piece @ points for points in _edges(piece))
-    # Only what is in front of the camera projects: cut each edge [F, 4, 12] at the near plane.
+    # Only points in front of the camera project: cut each edge [F, 4, 12] at the near plane.
     with np.errstate(divide="ignore", invalid="ignore"):
         cut = (NEAR - starts[:, 2]) / (ends[:, 2] - starts[:, 2])
     cut_points = starts + np.where(np.isfinite(cut), cut, 0.0)[:, None] * (ends - starts)
@@ -170,7 +170,7 @@ def _edges(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colors(textures: list[Texture], hits: _Hits, points: Tensor, footprint: Tensor) -> Tensor:
-    """Return the colours [3, N] of the surfaces without light."""
+    """Return the colors [3, N] of the surfaces without lighting."""
     order = hits.texture.argsort()
     counts = torch.bincount(hits.texture.long(), minlength=len(textures)).tolist()
     colors = torch.empty_like(points)
@@ -181,7 +181,7 @@ def _colors(textures: list[Texture], hits: _Hits, points: Tensor, footprint: Ten
 
 
 def _shading(room: Room, points: Tensor, normals: Tensor) -> Tensor:
-    """Return how bright [N] each point is, the same from all sides: a lamp, light from all around, darker corners."""
+    """Return the view-independent brightness [N] of each point: a lamp, ambient light, darker corners."""
     towards = points.new_tensor(room.light)[:, None] - points
     square = dot(towards, towards)
     lamp = (dot(towards, normals) / square.sqrt()).clamp(min=0) / (1 + square / 16)
@@ -192,7 +192,7 @@ def _shading(room: Room, points: Tensor, normals: Tensor) -> Tensor:
 
 
 def _mirrored_lamp(room: Room, textures: list[Texture], hits: _Hits, points: Tensor, directions: Tensor) -> Tensor:
-    """Return how much of the lamp [N] each point sends to the camera that sees it, 0..1.
+    """Return how much light of the lamp [N] each point reflects to the camera that sees it, 0..1.
 
     Reference: Blinn, Models of light reflection for computer synthesized pictures, 1977: the angle between the normal
     and the direction half way between lamp and camera.

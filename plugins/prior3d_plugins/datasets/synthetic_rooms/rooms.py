@@ -1,4 +1,4 @@
-"""A furnished room, drawn from a seed: its size, the camera's walk, what stands where, and what covers it."""
+"""A furnished room, drawn from a seed: its size, the camera's walk, its furniture, and the textures."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from prior3d_plugins.datasets.synthetic_rooms.textures import Texture
 from prior3d_plugins.datasets.synthetic_rooms.trajectories import Trajectory, draw_trajectory
 
 SURFACES = ("wall", "wall", "wall", "wall", "floor", "ceiling")
-"""Classes of a room's own surfaces, at the low and the high end of x, y and z."""
+"""Classes of the room's surfaces, at the low and the high end of x, y and z."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A design put somewhere and covered with something.
+    """A design with a place in the room and textures.
 
     Attributes:
-        design: what it is.
-        world_from_piece: [4, 4], a turn about z and a shift in metres.
-        textures: one per material.
+        design: Its design.
+        world_from_piece: Pose [4, 4], a turn about z and a shift in meters.
+        textures: One texture per material.
     """
 
     design: Design
@@ -40,11 +40,11 @@ class Room:
     """Everything that is rendered.
 
     Attributes:
-        size: [3] metres; the room spans from 0 to `size`, z up.
-        surfaces: textures of the walls at x = 0 and x = size, the walls at y = 0 and y = size, floor and ceiling.
-        pieces: the furniture.
-        light: [3] metres, position of the lamp.
-        trajectory: where the camera goes.
+        size: Size [3], meters; the room spans from 0 to `size`, z up.
+        surfaces: Textures of the walls at x = 0 and x = size, the walls at y = 0 and y = size, floor and ceiling.
+        pieces: The furniture.
+        light: Position [3] of the lamp, meters.
+        trajectory: Path of the camera.
     """
 
     size: np.ndarray
@@ -55,11 +55,11 @@ class Room:
 
 
 def draw_room(rng: np.random.Generator, style: Style | None = None) -> Room:
-    """Draw a room; unless its style says so, textures are drawn knowing nothing of what they cover.
+    """Draw a room; unless its style correlates them, textures are independent of the things they cover.
 
     Args:
-        rng: source of randomness.
-        style: what may stand in the room and how it may look; anything by default.
+        rng: Source of randomness.
+        style: What may stand in the room and how it may look; anything by default.
     """
     style = style or Style()
     size = rng.uniform((4.0, 4.0, 2.4), (6.0, 6.0, 2.8))

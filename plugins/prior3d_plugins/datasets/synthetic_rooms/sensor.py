@@ -1,4 +1,4 @@
-"""From light to bytes: how bright each view is taken, and the noise of the sensor."""
+"""From light to bytes: the exposure of each view and the noise of the sensor."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 Seed = tuple[int, ...]
 
-_NOISE = 2  # names the stream apart from those a room spawns
+_NOISE = 2  # separates this stream from those that a room spawns
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """How the views of a room are taken.
+    """Exposure and noise of the views of a room.
 
     Attributes:
-        gains: [F, 3] factors on the colours of each view: exposure and white balance.
-        noise: standard deviation of what is added to every channel of every pixel, of a range of 0..1.
-        seed: of the noise; each view has a stream of its own.
+        gains: Factors [F, 3] on the colors of each view: exposure and white balance.
+        noise: Standard deviation of the noise on every channel of every pixel, for values in 0..1.
+        seed: Seed of the noise; each view has its own stream.
     """
 
     gains: np.ndarray
@@ -29,8 +29,8 @@ class Sensor:
         """Return the images [n, H, W, 3] uint8 of n views.
 
         Args:
-            colors: [3, n, H, W] light, 1 is white.
-            first: number of the first of these views.
+            colors: Light [3, n, H, W]; 1 is white.
+            first: Index of the first of these views.
         """
         views = range(first, first + colors.shape[1])
         colors = colors * torch.from_numpy(self.gains[views.start : views.stop]).float().T[:, :, None, None]
@@ -43,14 +43,14 @@ class Sensor:
 
 
 def draw_sensor(rng: np.random.Generator, frames: int, exposure: float, noise: float, seed: Seed) -> Sensor:
-    """Draw how the views of a room are exposed.
+    """Draw the exposure of the views of a room.
 
     Args:
-        rng: source of randomness of the exposure.
-        frames: number of views.
-        exposure: see `SyntheticRooms`.
-        noise: see `Sensor`.
-        seed: see `Sensor`.
+        rng: Source of randomness of the exposure.
+        frames: Number of views.
+        exposure: See `SyntheticRooms`.
+        noise: See `Sensor`.
+        seed: See `Sensor`.
     """
     spread = rng.uniform(-1, 1, (frames, 1)) + rng.uniform(-0.25, 0.25, (frames, 3))
     return Sensor(np.exp(exposure * spread), noise, seed)

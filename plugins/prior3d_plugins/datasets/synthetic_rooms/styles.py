@@ -1,4 +1,4 @@
-"""What the rooms of a split are made of and covered with: shapes and patterns of its own or everyone's; palettes."""
+"""Style of a split's rooms: shapes and patterns, either the split's own or shared by all splits; palettes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from prior3d_plugins.datasets.synthetic_rooms.textures import Texture, draw_text
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 CORRELATION = 0.9
-"""Probability that a texture is that of its class where texture and class are correlated; else it is any."""
+"""Probability that a correlated texture is that of its class; otherwise it is random."""
 
 PALETTES: dict[str, tuple[str, str]] = {
     "floor": ("8a5a33", "b98a5a"),
@@ -33,7 +33,7 @@ PALETTES: dict[str, tuple[str, str]] = {
     "plant": ("3f7d35", "7fb04f"),
     "clutter": ("c2447e", "3aa6a0"),
 }
-"""By class: the two colours (RGB, hexadecimal) of things whose texture tells their class."""
+"""By class: the two colors (RGB, hexadecimal) of things whose texture depends on their class."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Style:
     """What a room may hold and how it may look.
 
     Attributes:
-        variants: of every kind of furniture, the variants it may have.
-        families: patterns of textures.
-        correlated: whether family and colours of a texture mostly follow from the class of what it covers.
+        variants: Allowed variants of every kind of furniture.
+        families: Patterns of textures.
+        correlated: Whether family and colors of a texture mostly depend on the class that it covers.
     """
 
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {k: tuple(v) for k, v in VARIANTS.items()})
@@ -53,12 +53,12 @@ class Style:
     def draw_texture(
         self, rng: np.random.Generator, class_name: str, world_from_piece: np.ndarray | None = None
     ) -> Texture:
-        """Draw what covers a thing.
+        """Draw the texture that covers a thing.
 
         Args:
-            rng: source of randomness.
-            class_name: what the thing is; used only where the texture depends on it.
-            world_from_piece: [4, 4] pose of the thing; the world's by default.
+            rng: Source of randomness.
+            class_name: Class of the thing; used only if the texture depends on it.
+            world_from_piece: Pose [4, 4] of the thing; that of the world by default.
         """
         if self.correlated and rng.random() < CORRELATION:
             number = CLASSES.index(class_name)
@@ -79,7 +79,7 @@ def style_of(
 
 
 def deal(names: Sequence[str], split: Split) -> tuple[str, ...]:
-    """Return the names a split gets when they are dealt out one by one to the three splits, "train" first."""
+    """Return the names that a split gets when they are dealt one by one to the three splits, "train" first."""
     return tuple(names[SPLITS.index(split) :: len(SPLITS)])
 
 

@@ -1,4 +1,4 @@
-"""Solid textures: a colour for every point of space, so that edges and corners continue and no surface is unwrapped."""
+"""Solid textures: a color for every point of space, so edges and corners continue and no surface is unwrapped."""
 
 import math
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from torch import Tensor
 from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
 
 PERIODS = (0.12, 0.9)
-"""Metres between which the periods of patterns are drawn, evenly in their logarithm."""
+"""Range of the periods of patterns, meters; drawn log-uniformly."""
 
 SHININESS = (6.0, 60.0)
-"""Between which the exponents of highlights are drawn, evenly in their logarithm: from wide and dull to small."""
+"""Range of the exponents of highlights, from wide and dull to small; drawn log-uniformly."""
 
 PALETTE_SPREAD = 0.08
-"""By how much a channel of a colour differs at most from that of its palette."""
+"""Largest difference of a color channel from that of its palette."""
 
 _WAVES = 8
 
 
 @dataclass(frozen=True)
 class Texture:
-    """A pattern of two colours in a frame of its own.
+    """A pattern of two colors in its own frame.
 
     Attributes:
-        family: name of the pattern, a key of `FAMILIES`.
-        pattern_from_world: [3, 4] affine map; one unit in pattern space is one period.
-        colors: [2, 3] RGB, 0..1.
-        waves: [_WAVES, 4] directions and phases of the smooth waves that patterns are made of or warped by.
-        gloss: 0..1, how much of the lamp is mirrored.
-        shininess: exponent of the highlight; the higher, the smaller it is.
+        family: Name of the pattern, a key of `FAMILIES`.
+        pattern_from_world: Affine map [3, 4]; one unit in pattern space is one period.
+        colors: Colors [2, 3] RGB, 0..1.
+        waves: Directions and phases [_WAVES, 4] of the smooth waves that make or warp patterns.
+        gloss: How much light of the lamp is reflected, 0..1.
+        shininess: Exponent of the highlight; a higher exponent makes it smaller.
     """
 
     family: str
@@ -41,11 +41,11 @@ class Texture:
     shininess: float
 
     def color(self, points: Tensor, footprint: Tensor) -> Tensor:
-        """Return the colours [3, N] at points of the world.
+        """Return the colors [3, N] at points of the world.
 
         Args:
-            points: [3, N] metres.
-            footprint: [N] metres, the width of a pixel at the point: what is finer is averaged out.
+            points: Points [3, N], meters.
+            footprint: Width [N] of a pixel at the point, meters; finer detail is averaged out.
         """
         affine = points.new_tensor(self.pattern_from_world)
         period = float(np.linalg.norm(self.pattern_from_world[:, :3], axis=1).max())
@@ -61,13 +61,13 @@ def draw_texture(
     world_from_piece: np.ndarray | None = None,
     palette: np.ndarray | None = None,
 ) -> Texture:
-    """Draw a texture of one of the given families, or of any; nothing else about the thing it covers is known here.
+    """Draw a texture of one of the given families, or of any, without information about the thing that it covers.
 
     Args:
-        rng: source of randomness.
-        families: names of patterns.
-        world_from_piece: [4, 4] pose of the thing it covers, whose axes the pattern follows; the world's by default.
-        palette: [2, 3] RGB, 0..1, that the two colours lie near; by default they are anything.
+        rng: Source of randomness.
+        families: Names of patterns.
+        world_from_piece: Pose [4, 4] of the covered thing, whose axes the pattern follows; the world's by default.
+        palette: Colors [2, 3] RGB, 0..1, that the two colors are close to; by default they are random.
     """
     names = families or tuple(FAMILIES)
     world_from_piece = np.eye(4) if world_from_piece is None else world_from_piece
@@ -75,7 +75,7 @@ def draw_texture(
     cosine, sine = math.cos(turn), math.sin(turn)
     pattern_from_piece = np.eye(4)
     pattern_from_piece[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    pattern_from_piece[:3] /= np.exp(rng.uniform(*np.log(PERIODS)))  # period in metres
+    pattern_from_piece[:3] /= np.exp(rng.uniform(*np.log(PERIODS)))  # period in meters
     pattern_from_piece[:3, 3] = rng.uniform(0, 1, 3)
     colors = rng.uniform(0, 1, (2, 3))
     if palette is not None:

@@ -1,4 +1,4 @@
-"""Where the camera of a room goes: around the room and up and down, looking across it."""
+"""Path of a room's camera: around the room and up and down, looking across it."""
 
 import math
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 LOWEST, HIGHEST = 1.0, 1.9
-"""Metres between which the camera's height stays."""
+"""Range of the camera's height, meters."""
 
 ROLL = 6.0
-"""Degrees by which the camera is tilted sideways at most."""
+"""Largest sideways tilt of the camera, degrees."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Trajectory:
     """A walk around the middle of a room, as a curve that any number of views can be taken from.
 
     Attributes:
-        room_size: [3] metres.
-        start, sweep: radians around the middle of the room, where the walk begins and how far it goes.
-        swing: metres the camera goes up and down.
-        phases: [4] radians, of the ways nearer and farther, up and down, and of where the camera looks.
+        room_size: Size [3] of the room, meters.
+        start, sweep: Start and extent of the walk, radians around the middle of the room.
+        swing: Amplitude of the camera's height, meters.
+        phases: Phases [4] of the camera's distance and height and of its target, radians.
     """
 
     room_size: np.ndarray
@@ -44,7 +44,7 @@ class Trajectory:
 
 
 def draw_trajectory(rng: np.random.Generator, room_size: np.ndarray) -> Trajectory:
-    """Draw a walk through a room of the given size, [3] metres."""
+    """Draw a walk through a room of the given size, [3] meters."""
     return Trajectory(
         room_size=room_size,
         start=rng.uniform(0, 2 * math.pi),
@@ -58,12 +58,12 @@ def look_at(centers: np.ndarray, targets: np.ndarray, roll: np.ndarray) -> np.nd
     """Point cameras at targets.
 
     Args:
-        centers: [F, 3] metres.
-        targets: [F, 3] metres, not straight above or below.
-        roll: [F] radians each camera is turned about its optical axis; without, x is level.
+        centers: Camera centers [F, 3], meters.
+        targets: Targets [F, 3], meters, not straight above or below.
+        roll: Rotation [F] of each camera about its optical axis, radians; at 0, x is level.
 
     Returns:
-        world_from_camera [F, 4, 4].
+        Poses world_from_camera [F, 4, 4].
     """
     forward = _normalised(targets - centers)
     level = _normalised(np.cross(forward, [0.0, 0.0, 1.0]))

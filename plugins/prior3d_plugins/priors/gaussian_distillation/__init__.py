@@ -1,4 +1,4 @@
-"""The prior `gaussian_distillation`: lifted scenes, targets rendered from them, its loss and pictures; no splatting."""
+"""The prior `gaussian_distillation`: lifted scenes, their rendered targets, loss and figures; no splatting itself."""
 
 from prior3d_plugins.priors.gaussian_distillation.prior import GaussianDistillation
 

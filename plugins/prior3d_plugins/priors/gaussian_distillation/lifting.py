@@ -1,4 +1,4 @@
-"""From a scene's posed views to Gaussians that carry a teacher's features, and back from disk."""
+"""Lift a teacher's features from a scene's posed views to Gaussians, and save and load them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +17,15 @@ from prior3d.splat import lift_cg as conjugate_gradients
 
 _FILE = "lifted.safetensors"
 _AT_ONCE = 8
-"""Images a teacher encodes at once."""
+"""Number of images that a teacher encodes at once."""
 
 _KEPT_BYTES = 1 << 30
-"""Lifted scenes kept in memory; reading one takes milliseconds."""
+"""Maximum size of lifted scenes kept in memory; reading one takes milliseconds."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of a feature map, and how finely views are rendered to fill them.
+    """The cells of a feature map, and the resolution at which views are rendered to fill them.
 
     Attributes:
         cells: rows and columns of the map.
@@ -39,7 +39,7 @@ class Grid:
 
     @classmethod
     def of(cls, backbone: BackboneSpec, stride: int | None, fineness: int) -> "Grid":
-        """Return the grid of the encoder map of a stride, or of the dense features."""
+        """Return the grid of the encoder map at a stride, or of the dense features for None."""
         stride = stride or backbone.dense_stride
         return cls(tuple(-(-side // stride) for side in backbone.size), stride, fineness)
 
@@ -51,19 +51,19 @@ class Grid:
     def operator(
         self, gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor, engine: str | EngineChoice
     ) -> SplatOperator:
-        """Return what the cells of a view show of Gaussians; `intrinsics` [3, 3] in image pixels."""
+        """Return the operator from Gaussians to the cells of a view; `intrinsics` [3, 3] in image pixels."""
         camera = self.camera(intrinsics)
         return view_operator(gaussians, camera, world_from_camera, self.rendered, self.cells, engine=engine)
 
     def camera(self, intrinsics: Tensor) -> Tensor:
-        """Return intrinsics [..., 3, 3] in pixels of a rendering, cells beginning where the image's do."""
+        """Return intrinsics [..., 3, 3] in pixels of a rendering; its cells start where the image's cells start."""
         scale = self.fineness / self.stride
         return intrinsics.float() * intrinsics.new_tensor([[scale], [scale], [1.0]], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
 class Lifting:
-    """How a scene is lifted; the options of the prior on which a lifted scene depends."""
+    """Options of the prior that determine a lifted scene."""
 
     method: Literal["average", "cg"]
     frames: int
@@ -75,16 +75,16 @@ class Lifting:
 
 @dataclass(frozen=True, eq=False)
 class LiftedScene:
-    """Gaussians of a scene, and what was lifted onto them: features, and as the last channel their length [N, C + 1].
+    """Gaussians of a scene and their lifted values [N, C + 1]: features, then the features' length as the last channel.
 
-    The length is lifted on its own because averaging shortens: the mean of features that disagree is shorter than they.
+    The length is lifted separately because averaging shortens: the mean of features that disagree is shorter than each.
     """
 
     gaussians: Gaussians
     lifted: Lifted
 
     def save(self, folder: Path) -> None:
-        """Write it; features in half precision, relative to the greatest length."""
+        """Write the scene; features in half precision, relative to the greatest length."""
         shape = ("means", "quaternions", "scales", "opacities")
         tensors = {name: getattr(self.gaussians, name) for name in shape}
         unit = self.lifted.features[:, -1].amax().clamp_min(1e-20)
@@ -94,7 +94,7 @@ class LiftedScene:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "LiftedScene":
-        """Read what `save` wrote."""
+        """Read a scene that `save` wrote."""
         tensors = load_file(folder / _FILE, device=str(device))
         features = tensors.pop("features").float() * tensors.pop("unit")
         lifted = Lifted(features, tensors.pop("mass"), tensors.pop("views").long())
@@ -102,17 +102,17 @@ class LiftedScene:
 
     @property
     def bytes(self) -> int:
-        """Memory it takes, about."""
+        """Approximate memory of the scene in bytes."""
         return 4 * (self.lifted.features.numel() + 15 * len(self.gaussians))
 
 
 def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting) -> LiftedScene:
-    """Lay Gaussians on what a scene's depth maps show and lift features of the same views onto them.
+    """Lay Gaussians on the surfaces in a scene's depth maps and lift features of the same views onto them.
 
     Args:
-        scene: read at most `options.frames` evenly spaced frames of.
-        teach: images [1, V, 3, H, W] in 0..1 to feature maps [1, V, C, h, w].
-        options: how.
+        scene: scene to lift; at most `options.frames` evenly spaced frames are read.
+        teach: maps images [1, V, 3, H, W] in 0..1 to feature maps [1, V, C, h, w].
+        options: how to lift.
 
     Raises:
         UserError: the scene has too few frames, or no depth.
@@ -134,7 +134,7 @@ def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting
 def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:
     depth, intrinsics, poses = (views[name][0] for name in ("depth", "intrinsics", "world_from_camera"))
     spacing = options.spacing
-    if spacing is None and (depth > 0).any():  # a rendered pixel at the middle depth
+    if spacing is None and (depth > 0).any():  # size of a rendered pixel at the median depth
         footprints = (depth / intrinsics[:, :1, :1])[depth > 0]
         spacing = float(footprints.median()) * options.grid.stride / options.grid.fineness
     try:
@@ -144,7 +144,7 @@ def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:
 
 
 def _encode(images: Tensor, teach: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """Yield each view's features and their lengths, [C + 1, h, w]."""
+    """Yield each view's features and their length, [C + 1, h, w]."""
     for part in images.split(_AT_ONCE, dim=1):
         for feature in teach(part)[0].float():
             yield torch.cat([feature, feature.norm(dim=0, keepdim=True)])
@@ -155,10 +155,10 @@ def _evenly(count: int, most: int) -> list[int]:
 
 
 class LiftedScenes:
-    """The lifted scenes of a run, read when asked for; those asked for last are kept.
+    """The lifted scenes of a run, read on demand; the most recently used ones stay in memory.
 
     Args:
-        folders: of the scenes, in the order of the batch field `scene`.
+        folders: folders of the scenes, in the order of the batch field `scene`.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures: image, rendered targets and the features that learn from them, in one basis, and what is masked."""
+"""Figures: image, rendered targets, the features that learn from them in one basis, and the mask."""
 
 import torch
 from matplotlib.figure import Figure
@@ -13,11 +13,11 @@ def plot_distillation(images: Tensor, targets: Tensor, known: Tensor, students: 
     Args:
         images: [N, 3, H, W] in 0..1.
         targets: [N, C, h, w].
-        known: cells that have a target, [N, h, w].
-        students: features, [N, C, h, w].
+        known: [N, h, w] cells that have a target.
+        students: [N, C, h, w] trained features.
     """
     students = students.float()
-    shown = torch.where(known[:, None], targets, students)  # cells without a target say nothing about the basis
+    shown = torch.where(known[:, None], targets, students)  # cells without a target do not affect the basis
     colors = principal_colors(torch.cat([shown, students]))
     figure, axes = panels(len(images), 4)
     for axis, title in zip(axes[0], ("image", "target", "features", "masked"), strict=True):

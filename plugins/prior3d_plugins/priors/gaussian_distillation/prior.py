@@ -1,4 +1,4 @@
-"""Gaussian distillation: features shall be what the same place looks like to the teacher from many views (FiT3D)."""
+"""Gaussian distillation: features match the teacher's view of the same place from many views (FiT3D)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,46 +22,50 @@ _DRAWN = 3
 
 
 class GaussianDistillation(Prior):
-    """Pull features to view-consistent ones: a teacher's, lifted onto a scene's Gaussians and rendered for each view.
+    """Pull features toward view-consistent targets: a teacher's features, lifted to Gaussians and rendered per view.
 
-    Gaussians lie on what posed depth maps show. The teacher's features of a scene's views are gathered on them once;
-    each step some of the batch's views, as they were cropped, get their targets rendered at the feature grid. What
-    fewer than `min_views` views have seen has no target: it would be that image's own feature.
+    Gaussians lie on the surfaces that posed depth maps show. The teacher's features of a scene's views are lifted onto
+    them once. In each step, some of the batch's views get targets rendered at the feature grid for their own crop.
+    A Gaussian that fewer than `min_views` views have seen gives no target: it would return that image's own feature.
 
-    With pre-trained weights the teacher is the `reference`, and scenes are lifted before training, once for all runs
-    (`prior3d-prepare`). From random weights there is nothing to lift at first: let other priors begin, and lift from
-    the moving average (`teacher: ema`, with `backbone.ema`) from `start_step` on. Until then the loss is 0 and the
-    curve `active` too.
+    With pre-trained weights, the teacher is the `reference` and scenes are lifted before training, once for all runs
+    (`prior3d-prepare`). With random weights, there is nothing to lift at first: let other priors start, and lift from
+    the moving average (`teacher: ema`, with `backbone.ema`) from `start_step` on. Until then the loss and the logged
+    scalar `active` are 0.
 
     Args:
-        backbone: what the features look like.
-        teacher: whose features are lifted: the `reference`'s (the initial backbone's) or those of its moving average.
-        start_step: step at which `ema` is lifted first; of `teacher: ema` only.
-        refresh_every: steps after which it is lifted anew; 0 for never; of `teacher: ema` only.
-        refreshes: how often it is lifted anew at most.
-        stride: of the encoder map that teaches and learns, pixels per cell; null for the backbone's dense features.
-        lift: `average` of what the views say, weighted by how much they see; or least squares by conjugate gradients
-            (`cg`), sharper where depth is exact.
-        frames: views a scene is lifted from at most, evenly spaced.
-        spacing: metres between Gaussians; null for that of rendered pixels at the middle depth.
-        fineness: rendered pixels along a feature cell; on slanted surfaces targets lie up to half of one aside.
-        min_views: views that must have seen a Gaussian.
-        min_coverage: share of a cell that such Gaussians must cover.
-        views_per_step: views of a batch that get targets, drawn anew each step; null for all.
-        distance: cosine, smooth_l1 in units of the targets' spread, or the sum of both.
-        head: `linear` puts one between features and targets, beginning as the identity; `identity` puts nothing.
-        anchor: weight of the same distance from the initial backbone's features, at all cells. 0 spares its pass, and
-            is right from random weights.
-        engine: who renders views, to lift and for targets: `auto`, or the name of an engine (`torch`, `gsplat`), with
-            or without `splat/` before it. They agree within rounding.
+        backbone: specification of the features.
+        teacher: source of the lifted features: the initial backbone (`reference`) or the moving average (`ema`).
+        start_step: step at which the moving average is first lifted; only with `teacher: ema`.
+        refresh_every: steps between repeated lifts; 0 for no repeats; only with `teacher: ema`.
+        refreshes: maximum number of repeated lifts.
+        stride: stride, in pixels per cell, of the encoder map that teaches and learns; null for the backbone's dense
+            features.
+        lift: `average`: mean of the views' features, weighted by how much of a Gaussian each view sees. `cg`: least
+            squares by conjugate gradients, sharper where depth is exact.
+        frames: maximum number of views to lift a scene from, evenly spaced.
+        spacing: distance in meters between Gaussians; null for the distance between rendered pixels at the median
+            depth.
+        fineness: rendered pixels per side of a feature cell. On slanted surfaces, targets are off by up to half a
+            rendered pixel.
+        min_views: minimum number of views that must have seen a Gaussian.
+        min_coverage: minimum share of a cell that these Gaussians must cover.
+        views_per_step: views of a batch that get targets, drawn in each step; null for all.
+        distance: loss between features and targets: `cosine`, `smooth_l1` in units of the targets' spread, or `both`
+            (their sum).
+        head: layer between features and targets: `linear`, which starts as the identity, or `identity` for none.
+        anchor: weight of the same distance to the initial backbone's features, at all cells. 0 saves the forward pass
+            of the initial backbone, and is right with random weights.
+        engine: engine that renders views, for lifting and for targets: `auto`, or the name of an engine (`torch`,
+            `gsplat`), with or without the prefix `splat/`. Engines agree within rounding.
 
     Reference:
         Yue et al., Improving 2D Feature Representations by 3D-Aware Fine-Tuning, ECCV 2024, arXiv 2407.20229.
-        Differences: Gaussians from depth instead of 30,000 steps of optimisation (there too, features never move them);
-        features gathered in closed form, without a bottleneck of 64 channels and a decoder per scene; targets rendered
-        at the grid for the augmented view, divided by what is covered, their length restored; masks; the cosine term;
-        the anchor; the moving average as a teacher. Theirs: plain L1 on all views, which makes features alone worse at
-        depth; only original and new ones side by side were better.
+        Differences: Gaussians come from depth instead of 30,000 steps of optimization (there too, features never move
+        them); features are lifted in closed form, without a bottleneck of 64 channels and a decoder per scene; targets
+        are rendered at the grid for the augmented view, divided by the coverage, with their length restored; masks; the
+        cosine term; the anchor; the moving average as a teacher. FiT3D uses plain L1 on all views, which makes the
+        features alone worse at depth; only original and new features side by side were better there.
     """
 
     prepares = ("image", "depth", "intrinsics", "world_from_camera")
@@ -120,7 +124,7 @@ class GaussianDistillation(Prior):
         self._scenes = LiftedScenes(folders)
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, its terms, the share of cells with a target and the cosine there."""
+        """Return the loss, its terms, the share of cells with a target and the cosine at these cells."""
         feature, zero = features["image"], self.zero(features)
         if self._scenes is None:
             return zero, {"active": torch.zeros(())}
@@ -139,7 +143,7 @@ class GaussianDistillation(Prior):
         return loss + zero, {**terms, **scalars}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the first views of the batch, their targets, their features and the mask, once there are targets."""
+        """Draw the first views of the batch, their targets, features and mask, once there are targets."""
         if self._scenes is None:
             return {}
         maps = self._map(features["image"])
@@ -152,7 +156,7 @@ class GaussianDistillation(Prior):
         return feature.encoder[self.stride] if self.stride else feature.dense
 
     def _choose(self, total: int, device: torch.device) -> Tensor:
-        """Draw which of the batch's views get targets, [N] int64."""
+        """Draw the batch's views that get targets, [N] int64."""
         return torch.rand(total, device=device).topk(min(self.views_per_step or total, total)).indices
 
     def _render(self, batch: Batch, chosen: Tensor) -> Targets:

@@ -1,4 +1,4 @@
-"""What the features of a view should be: rendered from the lifted scene, for the view's own camera."""
+"""Targets for the features of a view, rendered from the lifted scene with the view's own camera."""
 
 from typing import Literal, NamedTuple
 
@@ -11,14 +11,14 @@ from prior3d.splat import EngineChoice, render_feature_targets
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene
 
 Distance = Literal["cosine", "smooth_l1", "both"]
-"""How features are compared: `both` is the sum of the other two."""
+"""Distance between features: `both` is the sum of the other two."""
 
 _LEAST_SPREAD = 0.01
-"""Share of the targets' length that counts as spread at least: collapsed features have none to divide by."""
+"""Minimum spread as a share of the targets' length: collapsed features have no spread to divide by."""
 
 
 class Targets(NamedTuple):
-    """Targets [N, C, h, w] of N views, 0 where there is none, and where there is one [N, h, w] bool."""
+    """Targets [N, C, h, w] of N views, 0 where unknown, and a mask [N, h, w] bool, true where known."""
 
     values: Tensor
     known: Tensor
@@ -34,19 +34,19 @@ def render_targets(
     min_coverage: float,
     engine: str | EngineChoice = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Render one view's targets: direction of the lifted features' mean over a cell, length that of the features.
+    """Render the targets of one view: the direction of the mean lifted feature in a cell, scaled to the lifted length.
 
     Args:
-        scene: lifted.
-        intrinsics: of the view as it was cropped and resized.
-        world_from_camera: its pose.
-        grid: the cells.
-        min_views: Gaussians seen by fewer hide what is behind them and count as not covered.
-        min_coverage: share of a cell that the others must cover.
-        engine: who renders.
+        scene: lifted scene.
+        intrinsics: [3, 3] intrinsics of the view after crop and resize.
+        world_from_camera: [4, 4] pose of the view.
+        grid: cells of the feature map.
+        min_views: Gaussians seen by fewer views hide what is behind them and do not count as coverage.
+        min_coverage: minimum share of a cell that the other Gaussians must cover.
+        engine: engine that renders.
 
     Returns:
-        Targets [C, h, w], 0 where unknown, and where they are known [h, w].
+        Targets [C, h, w], 0 where unknown, and a mask [h, w], true where known.
     """
     rendered = render_feature_targets(
         scene.gaussians,
@@ -64,19 +64,19 @@ def render_targets(
 
 
 def compare(student: Tensor, target: Tensor, known: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
-    """Measure how far features are from their targets, over the cells that have one.
+    """Measure the distance between features and their targets, over the cells that have a target.
 
-    `cosine` is 1 - cosine and lets the length of features go; `smooth_l1` is in units of the targets' spread, so that
-    it means the same for any scale of features.
+    `cosine` is 1 - cosine and ignores the length of features. `smooth_l1` is in units of the targets' spread, so it
+    means the same at any scale of features.
 
     Args:
         student: [N, C, h, w].
         target: [N, C, h, w].
         known: [N, h, w] bool.
-        distance: cosine, smooth_l1 or both.
+        distance: `cosine`, `smooth_l1` or `both`.
 
     Returns:
-        The distance, float32, 0 where nothing is known, and the mean cosine, to look at.
+        The distance, float32, 0 where nothing is known, and the mean cosine, for logging only.
     """
     with full_precision(student.device):
         student, target = student.float(), target.detach().float()
@@ -88,12 +88,12 @@ def compare(student: Tensor, target: Tensor, known: Tensor, distance: Distance) 
 
 
 def _spread(target: Tensor, known: Tensor) -> Tensor:
-    """Standard deviation of the targets about their mean over cells, all channels together."""
+    """Return the standard deviation of the targets about their mean over cells, over all channels."""
     middle = _mean(target.movedim(1, 0), known).view(-1, 1, 1)
     variance = _mean((target - middle).square().mean(1), known)
     return (variance + (_LEAST_SPREAD**2) * _mean(target.square().mean(1), known)).sqrt().clamp_min(1e-12)
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:
-    """Mean over the known cells of values [..., N, h, w]; 0 where there is none."""
+    """Return the mean over the known cells of values [..., N, h, w]; 0 if no cell is known."""
     return torch.where(known, values, 0).sum((-3, -2, -1)) / known.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""From the surface around each view to one batch of voxel grids, each turned and shifted at random."""
+"""Turn the surface around each view into one batch of voxel grids, each turned and shifted at random."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from prior3d.sparse import sparse_quantize
 
 
 class Grids(NamedTuple):
-    """Where the voxels of G chunks lie: grid axes are the world's, turned about the vertical, with a random origin.
+    """Voxel grids of G chunks: world axes turned about the vertical, with a random origin.
 
     Attributes:
-        origin: [G, 3] metres, world axes; the camera's centre, so that float32 has digits to spare.
+        origin: [G, 3] meters, world axes; the camera center, which leaves float32 enough digits.
         turn: [G] radians about the vertical.
         shift: [G, 3] voxels, 0..1.
-        voxel_size: metres.
-        axes: which world axes become the grid's x, y and (vertical) z.
+        voxel_size: meters.
+        axes: world axes that become the grid's x, y and (vertical) z.
     """
 
     origin: Tensor
@@ -27,7 +27,7 @@ class Grids(NamedTuple):
     axes: tuple[int, int, int]
 
     def positions(self, points: Tensor, chunk: Tensor) -> Tensor:
-        """Return world points [..., 3] in voxels of the grids of their chunks [...]; the floor names the voxel."""
+        """Return world points [..., 3] in voxels of the grids of their chunks [...]; the floor is the voxel."""
         points = points.float() - self.origin[chunk]
         x, y, z = (points[..., axis] for axis in self.axes)
         cosine, sine = self.turn.cos()[chunk], self.turn.sin()[chunk]
@@ -35,7 +35,7 @@ class Grids(NamedTuple):
         return turned / self.voxel_size + self.shift[chunk]
 
     def centers(self, voxels: Tensor) -> Tensor:
-        """Return the centres [M, 3] of voxels [M, 4] (chunk, x, y, z): metres, world axes."""
+        """Return the centers [M, 3] of voxels [M, 4] (chunk, x, y, z): meters, world axes."""
         chunk = voxels[:, 0].long()
         x, y, z = ((voxels[:, 1:] + 0.5 - self.shift[chunk]) * self.voxel_size).unbind(-1)
         cosine, sine = self.turn.cos()[chunk], self.turn.sin()[chunk]
@@ -44,13 +44,13 @@ class Grids(NamedTuple):
 
 
 def random_grids(world_from_camera: Tensor, voxel_size: float, max_turn_deg: float, up: str) -> Grids:
-    """Draw a grid for the chunk of each view: a turn of up to `max_turn_deg` either way, a shift within a voxel.
+    """Draw a grid for the chunk of each view: a turn of up to `max_turn_deg` in either direction, a shift in a voxel.
 
     Args:
-        world_from_camera: [G, 4, 4] poses, metres.
-        voxel_size: metres.
-        max_turn_deg: degrees.
-        up: the world axis along the vertical: x, y or z.
+        world_from_camera: [G, 4, 4] poses, meters.
+        voxel_size: meters.
+        max_turn_deg: maximum turn in degrees.
+        up: vertical world axis: x, y or z.
     """
     poses = world_from_camera.float()
     turn = (2 * torch.rand(len(poses), device=poses.device) - 1) * (max_turn_deg * torch.pi / 180)
@@ -60,10 +60,10 @@ def random_grids(world_from_camera: Tensor, voxel_size: float, max_turn_deg: flo
 
 
 class Points(NamedTuple):
-    """Points of the surface, packed.
+    """Points of the surface, packed over chunks.
 
     Attributes:
-        positions: [N, 3] metres, world axes.
+        positions: [N, 3] meters, world axes.
         chunk: [N] int64.
         colors: [N, 3] 0..1, or None.
     """
@@ -73,7 +73,7 @@ class Points(NamedTuple):
     colors: Tensor | None
 
     def where(self, kept: Tensor) -> "Points":
-        """Return the points whose place in a mask [N] is true."""
+        """Return the points where a mask [N] is true."""
         return Points(*(None if values is None else values[kept] for values in self))
 
 
@@ -82,7 +82,7 @@ class Voxels(NamedTuple):
 
     Attributes:
         coordinates: [M, 4] int32: chunk, x, y, z.
-        colors: [M, 3] mean of the colours of each voxel's points, or None.
+        colors: [M, 3] mean color of each voxel's points, or None.
     """
 
     coordinates: Tensor
@@ -90,9 +90,9 @@ class Voxels(NamedTuple):
 
 
 def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
-    """Return the occupied voxels of points, with mean colours if the points have any.
+    """Return the occupied voxels of points, with mean colors if the points have any.
 
-    Of a chunk with more than `max_voxels` the nearest to the camera stay: a smaller chunk, as dense as before.
+    In a chunk with more than `max_voxels`, those nearest to the camera stay: the chunk is smaller but as dense.
     """
     found = sparse_quantize(grids.positions(points.positions, points.chunk), batch=points.chunk)
     voxels, colors = found.coordinates, None
@@ -106,7 +106,7 @@ def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
 
 
 def _nearest(voxels: Tensor, grids: Grids, most: int) -> Tensor:
-    """Return the rows [K] of the at most `most` voxels of each chunk that are nearest to its camera."""
+    """Return the rows [K] of the voxels nearest to each chunk's camera, at most `most` per chunk."""
     distance = (grids.centers(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
     order = distance.argsort()
     order = order[voxels[order, 0].argsort(stable=True)]
@@ -123,18 +123,18 @@ def within_reach(
     size: tuple[int, int],
     far: float,
 ) -> Tensor:
-    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` metres.
+    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` meters.
 
-    The box of a shorter frustum lies within that of a longer one, so this cuts a chunk down to what `far` would have
-    made of it in the first place.
+    The box of a shorter frustum lies within that of a longer one, so the cut gives the chunk that `far` would have
+    given in the first place.
 
     Args:
-        points: metres, world axes.
+        points: [N, 3] meters, world axes.
         chunk: [N] int64.
-        intrinsics: [G, 3, 3] pixels, centres at +0.5.
-        world_from_camera: [G, 4, 4] metres.
+        intrinsics: [G, 3, 3] pixels, centers at +0.5.
+        world_from_camera: [G, 4, 4] meters.
         size: height and width of the views, pixels.
-        far: metres along the optical axis.
+        far: meters along the optical axis.
     """
     corners = pixel_centers(2, 2, points.device) - 0.5  # 0 or 1 in x and y
     corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)

@@ -1,4 +1,4 @@
-"""Pictures of pixel-voxel matches: one colour for a pixel and its voxel."""
+"""Figures of pixel-voxel matches: one color for a pixel and its voxel."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,24 +13,24 @@ _SHOWN_VOXELS = 8000
 
 def plot_matches(
     image: Tensor,  # [3, H, W] 0..1
-    pixels: Tensor,  # [K, 2] x, y; centres at +0.5
+    pixels: Tensor,  # [K, 2] x, y; centers at +0.5
     matched: Tensor,  # [K] int64, rows of `centers`
-    centers: Tensor,  # [M, 3] metres, world axes
+    centers: Tensor,  # [M, 3] meters, world axes
     intrinsics: Tensor,  # [3, 3]
     world_from_camera: Tensor,  # [4, 4]
-    axes: tuple[int, int, int],  # world axes: two level ones, the vertical one
+    axes: tuple[int, int, int],  # world axes: two horizontal ones, then the vertical one
 ) -> Figure:
     """Draw matched pixels, the chunk's voxels projected into the image, and the chunk from above.
 
-    A voxel's colour is its height, and a matched pixel has the colour of its voxel: in the first two panels equal
-    places have equal colours. From above, voxels are grey unless they are matched.
+    A voxel's color is its height, and a matched pixel has the color of its voxel: in the first two panels, the same
+    place has the same color. From above, voxels without a match are gray.
     """
     figure, ((left, middle, right),) = panels(1, 3)
     centers_m = centers.float().cpu().numpy()
     height = centers_m[:, axes[2]]
     colors = colormaps["turbo"]((height - height.min()) / max(float(np.ptp(height)), 1e-6))
     rows = matched.cpu().numpy()
-    dots = pixels.float().cpu().numpy() - 0.5  # imshow puts the centre of the first pixel at 0
+    dots = pixels.float().cpu().numpy() - 0.5  # imshow puts the center of the first pixel at 0
     left.imshow(to_picture(image))
     left.scatter(*dots.T, c=colors[rows], s=5)
     left.set_title(f"{len(dots)} matched pixels, by their voxels' height", fontsize=7)

@@ -17,46 +17,47 @@ from prior3d_plugins.priors.pixel_voxel.pictures import plot_matches
 
 
 class PixelVoxel(Prior):
-    """PointInfoNCE between pixels of a view and the voxels of the same view's chunk that hold what the pixels see.
+    """PointInfoNCE between pixels of a view and the voxels that they see in the view's chunk.
 
-    A chunk is the part of the scene's surface in the world-axes box around the view's frustum, hidden parts included,
-    as voxels; a sparse 3D U-Net, trained along, gives each voxel a feature. With two views a sample is the
-    joint one of Pri3D, (C_i, C_j, V_i, V_j): each image with its own chunk.
+    A chunk holds the voxels of the scene's surface in the world-axes box around the view's frustum, hidden parts
+    included. A sparse 3D U-Net, trained jointly, gives each voxel a feature. With two views, a sample is the joint
+    sample of Pri3D, (C_i, C_j, V_i, V_j): each image with its own chunk.
 
     Args:
-        backbone: what the features look like.
-        temperature: of the softmax over similarities; 0.4 in Pri3D's code.
-        points: matches per view at most, one per feature cell and one per voxel.
-        voxel_size: metres; 0.02 in the paper, 0.10 for a CPU.
-        voxels: what the 3D network is told of a voxel. `occupancy`: that it is there, so a pixel and its voxel match by
-            the shape around them alone, and voxels of a flat wall can hardly be told apart. `color`: its mean colour in
-            the scene's images, too; walls then have places, but a pixel and its voxel match by texture where that is
-            easier, and the features need not know any shape.
-        max_voxels: voxels per chunk at most, those nearest to the camera; a view in a room has about 260 000 of 2 cm,
-            50 000 of 4 cm, 6 000 of 10 cm.
-        chunk_far: metres at which chunks end at the latest; by default where the view's depth does.
-        chunks: `each` view with its own chunk, or only the `first` of a sample, at half the cost for two views.
-        max_turn: degrees by which a chunk is turned about the vertical at most; 0 for none.
-        up: the world axis along the vertical.
-        unet: the 3D network: `small` (0.9 M parameters) or `34c` (Pri3D's, 37.9 M).
+        backbone: specification of the features.
+        temperature: softmax temperature; cosine similarities are divided by it. Pri3D's code uses 0.4.
+        points: maximum number of matches per view, at most one per feature cell and one per voxel.
+        voxel_size: edge of a voxel in meters. The paper uses 0.02; 0.10 suits a CPU.
+        voxels: input of the 3D network. `occupancy`: only which voxels are occupied. A pixel and its voxel then match
+            by the surrounding shape alone, and the voxels of a flat wall are hardly distinguishable. `color`: the
+            voxel's mean color in the scene's images as well. Places on a wall then differ, but a pixel and its voxel
+            match by texture where that is easier, and the features need not encode shape.
+        max_voxels: maximum number of voxels per chunk; those nearest to the camera stay. A view in a room has about 260
+            000 voxels of 2 cm, 50 000 of 4 cm or 6 000 of 10 cm.
+        chunk_far: maximum depth of a chunk in meters; by default a chunk ends where the view's depth does.
+        chunks: `each` view has its own chunk, or only the `first` view of a sample, at half the cost for two views.
+        max_turn: maximum angle in degrees by which a chunk is turned about the vertical axis; 0 for no turn.
+        up: world axis that is vertical.
+        unet: 3D network: `small` (0.9 M parameters) or `34c` (Pri3D's, 37.9 M).
         width: factor on the channels of the 3D network.
-        unet_channels: channels of the 3D network's output; 96 in Pri3D.
-        channels: of the space in which pixels and voxels are compared, behind a linear head on both sides.
-        negatives: where other features come from: the same view's chunk, or every chunk of the batch.
-        exclude_radius: metres; features of the same scene whose 3D point is closer than this to the positive are no
-            negatives. Wanted with `batch`, where the chunks of two views overlap. 0 keeps all.
-        engine: of the sparse convolutions: `auto`, or the name of an engine, with or without `sparse/` before it.
+        unet_channels: output channels of the 3D network; 96 in Pri3D.
+        channels: dimension of the space in which pixels and voxels are compared, after a linear head on each side.
+        negatives: source of the negatives: the same view's chunk (`pair`), or every chunk of the batch (`batch`).
+        exclude_radius: radius in meters around the positive's 3D point; features of the same scene inside it are not
+            used as negatives. Useful with `batch`, where the chunks of two views overlap. 0 keeps all negatives.
+        engine: engine of the sparse convolutions: `auto`, or the name of an engine, with or without the prefix
+            `sparse/`.
 
     Raises:
-        UserError: if the engine cannot be had.
+        UserError: if the engine is not available.
 
     Reference:
         Hou et al., Pri3D: Can 3D Priors Help 2D Representation Learning?, ICCV 2021, arXiv 2104.11225. Differences:
-        voxels hold occupancy by default, as in the paper (its code gives them colours; with `color` they hold both,
-        from the images as recorded, while the view's own is changed by photometric augmentation); a match is the voxel
-        that holds a pixel's point or borders it (there any voxel within 20 cm in depth); no pixel cell and no voxel
-        occurs twice; voxels are floored (truncated there), turned and shifted at random; the chunks of a batch are
-        normalised together.
+        voxels hold occupancy by default, as in the paper (its code uses colors; `color` gives both, taken from the
+        recorded images, while the view itself has photometric augmentation); a match is the voxel that holds a pixel's
+        point or borders it (there, any voxel within 20 cm in depth); no pixel cell and no voxel occurs twice; voxel
+        coordinates are floored (there, truncated), and chunks are turned and shifted at random; the chunks of a batch
+        are normalized together.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera", "surface")
@@ -99,7 +100,7 @@ class PixelVoxel(Prior):
         self.voxel_head = nn.Linear(unet_channels, channels)
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, the share of filled match slots, that of matches inside their voxel, voxels per chunk."""
+        """Return the loss, the shares of filled match slots and of matches inside their voxel, and voxels per chunk."""
         sample = self._sample(batch)
         if sample is None:
             nothing = torch.zeros((), device=batch["depth"].device)
@@ -122,7 +123,7 @@ class PixelVoxel(Prior):
         return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the matches of the first view beside its chunk."""
+        """Draw the matches of the first view next to its chunk."""
         sample = self._sample(batch)
         if sample is None:
             return {}
@@ -142,7 +143,7 @@ class PixelVoxel(Prior):
         return {"matches": figure}
 
     def _sample(self, batch: Batch) -> "_Sample | None":
-        """Voxelise the chunks and sample matches; None where no chunk has a point."""
+        """Voxelize the chunks and sample matches; return None if no chunk has a point."""
         depth, intrinsics, poses = (self._of_views(batch[n]) for n in ("depth", "intrinsics", "world_from_camera"))
         grids = random_grids(poses, self.voxel_size, self.max_turn, self.up)
         points = self._points(batch, intrinsics, poses)
@@ -154,11 +155,11 @@ class PixelVoxel(Prior):
         return _Sample(voxels.coordinates, _inputs(voxels), grids, sample_matches(match, self.points))
 
     def _of_views(self, values: Tensor) -> Tensor:
-        """The views that have a chunk, [B, V, ...] -> [G, ...]."""
+        """Select the views that have a chunk, [B, V, ...] -> [G, ...]."""
         return values.flatten(0, 1) if self.chunks == "each" else values[:, 0]
 
     def _points(self, batch: Batch, intrinsics: Tensor, poses: Tensor) -> Points:
-        """The packed points of the views that have a chunk."""
+        """Return the packed points of the views that have a chunk."""
         colors = batch["surface_color"] if self.voxels == "color" else None
         points = Points(batch["surface"], batch["surface_view"], colors)
         if self.chunks == "first":
@@ -171,10 +172,10 @@ class PixelVoxel(Prior):
         return points
 
     def _exclude(self, batch: Batch, match: PixelVoxels) -> Tensor:
-        """Mask of pairs that are no negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
+        """Return the mask of pairs that are not negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
 
         def close(points: Tensor) -> Tensor:
-            # Not by matrix products: TF32 and cancellation would cost centimetres.
+            # Not by matrix products: TF32 and cancellation would cost centimeters.
             return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
 
         if self.negatives == "pair":
@@ -185,7 +186,7 @@ class PixelVoxel(Prior):
 
 
 class _Sample(NamedTuple):
-    """The voxels [M, 4] of the chunks of a batch, what they hold, where they lie, and the pixels matched with them."""
+    """Voxels [M, 4] of the chunks of a batch, their features, their grids, and the pixels matched with them."""
 
     voxels: Tensor
     inputs: Tensor
@@ -194,6 +195,6 @@ class _Sample(NamedTuple):
 
 
 def _inputs(voxels: Voxels) -> Tensor:
-    """What the 3D network is given: occupancy [M, 1], or [M, 4] with the mean colour, centred about 0."""
+    """Return the input of the 3D network: occupancy [M, 1], or [M, 4] with the mean color, centered about 0."""
     occupancy = torch.ones(len(voxels.coordinates), 1, device=voxels.coordinates.device)
     return occupancy if voxels.colors is None else torch.cat([occupancy, voxels.colors - 0.5], dim=1)

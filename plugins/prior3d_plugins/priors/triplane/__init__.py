@@ -1,4 +1,4 @@
-"""The tri-plane prior: its two decoders, its terms and its pictures; volume rendering itself is `prior3d.volume`."""
+"""The tri-plane prior: two decoders, loss terms and figures; volume rendering itself is `prior3d.volume`."""
 
 from prior3d_plugins.priors.triplane.prior import Triplane
 

@@ -1,4 +1,4 @@
-"""From encoder tokens to the colour and depth of pixels: through a volume, or straight (the ablation)."""
+"""Decode encoder tokens to the color and depth of pixels: through a volume, or directly (the ablation)."""
 
 from typing import NamedTuple
 
@@ -18,14 +18,14 @@ from prior3d.volume import (
 
 
 class Seen(NamedTuple):
-    """What a decoder says of R pixels of N images.
+    """Output of a decoder for R pixels of N images.
 
     Attributes:
         rgb: [N, R, 3].
-        depth: expected depth E[t], in the space's unit, [N, R].
-        inverse_depth: expected inverse depth E[1/t], [N, R].
-        opacity: share of each ray that ends before its far end, [N, R]; none where there is no volume.
-        scalars: what is worth logging.
+        depth: [N, R] expected depth E[t], in the space's unit.
+        inverse_depth: [N, R] expected inverse depth E[1/t].
+        opacity: [N, R] share of each ray that ends before its far end; None without a volume.
+        scalars: values to log.
     """
 
     rgb: Tensor
@@ -36,11 +36,11 @@ class Seen(NamedTuple):
 
 
 class VolumeDecoder(nn.Module):
-    """Tokens to three planes, rendered from the space's fixed camera.
+    """Decode tokens to three planes and render them from the space's fixed camera.
 
     Args:
-        planes_from_tokens: the token decoder; the only part that autocast reaches.
-        plane_channels: channels of each of its planes.
+        planes_from_tokens: token decoder; the only part that runs under autocast.
+        plane_channels: channels of each plane.
         space: camera and box.
         size: height and width of the images in pixels.
         samples: samples per ray, stratified in training mode, at their bins' midpoints otherwise.
@@ -60,20 +60,20 @@ class VolumeDecoder(nn.Module):
         self.space, self.size, self.samples = space, size, samples
 
     def forward(self, tokens: Tensor, indices: Tensor) -> Seen:
-        """Render pixels `indices` [N, R] (row-major) of the images that `tokens` [N, C, h, w] are of."""
+        """Render pixels `indices` [N, R] (row-major) of the images behind `tokens` [N, C, h, w]."""
         height, width = self.size
         planes = self.planes_from_tokens(tokens)
         rays = self.space.samples(
             pixel_positions(indices, height, width), self.samples, jitter=self.training, aspect=width / height
         )
         out = render_planes(planes, self.field, rays)
-        # centred: what the fixed camera leaves to XZ and YZ shows only in how they vary
+        # centered: the fixed camera constrains XZ and YZ only in how they vary
         energy = plane_energy(planes.detach(), centered=True)
         scalars = {f"energy_{name}": value for name, value in zip(("xy", "xz", "yz"), energy.unbind(), strict=True)}
         return Seen(out.values, out.depth, out.inverse_depth, out.opacity, scalars)
 
     def picture(self, tokens: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Render whole images of a size in pixels: RGB [N, 3, H, W] and depth [N, H, W]."""
+        """Render whole images of a given size in pixels: RGB [N, 3, H, W] and depth [N, H, W]."""
         return render_view(self.planes_from_tokens(tokens), self.field, self.space, *size, self.samples)[:2]
 
     def orbit(self, tokens: Tensor, size: tuple[int, int], poses: Tensor) -> list[Tensor]:
@@ -86,10 +86,10 @@ class VolumeDecoder(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """Tokens to dense maps by convolutions, read at the same pixels: the ablation without a volume.
+    """Decode tokens to dense maps by convolutions and read the same pixels: the ablation without a volume.
 
     Args:
-        head: the convolutions.
+        head: convolutions.
         size: height and width of the images in pixels.
     """
 
@@ -104,5 +104,5 @@ class DenseDecoder(nn.Module):
         return Seen(read_pixels(rgb, indices), depth, 1 / depth, None, {})
 
     def picture(self, tokens: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Decode whole images of a size in pixels: RGB [N, 3, H, W] and depth [N, H, W]."""
+        """Decode whole images of a given size in pixels: RGB [N, 3, H, W] and depth [N, H, W]."""
         return self.head(tokens, *size)

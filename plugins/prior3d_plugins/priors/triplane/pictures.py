@@ -1,4 +1,4 @@
-"""Pictures: input, rendered colour and depth, and a small orbit around the volume."""
+"""Figures: input, rendered color and depth, and a small orbit around the volume."""
 
 import torch
 from matplotlib.figure import Figure
@@ -9,7 +9,7 @@ from prior3d.volume import small_orbit
 from prior3d_plugins.priors.triplane.decoders import DenseDecoder, VolumeDecoder
 
 _LONGEST_SIDE = 64
-"""Pixels of the longer side of a rendered picture: a look, not an evaluation, and rendered on the CPU in a demo."""
+"""Pixels of the longer side of a rendered picture: for a look, not an evaluation; a demo renders it on the CPU."""
 
 _ORBIT_VIEWS, _ORBIT_DEGREES = 4, 10.0
 
@@ -18,14 +18,14 @@ _ORBIT_VIEWS, _ORBIT_DEGREES = 4, 10.0
 def plot_reconstruction(
     decoder: VolumeDecoder | DenseDecoder, tokens: Tensor, images: Tensor, given: Tensor | None, disparity: list[bool]
 ) -> dict[str, Figure]:
-    """Draw what a decoder makes of images, row by row, and, of a volume, what it looks like from beside the camera.
+    """Draw a decoder's output for each image, a row per image; for a volume, also its look from other cameras.
 
     Args:
-        decoder: either one.
-        tokens: encoder map, [N, C, h, w].
-        images: what the encoder saw, [N, 3, H, W] in 0..1.
-        given: the depth or disparity that is learnt from, [N, H, W], if any; 0 = unknown.
-        disparity: for each image, whether that is disparity; rendered depth is then drawn inverted.
+        decoder: either decoder.
+        tokens: [N, C, h, w] encoder map.
+        images: [N, 3, H, W] in 0..1, as the encoder saw them.
+        given: [N, H, W] depth or disparity to learn from, if any; 0 = unknown.
+        disparity: for each image, whether `given` is disparity; rendered depth is then drawn inverted.
     """
     rgb, depth = decoder.picture(tokens, _small(images.shape[-2:]))
     shown = {"image": images, "rendered": rgb, "rendered depth": depth}
@@ -47,7 +47,7 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _grid(columns: dict[str, Tensor]) -> Figure:
-    """Draw a row per image and a column per title, colour [N, 3, H, W] or depth [N, H, W] in a range of its own."""
+    """Draw a row per image and a column per title: color [N, 3, H, W], or depth [N, H, W] in its own range."""
     figure, axes = panels(len(next(iter(columns.values()))), len(columns))
     for column, (title, pictures) in enumerate(columns.items()):
         axes[0][column].set_title(title, fontsize=8)

@@ -1,4 +1,4 @@
-"""Tri-plane: from the features of ONE image a small decoder shall build a volume that renders to it, depth included."""
+"""Tri-plane: a small decoder builds, from the features of one image, a volume that renders to it and its depth."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -21,44 +21,45 @@ Count = Annotated[int, Ge(1), Le(10**6)]
 Weight = Annotated[float, Ge(0)]
 
 _COLOR_KNEE = 0.1
-"""Error from which smooth L1 is linear: colours lie in 0..1, where the usual 1 would leave half a squared error."""
+"""Error from which smooth L1 is linear. Colors lie in 0..1, where the usual 1 would leave half a squared error."""
 
 
 class Triplane(Prior):
-    """Render each image and its depth from three feature planes decoded from its own tokens.
+    """Render each image and its depth from three feature planes, decoded from the image's own tokens.
 
-    One image at a time, one fixed camera, no poses: (pseudo-)depth of unknown scale and shift is all the 3D there is.
-    The encoder sees the augmented image, the target are its pixels without photometric changes. The features may not
-    drift from those of the initial encoder, where that had weights worth keeping: set `distill_weight: 0` when training
-    from random weights.
+    There is one image at a time, one fixed camera and no pose. The only 3D is (pseudo-)depth of unknown scale and
+    shift. The encoder sees the augmented image; the target has no photometric augmentation. The distillation terms keep
+    the features close to those of the initial encoder. With random weights there is nothing to keep: set
+    `distill_weight: 0`.
 
     Args:
-        backbone: what the features look like.
-        decoder: `triplane`, or `dpt` for the ablation: convolutions from the same tokens to colour and depth, with the
-            same losses but for opacity, so that a user can see what the volume adds.
-        stride: of the encoder map that is decoded, pixels per cell; null for the coarsest of stride 16 or less. With
-            coarser maps each token stands for too much of the image, and colours stay blurred.
-        space: where the volume lies: in the camera's `frustum`, even in inverse depth (needs no field of view), or in a
-            `cube` before a long lens of 18 degrees.
-        images: images per step and device that are reconstructed, drawn from the batch.
-        rays: pixels drawn of each of them.
-        samples: samples along each ray.
+        backbone: specification of the features.
+        decoder: `triplane`, or `dpt` for the ablation: convolutions from the same tokens to color and depth, with the
+            same losses except opacity, which shows what the volume adds.
+        stride: stride, in pixels per cell, of the encoder map to decode; null for the coarsest stride of at most 16. On
+            coarser maps, each token covers too much of the image and colors stay blurred.
+        space: position of the volume: in the camera's `frustum`, evenly spaced in inverse depth (needs no field of
+            view), or in a `cube` in front of a long lens of 18 degrees.
+        images: number of images to reconstruct per step and device, drawn from the batch.
+        rays: number of pixels drawn per image.
+        samples: number of samples along each ray.
         width: channels within the decoder.
-        blocks: transformer blocks of the token decoder; of `triplane` only.
-        plane_size: cells along each side of a plane; of `triplane` only.
-        plane_channels: channels of a plane; of `triplane` only.
-        rgb_weight: of the smooth L1 loss between rendered and true colour.
-        depth_weight: of the scale-and-shift-invariant loss on pseudo-depth (depth or disparity as its file says), or
-            on metric depth where the dataset has no other. 0 needs no depth at all.
-        opacity_weight: of the mean share of a ray that nothing stops: keeps the volume from staying a haze.
-        distill_weight: of the distance of that map and of the pooled features from the initial encoder's. 0 spares its
-            pass.
-        distill_distance: cosine, l2 or the sum of both.
+        blocks: number of transformer blocks of the token decoder; only for `triplane`.
+        plane_size: cells along each side of a plane; only for `triplane`.
+        plane_channels: channels of a plane; only for `triplane`.
+        rgb_weight: weight of the smooth L1 loss between rendered and true color.
+        depth_weight: weight of the scale-and-shift-invariant loss on pseudo-depth (depth or disparity, as the file
+            states), or on metric depth if the dataset has no pseudo-depth. 0 needs no depth at all.
+        opacity_weight: weight of the mean share of a ray that passes through the volume; it keeps the volume from
+            staying a haze.
+        distill_weight: weight of the distance to the initial encoder, both for the decoded map and for the pooled
+            features. 0 saves the forward pass of the initial encoder.
+        distill_distance: distance for distillation: `cosine`, `l2` or `both` (their sum).
 
     Reference:
         In the spirit of Aygün et al., Enhancing 2D Representation Learning with a 3D Prior, 2024, arXiv 2406.02535: a
-        tri-plane decoder on a pre-trained encoder, volume rendering of the same single view's colour and pseudo-depth,
-        distillation of the initial features. There is no public code, and no number was known to us: sizes, spaces,
+        tri-plane decoder on a pre-trained encoder, volume rendering of the same single view's color and pseudo-depth,
+        distillation of the initial features. There is no public code and we knew none of the numbers: sizes, spaces,
         samples, losses, their weights, the opacity term and the `dpt` ablation are our choices.
     """
 
@@ -106,7 +107,7 @@ class Triplane(Prior):
         self.reads = frozenset({"encoder", *(["pooled", "reference"] if distill_weight else [])})
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, its terms, and how well colour and depth are met."""
+        """Return the loss, its terms, and measures of the rendered color and depth."""
         feature = features["image"]
         tokens = feature.encoder[self.stride].flatten(0, 1)
         chosen = self._choose(len(tokens), tokens.device)
@@ -126,7 +127,7 @@ class Triplane(Prior):
         return total + self._connection(feature), {**terms, **scalars}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the first view of two samples, rendered; of a volume also a small orbit."""
+        """Draw the rendering of the first view of two samples; for a volume, also a small orbit."""
         tokens = features["image"].encoder[self.stride][:2, 0]
         given, disparity = None, [False] * len(tokens)
         if self.weights["depth_loss"]:
@@ -135,7 +136,7 @@ class Triplane(Prior):
         return plot_reconstruction(self.decoder, tokens, batch["image"][:2, 0], given, disparity)
 
     def _choose(self, total: int, device: torch.device) -> Tensor:
-        """Draw which of the batch's images are reconstructed, [N] int64, without waiting for the device."""
+        """Draw the batch's images to reconstruct, [N] int64, without waiting for the device."""
         return torch.rand(total, device=device).topk(min(self.images, total)).indices
 
     def _compare_depth(self, batch: Batch, seen: Seen, chosen: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ class Triplane(Prior):
         return loss, depth_correlation(prediction, target, known)
 
     def _distill(self, feature: Features) -> dict[str, Tensor]:
-        """Compare ALL images of the batch with the reference, not only those that are rendered: it costs nothing."""
+        """Compare all images of the batch with the reference, not only the rendered ones: it costs nothing."""
         reference, distance = feature.reference, self.distill_distance
         maps = feature.encoder[self.stride], reference.encoder[self.stride]
         return {
@@ -156,7 +157,7 @@ class Triplane(Prior):
         }
 
     def _connection(self, feature: Features) -> Tensor:
-        """Connect the map that is decoded, and coarser ones, with a zero: who reads the encoder trains all of it.
+        """Connect the decoded map and coarser maps to the loss with a zero: the whole encoder takes part in training.
 
         On several ranks a parameter without a gradient stops the run.
         """
@@ -171,7 +172,7 @@ def _stride(backbone: BackboneSpec, asked: int | None) -> int:
 
 
 def _depth_and_kind(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return what depth there is [B, V, H, W] and its kind [B, V]: 0 depth, 1 disparity; metric depth is depth."""
+    """Return the depth maps [B, V, H, W] and their kind [B, V]: 0 depth, 1 disparity. Metric depth is of kind depth."""
     if "pseudo_depth" not in batch:
         return batch["depth"], torch.zeros_like(batch["depth"][:, :, 0, 0], dtype=torch.int64)
     pseudo = batch["pseudo_depth"]

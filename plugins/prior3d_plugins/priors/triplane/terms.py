@@ -1,4 +1,4 @@
-"""Terms of the loss beside rendering's own, and figures of how well the rendering fits."""
+"""Loss terms besides those of rendering, and measures of the quality of the rendering."""
 
 from typing import Literal
 
@@ -9,19 +9,19 @@ from torch.nn import functional as F
 from prior3d.geometry import full_precision
 
 Distance = Literal["cosine", "l2", "both"]
-"""How features are compared: `both` is the sum of the other two."""
+"""Distance between features: `both` is the sum of the other two."""
 
 
 def distillation(trained: Tensor, reference: Tensor, distance: Distance) -> Tensor:
     """Measure how far features have moved from the reference's.
 
-    `cosine` is the mean of 1 - cosine and lets the length of features go; `l2` is the mean squared difference in units
-    of the reference's mean square, so that it means the same for normalised tokens and for raw maps.
+    `cosine` is the mean of 1 - cosine and ignores the length of features. `l2` is the mean squared difference in units
+    of the reference's mean square, so it means the same for normalized tokens and for raw maps.
 
     Args:
-        trained: [B, V, C, ...].
-        reference: the same of the frozen initial encoder.
-        distance: cosine, l2 or both.
+        trained: [B, V, C, ...] features of the trained encoder.
+        reference: [B, V, C, ...] features of the frozen initial encoder.
+        distance: `cosine`, `l2` or `both`.
 
     Returns:
         Scalar, float32.
@@ -38,18 +38,18 @@ def distillation(trained: Tensor, reference: Tensor, distance: Distance) -> Tens
 
 @torch.no_grad()
 def peak_signal_to_noise(rgb: Tensor, target: Tensor) -> Tensor:
-    """Give 10 log10(1 / mean squared error) in decibels of colours in 0..1."""
+    """Return 10 log10(1 / mean squared error) in decibels, for colors in 0..1."""
     return -10 * torch.log10((rgb - target).square().mean().clamp_min(1e-10))
 
 
 @torch.no_grad()
 def depth_correlation(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Give Pearson's correlation over the valid pixels of each image, its mean over images that have any.
+    """Return Pearson's correlation over the valid pixels of each image, averaged over images that have any.
 
     Args:
         prediction: [N, R].
-        target: [N, R]; may hold anything where not valid.
-        mask: valid pixels, [N, R] bool.
+        target: [N, R]; pixels that are not valid may hold anything.
+        mask: [N, R] bool valid pixels.
     """
     count = mask.sum(dim=1, keepdim=True)
 

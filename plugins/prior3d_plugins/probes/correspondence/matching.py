@@ -1,4 +1,4 @@
-"""Nearest features between two views of known geometry: on cells, and precisely, between all pixels."""
+"""Nearest features between two views of known geometry: between cells, and precisely, between all pixels."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from prior3d_plugins.probes.correspondence.view_pairs import PosedView, SharedPo
 CENTIMETRES = (1, 2, 5)
 PIXELS = (5, 10, 20)
 ROWS = 480
-"""Height of the images that `PIXELS` are pixels of, as in Probe3D's ScanNet: others are scaled to it."""
+"""Image height that `PIXELS` refer to, as in Probe3D's ScanNet: errors in other images are scaled to it."""
 
 THRESHOLDS = (*(f"{limit}cm" for limit in CENTIMETRES), *(f"{limit}px of {ROWS} rows" for limit in PIXELS))
-"""What `match_pixels` counts by."""
+"""Thresholds of `match_pixels`."""
 
 _SIMILARITIES = 2**24
-"""Held at a time: 64 MiB."""
+"""Number of values held at a time: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class DescribedPair:
     """Two views with their features.
 
     Attributes:
-        a: the view whose points are looked for.
-        b: the view they are looked for in.
-        shared: points of `a` and where they are in `b`.
-        maps: [2, C, h, w] features of both, of unit length along the channels.
+        a: View that sees the points.
+        b: View to find them in.
+        shared: Points of `a` and their positions in `b`.
+        maps: Features [2, C, h, w] of both views, of unit length along the channels.
     """
 
     a: PosedView
@@ -40,12 +40,12 @@ class DescribedPair:
 
 @dataclass(frozen=True)
 class Matches:
-    """Points of one view and where in the other their nearest feature is.
+    """Points of one view, and the positions of their nearest features in the other view.
 
     Attributes:
-        cells: [M, 2] pixels of the first view.
-        target: [M, 2] pixels of the second, where they should be found.
-        found: [M, 2] pixels of the second, where they were found.
+        cells: Pixels [M, 2] of the first view.
+        target: True positions [M, 2] in the second view, pixels.
+        found: Positions [M, 2] of the nearest features in the second view, pixels.
     """
 
     cells: Tensor
@@ -67,11 +67,11 @@ def features_at(maps: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def match_cells(pair: DescribedPair, chosen: Tensor) -> Matches:
-    """Look points up among all cells of the second view.
+    """Search all cells of the second view for points.
 
     Args:
-        pair: its first map has the cells that the points are seen at.
-        chosen: indices [M] of points.
+        pair: Pair of views; its first map has the cells where the points are seen.
+        chosen: Indices [M] of points.
     """
     cells, target = pair.shared.cells[chosen], pair.shared.target[chosen]
     centers = cell_centers(pair.b.size, tuple(pair.maps.shape[-2:]), pair.maps.device)
@@ -80,13 +80,13 @@ def match_cells(pair: DescribedPair, chosen: Tensor) -> Matches:
 
 
 def match_pixels(pair: DescribedPair, surest: float) -> dict[str, Tensor]:
-    """Look all points up among all pixels of known depth of the second view, at features interpolated bilinearly.
+    """Search all pixels of known depth of the second view for all points, with features interpolated bilinearly.
 
     Returns:
-        `precise`, `surest` and `right`, each with `found`, how many are within each of `THRESHOLDS`, and `points`, how
-        many there are: of the visible points; of the share of all points whose nearest feature is nearest by far (ratio
-        of the distances of the nearest two); and of the visible points if each were found at the right pixel, off only
-        by what pixels and depth are.
+        `precise`, `surest` and `right`, each with `found`, the number of points within each of `THRESHOLDS`, and
+        `points`, the number of points. `precise` is of the visible points. `surest` is of that share of all points
+        whose nearest feature is nearest by far (ratio of the distances of the nearest two). `right` is of the visible
+        points if each were found at the right pixel; its only errors are those of pixels and depth.
     """
     shared = pair.shared
     known = pair.b.depth.flatten() > 0
@@ -106,7 +106,7 @@ def match_pixels(pair: DescribedPair, surest: float) -> dict[str, Tensor]:
 
 
 def _nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest of candidates [C, n] to each query [M, C], and 1 - its distance over that of the second."""
+    """Return the nearest candidate [C, n] to each query [M, C], and 1 - the ratio of its distance to the second's."""
     indices, sureness = [], []
     for part in queries.split(max(1, _SIMILARITIES // max(candidates.shape[1], 1))):
         similarity, index = (part @ candidates).topk(2, dim=1)
@@ -117,7 +117,7 @@ def _nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _within(pair: DescribedPair, found: Tensor) -> Tensor:
-    """Whether pixels [M, 2] of the second view are within each threshold of the points: [M, T]."""
+    """Return whether pixels [M, 2] of the second view are within each threshold of the points: [M, T]."""
     off_cm = 100 * (pair.b.points_at(found) - pair.shared.points).norm(dim=1)
     off_pixels = (found - pair.shared.target).norm(dim=1) * ROWS / pair.b.size[0]
     return torch.stack([*(off_cm <= limit for limit in CENTIMETRES), *(off_pixels <= limit for limit in PIXELS)], 1)

@@ -1,4 +1,4 @@
-"""Multi-view matching: is the nearest feature in another view that of the same 3D point, and is it the same feature?"""
+"""Multi-view matching: whether nearest features in two views show the same 3D point, and how alike they are."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -37,45 +37,47 @@ if TYPE_CHECKING:
 _BINS = [f"{low:g}-{high:g} deg" for low, high in VIEW_ANGLE_BINS_DEG]
 _DISTANCE_RATIO = "feature distance ratio"
 _TINY = 1e-12
-"""Added to distances: features that are the same everywhere have a ratio of 1."""
+"""Added to distances so that features that are the same everywhere have a ratio of 1."""
 
 Describe = Callable[[Tensor], Tensor]
-"""Rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
+"""Function from rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
 
 Judged = tuple[Tensor, Tensor, Tensor]
-"""Matches of a pair: pixels [M, 2] in the first view, in the second, and whether right [M]."""
+"""Matches of a pair: pixels [M, 2] in the first view, pixels [M, 2] in the second, and whether each is right [M]."""
 
 
 class Correspondence(Probe):
-    """Recall of matches between two views, and how alike the features of one point are, label-free, by view angle.
+    """Recall of matches between two views, and similarity of one point's features; without labels, by view angle.
 
-    Maps are brought to one grid of cells for all models. For cells of the first view whose 3D point is visible in the
-    second, the nearest feature (cosine) among ALL cells of the second is looked up; it counts if its centre lies within
-    `pixels` of where the point projects. Angles are those between the optical axes.
+    Feature maps of all models are resampled to one grid of cells. The probe takes cells of the first view whose 3D
+    point is visible in the second view, and finds the nearest feature (cosine) among ALL cells of the second. A match
+    is right if the center of that cell lies within `pixels` of the point's projection. Angles are those between the
+    optical axes.
 
-    The feature distance ratio says how consistent features are: the mean distance (1 - cosine) between the features of
-    one point in two views, over that between a point and another one of the same pair, at random. 0 is the same feature
-    in all views, 1 one that does not depend on the point. Features of the second view are taken where the point
-    projects to, bilinearly.
+    The feature distance ratio measures how consistent features are. It is the mean distance (1 - cosine) between the
+    features of one point in two views, over that between a point and another, random point of the same pair. 0 means
+    the same feature in all views; 1 means a feature that does not depend on the point. Features of the second view are
+    read at the point's projection, bilinearly.
 
     Args:
-        features: what the backbone's decoder gives, or its encoder alone.
-        pixels: radius within which a match counts, pixels at the run's image size.
-        pairs_per_bin: view pairs measured per bin of view angle, chosen once for all models.
-        points: cells of the first view that are looked up per pair.
-        cell: side of the cells that are matched, pixels.
-        patch: side of the raw RGB patches of the control, pixels.
-        detail: measure Probe3D's thresholds, too, and report everything by angle: recall within 1, 2 and 5 cm in 3D and
-            within 5, 10 and 20 pixels of an image scaled to 480 rows. Candidates are then all pixels of known depth,
-            at features interpolated bilinearly, and all cells are looked up; takes far longer. `right pixel` is what
-            these recalls would be if every point were found at the pixel it projects to: what size and depth allow.
-        surest: with `detail`: recall is told of this share of the cells, too, visible or not: those whose nearest
+        features: Which features to probe: the map of the backbone's decoder, or that of its encoder alone.
+        pixels: Radius within which a match is right, pixels at the run's image size.
+        pairs_per_bin: View pairs per bin of view angle, chosen once for all models.
+        points: Cells of the first view to match per pair.
+        cell: Side of the cells, pixels.
+        patch: Side of the raw RGB patches of the control, pixels.
+        detail: Also measure Probe3D's thresholds and report all metrics by angle: recall within 1, 2 and 5 cm in 3D and
+            within 5, 10 and 20 pixels of an image scaled to 480 rows. The candidates are then all pixels of known
+            depth, with bilinearly interpolated features, and all cells are matched; this takes far longer. `right
+            pixel` is the value of these recalls if every point were found at the pixel it projects to, the limit that
+            image size and depth set.
+        surest: With `detail`, also report recall for this share of the cells, visible or not: those whose nearest
             feature is nearest by far (ratio test).
 
     Reference:
         Probe3D's ScanNet and NAVI correspondence (El Banani et al., 2024, arXiv 2404.08636). There only the 1000
-        surest matches of a pair count; here the main figures are of all visible points, which no model can choose, and
-        pairs are balanced over angles. Theirs is the angle of the relative rotation.
+        surest matches of a pair count. Here the main metrics are over all visible points, which no model can choose,
+        and pairs are balanced over angles. Probe3D uses the angle of the relative rotation.
     """
 
     needs = ("image", "depth", "intrinsics", "world_from_camera")
@@ -118,7 +120,7 @@ class Correspondence(Probe):
         return self._score(data, lambda rows: features.take(rows, unit_length=True), model.device)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return recall (0..1) overall and by view angle, and the feature distance ratio; with detail, all there is."""
+        """Return recall (0..1), overall and by view angle, and the feature distance ratio; all metrics with detail."""
         same, other, points = (total[name] for name in ("distance, same", "distance, other", "points"))
         metrics = _by_bin(f"recall@{self.pixels:g}px", total["found"], points)
         ratios = _by_bin(_DISTANCE_RATIO, same + _TINY * points, other + _TINY * points)
@@ -135,7 +137,7 @@ class Correspondence(Probe):
         return metrics
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what raw RGB patches and position alone reach."""
+        """Return the scores of raw RGB patches and of position alone."""
         images, device = data.field("held_out", "image"), torch.device("cpu")
 
         def patches(rows: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class Correspondence(Probe):
     def plot(
         self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[Judged]]
     ) -> "dict[str, Figure]":
-        """Plot matches of one pair per bin of view angle, right ones green, wrong ones red."""
+        """Plot the matches of one pair per bin of view angle; right ones are green, wrong ones red."""
         from prior3d.figures import plot_judged_matches
 
         pairs = [pair for _, pair in _first_of_each_bin(choose_pairs(data, self.pairs_per_bin))]
@@ -208,7 +210,7 @@ class Correspondence(Probe):
 
 
 def _first_of_each_bin(pairs: list[ViewPair]) -> list[tuple[int, ViewPair]]:
-    """Return the first pair of each bin of view angle that has one, with its number."""
+    """Return the index and the first pair of each bin of view angle that has one."""
     first: dict[int, tuple[int, ViewPair]] = {}
     for order, pair in enumerate(pairs):
         first.setdefault(pair.bin, (order, pair))
@@ -216,7 +218,7 @@ def _first_of_each_bin(pairs: list[ViewPair]) -> list[tuple[int, ViewPair]]:
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """1 - cosine [M] of unit vectors [M, C]; in this form small ones keep their digits."""
+    """Return 1 - cosine [M] of unit vectors [M, C], in a form that keeps the digits of small values."""
     return (first - second).square().sum(1) / 2
 
 
@@ -227,7 +229,7 @@ def _by_bin(name: str, numerator: Tensor, denominator: Tensor) -> dict[str, floa
 
 
 def _patches(images: Tensor, cell: int, side: int) -> Tensor:
-    """The pixels of the patch [side, side] around each cell, as channels."""
+    """Return the pixels of the patch [side, side] around each cell, as channels."""
     before = (side - cell) // 2
     padded = F.pad(images, (before, side - cell - before) * 2, mode="replicate")
     height, width = (size // cell for size in images.shape[-2:])
@@ -235,7 +237,7 @@ def _patches(images: Tensor, cell: int, side: int) -> Tensor:
 
 
 def _positions(grid: tuple[int, int]) -> Tensor:
-    """Features [1, 3, h, w] whose cosine is highest for the same place in the image."""
+    """Return features [1, 3, h, w] whose cosine is highest for the same place in the image."""
     row, column = torch.meshgrid(*((torch.arange(count) + 0.5) / count for count in grid), indexing="ij")
-    # On a sphere around (0, 0, 1), near enough to be flat: nearest by cosine is nearest in the plane.
+    # On a sphere around (0, 0, 1), near enough to flat that nearest by cosine is nearest in the plane.
     return torch.stack([row, column, torch.full_like(row, 100.0)])[None]

@@ -15,7 +15,8 @@ VIEW_ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 60.0), (60.0, 180.0))
 """Bins of the angle between the optical axes of two views, degrees."""
 
 _SAME_SURFACE = 0.05
-"""Share of its depth, and metres at least, by which a point may miss the surface that the other view measured there."""
+"""How far a point may be from the surface that the other view measured: this share of its depth, but at least this
+many meters."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class ViewPair:
     """Two overlapping views of one scene.
 
     Attributes:
-        rows: of the two among the held-out frames.
-        angle_deg: between their optical axes, degrees.
-        bin: index into `VIEW_ANGLE_BINS_DEG`.
+        rows: Rows of the two views among the held-out frames.
+        angle_deg: Angle between their optical axes, degrees.
+        bin: Index into `VIEW_ANGLE_BINS_DEG`.
     """
 
     rows: tuple[int, int]
@@ -38,9 +39,9 @@ class PosedView:
     """The geometry of one view.
 
     Attributes:
-        depth: [H, W] metres along the optical axis, 0 = unknown.
-        intrinsics: [3, 3] pixels.
-        world_from_camera: [4, 4] metres.
+        depth: Depth [H, W] along the optical axis, meters; 0 = unknown.
+        intrinsics: Matrix [3, 3], pixels.
+        world_from_camera: Pose [4, 4], meters.
     """
 
     depth: Tensor
@@ -53,25 +54,25 @@ class PosedView:
         return tuple(self.depth.shape)
 
     def depth_at(self, pixels: Tensor) -> Tensor:
-        """Return depth [M] at pixels [M, 2], that of the nearest pixel of the image."""
+        """Return depth [M] at pixels [M, 2], read at the nearest pixel of the image."""
         height, width = self.size
         x, y = pixels.unbind(-1)
         return self.depth[y.clamp(0, height - 1).long(), x.clamp(0, width - 1).long()]
 
     def points_at(self, pixels: Tensor) -> Tensor:
-        """Return the points [M, 3], metres, world axes, that are seen at pixels [M, 2] of known depth."""
+        """Return the points [M, 3] (meters, world axes) that the view sees at pixels [M, 2] of known depth."""
         return unproject_pixels(pixels, self.depth_at(pixels), self.intrinsics, self.world_from_camera)
 
 
 @dataclass(frozen=True)
 class SharedPoints:
-    """Points at the cells of one view, and where they are in the other.
+    """Points at the cells of one view, and their positions in the other view.
 
     Attributes:
-        cells: [M, 2] pixels of the first view, of known depth.
-        points: [M, 3] metres, world axes.
-        target: [M, 2] pixels of the second view, where they project to; infinite behind its camera.
-        visible: [M] bool, whether the second view sees them there: in the image and not hidden.
+        cells: Pixels [M, 2] of the first view, of known depth.
+        points: Points [M, 3], meters, world axes.
+        target: Pixels [M, 2] of the second view that the points project to; infinite behind its camera.
+        visible: Mask [M] bool: the second view sees the point, which is inside the image and not hidden.
     """
 
     cells: Tensor
@@ -84,11 +85,11 @@ def choose_pairs(data: ProbeData, per_bin: int) -> list[ViewPair]:
     """Choose overlapping pairs of held-out views, the same for every model.
 
     Args:
-        data: held-out frames of posed views; pairs of frames that were left out are left out.
-        per_bin: pairs per bin of view angle, at most.
+        data: Held-out frames of posed views; pairs with an excluded frame are excluded.
+        per_bin: Largest number of pairs per bin of view angle.
 
     Raises:
-        UserError: there is none.
+        UserError: There are no overlapping pairs.
     """
     dataset = data.parts["held_out"]
     if not isinstance(dataset, PosedDataset):
@@ -122,23 +123,23 @@ def read_views(data: ProbeData, rows: tuple[int, ...], device: torch.device) -> 
 
 
 def cell_centers(size: tuple[int, int], cells: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Return the centres [h * w, 2], in pixels, of the cells (h, w) that images of `size` (H, W) are divided into."""
+    """Return the centers [h * w, 2], in pixels, of the cells (h, w) that images of `size` (H, W) are divided into."""
     scale = torch.tensor([size[1] / cells[1], size[0] / cells[0]], device=device)
     return pixel_centers(*cells, device=device) * scale
 
 
 def share_points(a: PosedView, b: PosedView, cells: Tensor) -> SharedPoints:
-    """Find where points seen in one view are in another.
+    """Find where the points that one view sees are in another view.
 
     Args:
-        a: the view whose points are looked for.
-        b: the view they are looked for in.
-        cells: [M, 2] pixels of `a`; those of unknown depth are left out.
+        a: View that sees the points.
+        b: View to find them in.
+        cells: Pixels [M, 2] of `a`; those of unknown depth are left out.
     """
     cells = cells[a.depth_at(cells) > 0]
     points = a.points_at(cells)
     target, expected = project(points, b.intrinsics, b.world_from_camera)
-    target = torch.where(expected[:, None] > 0, target, torch.inf)  # behind the camera a projection means nothing
+    target = torch.where(expected[:, None] > 0, target, torch.inf)  # behind the camera a projection has no meaning
     height, width = b.size
     inside = (target >= 0).all(-1) & (target[:, 0] < width) & (target[:, 1] < height)
     measured = b.depth_at(target)

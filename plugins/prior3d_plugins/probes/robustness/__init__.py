@@ -1,4 +1,4 @@
-"""What is left of a classifier on other domains and on corrupted images."""
+"""Accuracy of a classifier on other domains and on corrupted images."""
 
 from prior3d_plugins.probes.robustness.probe import Robustness
 

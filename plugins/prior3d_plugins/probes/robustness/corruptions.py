@@ -1,4 +1,4 @@
-"""Images made worse in four ways and five levels: noise, blur, loss of contrast, JPEG artefacts."""
+"""Image corruptions of four types and five levels: noise, blur, loss of contrast, JPEG artifacts."""
 
 import io
 from collections.abc import Sequence
@@ -23,33 +23,33 @@ SEVERITIES: dict[Corruption, tuple[float, ...]] = {
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
     "jpeg": (25, 18, 15, 10, 7),
 }
-"""noise: standard deviation, of a range of 0..1; blur: standard deviation in pixels of an image whose shorter side is
-224; contrast: factor on the distance from the image's mean; jpeg: quality as Pillow counts it."""
+"""noise: standard deviation, for values in 0..1; blur: standard deviation in pixels, for an image whose shorter side
+is 224; contrast: factor on the distance from the image's mean; jpeg: quality on Pillow's scale."""
 
 _REFERENCE_SIDE = 224
 
 
 def corrupt(images: Tensor, corruption: Corruption, level: int, names: Sequence[str]) -> Tensor:
-    """Corrupt images; the same image is corrupted alike for every model, whatever it is batched with.
+    """Corrupt images; an image is corrupted the same way for every model and in every batch.
 
-    The noise of an image has the same pattern at all levels. Blur grows with the size of the images, so that they lose
-    as much at any size.
+    The noise of an image has the same pattern at all levels. Blur grows with the size of the images, so they lose the
+    same detail at any size.
 
     Args:
-        images: [N, 3, H, W] in 0..1.
-        corruption: which.
-        level: 1 (slight) to 5.
-        names: of the images, N; they decide the noise.
+        images: Images [N, 3, H, W] in 0..1.
+        corruption: Type of corruption.
+        level: Severity, 1 (slight) to 5.
+        names: Names of the N images; they determine the noise.
 
     Returns:
-        [N, 3, H, W] in 0..1, rounded to the 256 values that files have.
+        [N, 3, H, W] in 0..1, rounded to the 256 values of image files.
 
     Raises:
-        ValueError: an unknown corruption or level, or not as many names as images.
+        ValueError: The corruption or level is unknown, or the number of names differs from the number of images.
 
     Reference:
         Hendrycks and Dietterich, 2019, arXiv 1903.12261: severities of Gaussian noise, Gaussian blur, contrast and JPEG
-        compression in ImageNet-C. There they are for images of 224 x 224 pixels, which are then kept as JPEG files.
+        compression in ImageNet-C. There, images are 224 x 224 pixels and are saved as JPEG files afterwards.
     """
     if corruption not in CORRUPTIONS or level not in LEVELS:
         raise ValueError(f"expected one of {', '.join(CORRUPTIONS)} at a level of 1 to 5, got {corruption}, {level}")
@@ -74,7 +74,7 @@ def _noise(images: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur with a Gaussian, cut off at four standard deviations, edges repeated."""
+    """Blur with a Gaussian that is cut off at four standard deviations; image edges are repeated."""
     radius = max(1, round(4 * sigma))
     places = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-0.5 * (places / sigma) ** 2)

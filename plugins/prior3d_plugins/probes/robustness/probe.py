@@ -1,4 +1,4 @@
-"""What remains of a linear classifier's accuracy on images of other domains, and on corrupted images."""
+"""Accuracy of a linear classifier on images of other domains and on corrupted images."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -27,20 +27,22 @@ _BATCH = 32
 
 
 class Robustness(Probe):
-    """Accuracy of a linear classifier trained on some domains, on others and on corrupted images.
+    """Accuracy of a linear classifier on domains that it was not trained on, and on corrupted images.
 
-    The data decides what is a domain: a scene of a `classification_folder`, those of `train_domains` being trained on.
-    Held-out images of training domains are "in domain", those of each other domain are counted by its name. Corrupted
-    are held-out images of the training domains, so that nothing else changes; of all domains if none of those is held
-    out. The classifier is the one of the probe `classification`, and sees no corrupted image in training.
+    The data defines the domains: each scene of a `classification_folder` is one, and the classifier is trained on
+    `train_domains`. Held-out images of training domains count as "in domain". Images of every other domain count under
+    its name. Only held-out images of the training domains are corrupted, so nothing else changes; if none of those is
+    held out, images of all domains are. The classifier is that of the probe `classification`. It sees no corrupted
+    image in training.
 
     Args:
-        penalty: of squared weights, per image; null to choose it on a fifth of the training images, for each model.
-        corrupted: images that are corrupted, at most, evenly spaced, each in four ways at five levels; 0 for none.
+        penalty: Penalty on the squared weights, per image; null chooses it for each model on a fifth of the training
+            images.
+        corrupted: Largest number of images to corrupt, evenly spaced, each in four ways at five levels; 0 for none.
 
     Reference:
-        Corruptions after Hendrycks and Dietterich, 2019, arXiv 1903.12261: see `corruptions.py`. Reported is accuracy,
-        not its error relative to AlexNet's.
+        Corruptions after Hendrycks and Dietterich, 2019, arXiv 1903.12261: see `corruptions.py`. This probe reports
+        accuracy, not the error relative to AlexNet's.
     """
 
     needs = ("image", "label")
@@ -81,7 +83,7 @@ class Robustness(Probe):
         return Scores(tuple(names_of(data, "held_out")), statistics)
 
     def summarise(self, total: Totals) -> Metrics:
-        """Return accuracies (0..1) by domain and by corruption, and how much lower they are than on clean images."""
+        """Return the accuracy (0..1) by domain and by corruption, and each one's drop from clean images."""
         accuracy = {
             name.removeprefix("images, "): float(total[name.replace("images", "hits")] / count)
             for name, count in total.items()
@@ -103,7 +105,7 @@ class Robustness(Probe):
         return found
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
-        """Return what naming the most frequent training class scores."""
+        """Return the scores of always guessing the most frequent training class."""
         majority = labels_of(data, "train").bincount().argmax()
         hits = (labels_of(data, "held_out") == majority).double()
         return {"majority class": Scores(tuple(names_of(data, "held_out")), _by_domain(data, hits))}
@@ -116,7 +118,7 @@ class Robustness(Probe):
 
 
 def _domains(data: ProbeData) -> list[str]:
-    """Return the domain of each held-out image, "in domain" for those that are trained on."""
+    """Return the domain of each held-out image; "in domain" for domains that are trained on."""
     trained, scenes = set(data.parts["train"].scenes), data.parts["held_out"].scenes
     if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(scenes):
         raise UserError(f"a domain cannot be called {taken.pop()}, which has a meaning in this table", "data")
@@ -145,7 +147,7 @@ def _by_corruption(
         for corruption in CORRUPTIONS:
             for level in LEVELS:
                 worse = corrupt(clean, corruption, level, [names[row] for row in chosen.tolist()])
-                # through half precision, as the features that the head was fitted to are kept
+                # Round to half precision, like the features that the head was fitted to.
                 vectors = concatenate([part.half().float() for part in model.read(worse, "pooled")])
                 guess = head.logits(vectors).argmax(1).cpu()
                 hits[f"{corruption} hits"][chosen, level - 1] = (guess == labels[chosen]).double()

@@ -1,4 +1,4 @@
-"""From the 1000 classes of ImageNet to the 16 everyday ones of the cue-conflict images."""
+"""Mapping from the 1000 classes of ImageNet to the 16 everyday classes of the cue-conflict images."""
 
 from collections.abc import Mapping
 
@@ -31,10 +31,10 @@ SIXTEEN_CLASSES: Mapping[str, tuple[int, ...]] = {
     "oven": _members(766),
     "truck": _members(555, 569, 656, 675, 717, 734, 864, 867),
 }
-"""The 16 classes to the ImageNet classes they stand for: positions of the WordNet ids of ILSVRC 2012 in sorted order.
+"""Maps each of the 16 classes to its ImageNet classes: positions of WordNet ids in the sorted list of ILSVRC 2012.
 
-Those of a 1000-way head. Kinds whose word means something else, too, were left out by hand where the sets were made:
-kite, drake, crane, boxer.
+A 1000-way head orders its outputs the same way. The authors of the sets left out by hand the kinds whose name also
+means something else: kite, drake, crane, boxer.
 
 Reference:
     Geirhos et al., Generalisation in humans and deep neural networks, 2018, arXiv 1808.08750 (16-class-ImageNet).
@@ -42,12 +42,12 @@ Reference:
 
 
 def sixteen_from_imagenet(logits: Tensor) -> Tensor:
-    """Return for each of the 16 classes the mean probability of its ImageNet classes, [N, 16], in sorted order.
+    """Return, for each of the 16 classes, the mean probability of its ImageNet classes, [N, 16], in sorted order.
 
-    Means, not sums: dogs have 109 classes and knives one, and would be chosen for their number.
+    It is a mean, not a sum: there are 109 classes of dogs and one of knives, so a sum would favor dogs.
 
     Args:
-        logits: [N, 1000].
+        logits: Logits [N, 1000].
 
     Reference:
         Geirhos et al., 2019, arXiv 1811.12231: the same aggregation.
@@ -58,7 +58,7 @@ def sixteen_from_imagenet(logits: Tensor) -> Tensor:
 
 
 def sixteen_of_imagenet() -> Tensor:
-    """Return for each ImageNet class which of the 16 it belongs to, [1000] int64, -1 for none."""
+    """Return, for each ImageNet class, which of the 16 classes it belongs to, [1000] int64, -1 for none."""
     found = torch.full((IMAGENET_CLASSES,), -1)
     for index, members in enumerate(SIXTEEN_CLASSES.values()):
         found[list(members)] = index

@@ -1,4 +1,4 @@
-"""Clean photographs of ImageNet's classes, in two halves: one for statistics and heads, one to measure accuracy on."""
+"""Clean ImageNet photographs in two halves: one for statistics and heads, one to measure accuracy on."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -17,7 +17,7 @@ from prior3d.probes import FrozenModel, ProbeData, choose_penalty, concatenate, 
 from prior3d_plugins.probes.shape_bias.imagenet_classes import IMAGENET_CLASSES, sixteen_of_imagenet
 
 Classify = Callable[[Tensor], Tensor]
-"""Images [N, 3, H, W] in 0..1, on the model's device, to logits or probabilities [N, K]."""
+"""Function from images [N, 3, H, W] in 0..1, on the model's device, to logits or probabilities [N, K]."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,17 +25,17 @@ _BATCH = 32
 
 
 class Photographs:
-    """Photographs of the 1000 classes, in folders named by WordNet ids or in files whose names begin with these.
+    """Photographs of the 1000 classes, in folders named by WordNet ids or in files whose names begin with these ids.
 
-    A hash of the names puts each in one of the halves, whatever others there are.
+    A hash of its name puts each photograph in one of two halves, independently of the other photographs.
 
     Args:
-        folder: of the photographs.
-        data: what size they are brought to, and how they are decoded.
-        most: photographs of each half that are read at most, evenly spaced.
+        folder: Folder of the photographs.
+        data: Sets the size and the decoding of the photographs.
+        most: Largest number of photographs to read from each half, evenly spaced.
 
     Raises:
-        UserError: they are not of 1000 classes.
+        UserError: The photographs are not of the 1000 classes.
     """
 
     def __init__(self, folder: Path, data: ProbeData, most: int) -> None:
@@ -50,7 +50,7 @@ class Photographs:
         self._halves = ProbeData({"train": first, "held_out": second}, most=most, workers=data.workers)
 
     def close(self) -> None:
-        """Remove what was decoded."""
+        """Remove the decoded photographs."""
         self._halves.close()
 
     @property
@@ -60,14 +60,14 @@ class Photographs:
         return [dataset.path(scene, frame).stem for scene, frame in self._halves.frames["held_out"]]
 
     def adapt(self, network: Network, forward: Callable[[Network, Tensor], object], device: torch.device) -> Network:
-        """Return a copy of a network whose BatchNorm statistics are those of the first half."""
+        """Return a copy of a network with BatchNorm statistics from the first half."""
         copy = deepcopy(network)
         batches = mixed_batches(self._halves.field("train", "image"), device, stream="photographs")
         reestimate_batch_norm(copy, partial(forward, copy), batches)
         return copy
 
     def fit_head(self, model: FrozenModel) -> Classify:
-        """Fit a classifier of the 16 classes to the first half; beforehand every class is as likely as any other."""
+        """Fit a classifier of the 16 classes to the first half, with equal prior probabilities of the classes."""
         backbones = [
             self.adapt(backbone, lambda network, images: network(images, ("pooled",)), model.device)
             for backbone in model.backbones
@@ -89,12 +89,12 @@ class Photographs:
         return lambda images: head.logits(pooled(images)) - frequency.log()
 
     def hits(self, sixteen: Classify, thousand: Classify | None, device: torch.device) -> dict[str, Tensor]:
-        """Return which photographs of the second half are of 1000 and of 16 classes, and which are named right.
+        """Return which photographs of the second half are of the 1000 and 16 classes, and which are classified right.
 
         Args:
-            sixteen: decides between the 16 classes.
-            thousand: between 1000, where there is such a classifier.
-            device: of both.
+            sixteen: Classifier of the 16 classes.
+            thousand: Classifier of the 1000 classes, if there is one.
+            device: Device of both.
 
         Returns:
             `clean 16`, `clean 16 hits`, and `clean 1000`, `clean 1000 hits`: [M] each, 0 or 1.
@@ -120,7 +120,7 @@ class Photographs:
 
 
 class _Half(SingleImages):
-    """Half of the photographs, with the number of their class as `label`."""
+    """One half of the photographs, with the class id as `label`."""
 
     provides = frozenset({"image", "label"})
 

@@ -1,4 +1,4 @@
-"""Shape or texture: by which of two cues that contradict each other a model names an image."""
+"""Shape or texture: which of two conflicting cues a model classifies an image by."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,24 +26,25 @@ _BATCH = 32
 class ShapeBias(Probe):
     """The cue-conflict test: images with the shape of one class and the texture of another.
 
-    An image counts for its shape, for its texture, or for neither, by the class that the model gives it out of 16;
-    images whose two cues agree are left out. The shape bias is the share of shape among decisions for either. Of
-    itself it says little: weak models show a higher one. What counts is how often the shape is named right, with the
-    accuracy on clean photographs beside it.
+    The model assigns each image to one of 16 classes, which counts as a decision for its shape, its texture, or
+    neither. Images whose two cues agree are left out. The shape bias is the share of shape among the decisions for
+    shape or texture. Alone it means little: weak models have a higher one. Judge a model by how often it names the
+    shape, together with its accuracy on clean photographs.
 
-    The data is a `classification_folder` whose folders are the classes of the shapes, and whose file names end with
-    the class of the texture, `cat7-elephant1.jpg`. Clean photographs are of the 1000 classes of ImageNet, in folders
-    named by their WordNet ids or in files whose names begin with these. They are split in halves by a hash of the
-    names: from the first come the statistics of BatchNorm layers, on the second accuracy is measured. Models without
-    such layers can do without photographs. With statistics of the cue conflicts themselves it would be another model:
+    The data is a `classification_folder`. Its folders are the classes of the shapes, and its file names end with the
+    class of the texture, `cat7-elephant1.jpg`. Clean photographs are of the 1000 classes of ImageNet, in folders named
+    by their WordNet ids or in files whose names begin with these ids. A hash of the names splits them in halves. The
+    first half provides the statistics of BatchNorm layers; accuracy is measured on the second. Models without BatchNorm
+    layers need no photographs. With statistics of the cue-conflict images themselves, it would be a different model:
     MobileNetV2 then names 22 % of the shapes instead of 11 %, and 48 % of clean photographs instead of 80 %.
 
     Args:
-        head: `checkpoint`: the frozen 1000-way classifier that the weights came with, its probabilities averaged over
-            the ImageNet classes of each of the 16. `linear`: a classifier of the 16 fitted to the first half of the
-            clean photographs.
-        clean: folder of clean photographs, such as ImageNet's validation set; null for none, without BatchNorm.
-        clean_images: clean photographs that are read of each half, at most, evenly spaced.
+        head: Classifier to use. `checkpoint`: the frozen 1000-way classifier of the pretrained weights; its
+            probabilities are averaged over the ImageNet classes of each of the 16 classes. `linear`: a classifier of
+            the 16 classes, fitted to the first half of the clean photographs.
+        clean: Folder of clean photographs, for example ImageNet's validation set; null for none, which needs a model
+            without BatchNorm.
+        clean_images: Largest number of clean photographs to read from each half, evenly spaced.
 
     Reference:
         Geirhos et al., 2019, arXiv 1811.12231. There, networks keep the statistics of their training.
@@ -76,7 +77,7 @@ class ShapeBias(Probe):
         self.clean_images = clean_images
 
     def measure(self, model: FrozenModel, data: ProbeData, seed: int = 0) -> Scores:
-        """Return images named by shape and by texture, by class of the shape, [G, 16], and clean ones named right."""
+        """Return counts of images named by shape and by texture, by shape class, [G, 16], and hits on clean images."""
         conflicts = _Conflicts(data)
         photographs = self._open_photographs(data)
         sixteen, thousand = self._classifiers(model, photographs)
@@ -93,11 +94,11 @@ class ShapeBias(Probe):
         return Scores((*conflicts.names, *photographs.names), _beside(statistics, clean))
 
     def check(self, backbone: Backbone, trains: bool = False) -> None:
-        """Refuse BatchNorm layers without photographs to estimate their statistics on; see `Probe.check`."""
+        """Refuse BatchNorm layers if there are no photographs to estimate their statistics on; see `Probe.check`."""
         self._refuse_statistics(backbone.encoder, folded=trains)
 
     def check_data(self, parts: Mapping[Part, Dataset]) -> None:
-        """Refuse what are no cue conflicts, by the names of folders and files; see `Probe.check_data`."""
+        """Refuse data whose folder and file names are not those of cue conflicts; see `Probe.check_data`."""
         if self.clean is not None and not self.clean.is_dir():
             raise UserError(f"no folder {self.clean} of clean photographs", "clean")
         held_out = parts["held_out"]
@@ -129,7 +130,7 @@ class ShapeBias(Probe):
         return found
 
     def _classifiers(self, model: FrozenModel, photographs: Photographs | None) -> tuple[Classify, Classify | None]:
-        """Return what decides between the 16 classes, and what gives the logits of 1000 where there is such."""
+        """Return the classifier of the 16 classes, and that of the 1000 classes if there is one."""
         if self.head == "linear":
             return photographs.fit_head(model), None
         logits = model.classify
@@ -160,7 +161,7 @@ class ShapeBias(Probe):
 
 
 class _Conflicts:
-    """The images whose shape and texture are of different classes."""
+    """The images whose shape and texture belong to different classes."""
 
     def __init__(self, data: ProbeData) -> None:
         dataset = data.parts["held_out"]
@@ -194,7 +195,7 @@ def _texture(path: Path) -> int:
 
 
 def _bias(of: str, shape: Tensor, texture: Tensor) -> dict[str, float]:
-    """Return the shape bias, or nothing where no decision was for either cue."""
+    """Return the shape bias, or nothing if no decision was for either cue."""
     return {f"shape bias{of}": float(shape / (shape + texture))} if shape + texture > 0 else {}
 
 
@@ -205,7 +206,7 @@ def _decide(classify: Classify, data: ProbeData, rows: Tensor, device: torch.dev
 
 
 def _beside(conflicts: dict[str, Tensor], clean: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return statistics over the images of both: each kind counts 0 where it is not measured."""
+    """Return statistics over the images of both sets; a statistic is 0 for the set that it is not measured on."""
     first, second = len(next(iter(conflicts.values()))), len(next(iter(clean.values())))
     before = {name: torch.cat([v, v.new_zeros(second, *v.shape[1:])]) for name, v in conflicts.items()}
     return before | {name: torch.cat([v.new_zeros(first, *v.shape[1:]), v]) for name, v in clean.items()}
