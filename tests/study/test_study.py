@@ -250,7 +250,7 @@ def check_records(records):
 
 @pytest.mark.usefixtures("tuned")
 def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
-    path, out, main = study
+    path, out, _ = study
     misspelt = path.with_name("misspelt.yaml")
     misspelt.write_text(path.read_text().replace("metric: roughness", "metric: roughnes"))
     record = next(out.glob("units/initial/tune-*.json"))
