@@ -102,8 +102,10 @@ def _why_not_written(error: BaseException, path: Path) -> str | None:
         if any(words in str(cause) for words in _SAID_OF_FULL):
             return full
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, OSError | RuntimeError) and folder.is_dir() and shutil.disk_usage(folder).free < _NOTHING_LEFT:
-        return full
+    if isinstance(error, OSError | RuntimeError) and folder.is_dir():
+        space = shutil.disk_usage(folder)
+        if space.total and space.free < _NOTHING_LEFT:  # /proc and the like have none at all
+            return full
     return None
 
 

@@ -116,7 +116,7 @@ def check_folder(out: Path) -> None:
     if not existing.is_dir():
         raise UserError(f"{existing} is no folder", "--out")
     try:
-        with temporary_folder(".prior3d-", existing):
+        with section("--out"), temporary_folder(".prior3d-", existing):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {existing}: {error.strerror}", "--out") from error

@@ -272,7 +272,7 @@ def test_models_of_one_name_are_drawn_side_by_side(evaluate, finished, tmp_path,
 
 
 def test_the_probe_of_the_documentation_measures_and_takes_its_option(evaluate, rooms, tmp_path):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "probes.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plugins" / "probes.md").read_text()
     code = re.search(r"```python\n(# depth_edges\.py\n.*?)```", page, re.DOTALL).group(1)
     (tmp_path / "depth_edges.py").write_text(code)
     found = []

@@ -20,6 +20,7 @@ from prior3d.study.matrix import TEST, TUNE, Unit
 from prior3d.study.picture import plot
 from prior3d.study.reading import read_matrix
 from prior3d.study.records import Records
+from prior3d.study.running import _Log
 from prior3d.study.starting import Start, add_noise, take_statistics
 from prior3d_plugins.datasets.image_folder import ImageFolder
 
@@ -249,11 +250,11 @@ def check_records(records):
 
 @pytest.mark.usefixtures("tuned")
 def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
-    path, out, main = study
+    path, out, _ = study
     misspelt = path.with_name("misspelt.yaml")
     misspelt.write_text(path.read_text().replace("metric: roughness", "metric: roughnes"))
     record = next(out.glob("units/initial/tune-*.json"))
-    log = main.__globals__["_Log"](Records(out, read_matrix(misspelt)), TUNE, 1)
+    log = _Log(Records(out, read_matrix(misspelt)), TUNE, 1)
     with pytest.raises(UserError, match="rough gives roughness, seed") as caught:
         log(Unit(TUNE, "initial", 0, 100), json.loads(record.read_text()), 1.0)
     assert caught.value.key == "endpoints.smooth.metric"
