@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from prior3d.contracts.dataset import DataSpec
+from prior3d.data.posed.plausibility import PosedDepth, at_resolution, choose_pairs, judge
 from prior3d.errors import UserError
 from prior3d_plugins.datasets.posed import Posed, PosedRGBD
 
@@ -134,3 +135,35 @@ def test_intrinsics_of_another_resolution_are_refused(tmp_path):
     record(tmp_path / "scans" / "a", camera=np.diag([4, 4, 1.0]) @ CAMERA)
     with pytest.raises(UserError, match=r"principal point \(254, 190\) lies outside of the images of 128 x 96 pixels"):
         posed(tmp_path).verify()
+
+
+def in_millimeters_of_translation(pose):
+    scaled = pose.copy()
+    scaled[:3, 3] *= 1000
+    return scaled
+
+
+@pytest.mark.parametrize("scene", ["office", "kitchen-b"])
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (lambda pose: pose, None),
+        (np.linalg.inv, "inverted poses"),
+        (lambda pose: pose @ np.diag([1.0, -1.0, -1.0, 1.0]), "OpenGL axes"),
+        (in_millimeters_of_translation, "depth x 1000"),
+    ],
+)
+def test_mistakes_are_named_on_real_recordings(shared_data, scene, written, found):
+    spec = DataSpec(size=(48, 64), views=1, split="train", cache=Path("unused"))
+    data = Posed(spec, root=shared_data / "rgbd" / scene)
+    needed = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
+
+    def small(frame):
+        view = data.load(0, frame, needed)
+        gray, depth, intrinsics = at_resolution(view["image"], view["depth"], view["intrinsics"])
+        return PosedDepth(gray, depth, intrinsics, written(view["world_from_camera"]))
+
+    frames = [small(frame) for frame in range(data.frame_count(0))]
+    typical = float(np.median(frames[0].depth[frames[0].depth > 0]))
+    pairs = choose_pairs(np.stack([frame.world_from_camera for frame in frames]), typical)
+    assert judge([(frames[first], frames[second]) for first, second in pairs]).better == found

@@ -40,8 +40,8 @@ class Photographs:
 
     def __init__(self, folder: Path, data: ProbeData, most: int) -> None:
         has_folders = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
-        told = {"views": 1, "size": data.size, "cache": data.parts["held_out"].spec.cache}
-        first, second = (_Half(DataSpec(split=split, **told), folder, has_folders) for split in ("train", "test"))
+        shared = {"views": 1, "size": data.size, "cache": data.parts["held_out"].spec.cache}
+        first, second = (_Half(DataSpec(split=split, **shared), folder, has_folders) for split in ("train", "test"))
         if len(first.class_names) != IMAGENET_CLASSES:
             raise UserError(
                 f"expected photographs of the {IMAGENET_CLASSES} classes of ImageNet in {folder}, got"
