@@ -1,6 +1,7 @@
 """Runs of the real command on rooms small enough for a test."""
 
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,18 @@ def train(recipe):
 
 @pytest.fixture(scope="session")
 def start():
-    """Start the command in a process of its own, from a server that has imported everything once."""
+    """Start the command in a process of its own, from a server that has imported everything once.
+
+    `pause` seconds are waited after each step: a busy machine then interrupts the run before it is over.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["prior3d.api", "prior3d.pretraining.training", "prior3d.recipe", "prior3d_plugins.datasets.synthetic_rooms"]
     )
     started = []
 
-    def run(*arguments):
-        process = context.Process(target=_train_as_users_do, args=([str(argument) for argument in arguments],))
+    def run(*arguments, pause=0.0):
+        process = context.Process(target=_train_as_users_do, args=([str(argument) for argument in arguments], pause))
         process.start()
         started.append(process)
         return process
@@ -75,9 +79,12 @@ def uninterrupted(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("uninterrupted"))
 
 
-def _train_as_users_do(arguments):
+def _train_as_users_do(arguments, pause):
     """Train, with workers of the platform's kind: those of a fork server outlive a run that is killed."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     multiprocessing.set_start_method(None, force=True)
+    register_optimizer_step_post_hook(lambda *_: time.sleep(pause))
     return cli.train(arguments)
 
 

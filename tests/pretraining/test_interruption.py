@@ -35,7 +35,7 @@ def wait_for(condition, seconds=120.0):
 
 def interrupt(start, recipe, out, number, *overrides, delay=0.0):
     """Start a run, send it a signal some time after its first checkpoint, and return its folder."""
-    process = start(recipe, *overrides, "--out", out)
+    process = start(recipe, *overrides, "--out", out, pause=0.25)
     checkpoint = wait_for(lambda: first_checkpoint(out))
     time.sleep(delay)
     os.kill(process.pid, number)
