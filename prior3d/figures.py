@@ -91,8 +91,8 @@ def plot_judged_matches(
             axis, across = axes[row][column], images.shape[-1] * 1.03
             height, width = images.shape[-2:]
             for image, left in zip(images, (0, across), strict=True):
-                grey = to_picture(image).mean(-1)  # makes the colored lines stand out
-                axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
+                gray = to_picture(image).mean(-1)  # makes the colored lines stand out
+                axis.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
             ends = torch.stack([pixels_a, pixels_b + pixels_b.new_tensor([across, 0])], 1).float().cpu().numpy()
             for (start, end), is_right in [*zip(ends, right.tolist(), strict=True)][:shown]:
                 color = "#2ee62e" if is_right else "#ff3030"

@@ -34,7 +34,7 @@ class Margin:
     high: int = 3
 
 class MyPrior(Prior):
-    """Pulls towards mine.
+    """Pulls toward mine.
 
     Args:
         backbone: what it trains.
@@ -148,7 +148,7 @@ def test_list_names_everything_with_its_origin_and_marks_what_cannot_work(folder
     assert train(["--list", "--plugin", "mine.py"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "priors:"
-    assert "  my_prior                 file mine.py   Pulls towards mine." in lines
+    assert "  my_prior                 file mine.py   Pulls toward mine." in lines
     assert "  gone                     acme 2.3       ! no module acme_gone" in lines
     assert "  view_invariance          acme 2.3       ! the name is taken 2 times" in lines
     assert f"  view_invariance          prior3d {__version__}  ! the name is taken 2 times" in lines
@@ -161,7 +161,7 @@ def test_list_names_everything_with_its_origin_and_marks_what_cannot_work(folder
 def test_help_on_a_plugin_has_its_options_with_type_default_and_meaning(capsys):
     assert train(["--help", "my_prior", "--plugin", "mine.py"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["my_prior:", "a", "prior,", "file", "mine.py"] and lines[2] == ["Pulls", "towards", "mine."]
+    assert lines[0] == ["my_prior:", "a", "prior,", "file", "mine.py"] and lines[2] == ["Pulls", "toward", "mine."]
     assert ["strength", "number", "above", "0", "3.0", "how", "hard,", "newtons."] in lines
     assert ["margin.low", "integer", "required", "of", "the", "margin,", "pixels."] in lines
     assert ["weight", "number", "of", "at", "least", "0", "1.0"] in [line[:7] for line in lines]

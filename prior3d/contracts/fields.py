@@ -270,7 +270,7 @@ _TABLE = (
         "normals",
         "[B, V, 3, H, W]",
         "float32",
-        "unit, camera axes, towards the camera, 0 = unknown",
+        "unit, camera axes, toward the camera, 0 = unknown",
         "vectors",
         kept_as="float16",
         probes_only=True,

@@ -133,7 +133,7 @@ def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
     if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
         notes.append(
             f"The maps of {first} have a cell for every {_stride_of(before)}, those of {second} for every"
-            f" {_stride_of(after)}: part of the difference is resolution, not what was learnt."
+            f" {_stride_of(after)}: part of the difference is resolution, not what was learned."
         )
     if f"{first} + {RANDOM}" in columns:
         notes.append(

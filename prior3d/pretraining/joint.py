@@ -8,7 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from prior3d.backbone import Backbone
-from prior3d.backbone.weights import find_mismatches, summarise
+from prior3d.backbone.weights import find_mismatches, summarize
 from prior3d.contracts.prior import Batch, Prior
 from prior3d.errors import UserError, section
 from prior3d.pretraining.building import build_prior
@@ -187,7 +187,7 @@ def _adopt(backbone: Backbone, model: nn.Module) -> None:
     made, theirs = backbone.encoder.model.state_dict(), model.state_dict()
     mismatches = find_mismatches(made, {name: value for name, value in theirs.items() if name in made})
     if mismatches:
-        raise UserError(f"this model differs from timm's {backbone.spec.name}: {summarise(mismatches)}")
+        raise UserError(f"this model differs from timm's {backbone.spec.name}: {summarize(mismatches)}")
     backbone.encoder.model = model
     own = resolve_model_data_config(model)
     device = next(model.parameters()).device

@@ -22,7 +22,7 @@ class EngineChoice:
     A name is looked up at once, in the current registry, so a wrong recipe is rejected before any data is read.
 
     Args:
-        job: sparse, splat or neighbours.
+        job: sparse, splat or neighbors.
         name: `auto`, or an engine's name, with or without the job as prefix: `gsplat`, `splat/gsplat`.
 
     Raises:
@@ -66,14 +66,14 @@ def choose(
     device and engine.
 
     Args:
-        job: sparse, splat or neighbours.
+        job: sparse, splat or neighbors.
         name: `auto`, or an engine's name, with or without the job as prefix.
         device: of the tensors.
         dtype: of the tensors.
         registry: where to look; by default the current registry.
 
     Returns:
-        An engine of the job: an instance of `SparseEngine`, `SplatEngine` or `NeighbourEngine`.
+        An engine of the job: an instance of `SparseEngine`, `SplatEngine` or `NeighborEngine`.
 
     Raises:
         UserError: the name is unknown (the message has the nearest name and all others), or the engine cannot run here

@@ -17,9 +17,9 @@ _FROZEN = (
 )
 
 _CAPTIONS = {
-    "features/pca": "Features as colours: the first three principal components in ONE basis for all columns, so equal"
-    " colours mean equal features.",
-    "features/clusters": "Features in clusters (k-means of each model), colours matched between the columns.",
+    "features/pca": "Features as colors: the first three principal components in ONE basis for all columns, so equal"
+    " colors mean equal features.",
+    "features/clusters": "Features in clusters (k-means of each model), colors matched between the columns.",
 }
 
 

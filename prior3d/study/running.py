@@ -99,7 +99,7 @@ class _Log:
         """End the study if an endpoint names a metric that its probe does not have: no trial could be chosen."""
         for name, endpoint in self.records.matrix.endpoints.items():
             scores = self.records.scores(unit, endpoint.probe)
-            metrics = self.probes[endpoint.probe].summarise(scores.total()) if scores else {endpoint.metric: 0.0}
+            metrics = self.probes[endpoint.probe].summarize(scores.total()) if scores else {endpoint.metric: 0.0}
             if endpoint.metric not in metrics:
                 message = f"{endpoint.probe} gives {', '.join(metrics)}; what was measured counts once this is mended"
                 raise UserError(message, f"endpoints.{name}.metric")

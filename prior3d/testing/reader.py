@@ -90,14 +90,14 @@ def _check_provides(reader: Reader) -> None:
 
 
 def _check_recognition(cls: type[Reader], root: Path, options: dict[str, object]) -> None:
-    sure = cls.recognises(root)
-    assert isinstance(sure, int) and sure > 0, f"does not recognise {root}: recognises gives {sure!r}"
+    sure = cls.recognizes(root)
+    assert isinstance(sure, int) and sure > 0, f"does not recognize {root}: recognizes gives {sure!r}"
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder)
-        assert cls.recognises(empty) == 0, "recognises an empty folder"
+        assert cls.recognizes(empty) == 0, "recognizes an empty folder"
         (empty / "notes").mkdir()
         (empty / "notes" / "notes.txt").write_text("not a recording\n", encoding="utf-8")
-        assert cls.recognises(empty) == 0, "recognises a folder with a text file"
+        assert cls.recognizes(empty) == 0, "recognizes a folder with a text file"
         for missing in (empty / "missing", empty / "notes"):
             refusal = refusal_of(lambda missing=missing: cls(missing, **options).scenes())
             assert refusal, f"takes the folder {missing.name!r}, which holds no scene, without a UserError"

@@ -39,7 +39,7 @@ def test_what_a_backbone_gives_is_what_its_spec_says(name, size, stride):
         assert tuple(maps.encoder[s].shape[-2:]) == tuple(-(-side // s) for side in size)
 
 
-def test_dense_features_of_a_vit_are_its_normalised_patch_tokens():
+def test_dense_features_of_a_vit_are_its_normalized_patch_tokens():
     backbone = Backbone("vit_tiny_patch16_224", (96, 128)).eval()
     images = torch.rand(2, 3, 96, 128)
     model = backbone.encoder.model
@@ -59,7 +59,7 @@ def test_pooled_features_are_timms_own():
     torch.testing.assert_close(pooled, expected)
 
 
-def test_images_are_normalised_by_the_models_own_statistics():
+def test_images_are_normalized_by_the_models_own_statistics():
     own = timm.create_model("vit_tiny_patch16_224", pretrained=False).pretrained_cfg
     assert Backbone("vit_tiny_patch16_224", (96, 128)).encoder.mean.flatten().tolist() == list(own["mean"])
     given = Backbone("resnet10t", (64, 64), mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0]).encoder

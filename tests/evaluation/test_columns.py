@@ -55,7 +55,7 @@ def test_maps_of_two_strides_are_noted_with_who_has_a_decoder(finished, alone):
     made = columns(finished, against=alone)
     assert (
         f"The maps of {alone.parent.name} have a cell for every 32 pixels (no decoder), those of {finished.name} for"
-        " every 4 pixels (a decoder): part of the difference is resolution, not what was learnt."
+        " every 4 pixels (a decoder): part of the difference is resolution, not what was learned."
     ) in notes_on_models(made)
 
 

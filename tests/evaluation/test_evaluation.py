@@ -218,7 +218,7 @@ class Named(Probe):
         logits = model.classify(torch.rand(2, 3, *data.size))
         return Scores(("a",), {"logits": torch.tensor([float(logits.shape[1])])})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"logits": float(total["logits"])}
 """
 

@@ -296,7 +296,7 @@ def test_wrong_kind_and_wrong_contract(install):
         (
             "x = 1\n",
             "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, SingleImages,"
-            " Reader, Probe, SparseEngine, SplatEngine, NeighbourEngine, Exporter, Runner",
+            " Reader, Probe, SparseEngine, SplatEngine, NeighborEngine, Exporter, Runner",
         ),
     ],
 )

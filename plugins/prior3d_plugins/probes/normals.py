@@ -98,7 +98,7 @@ class Normals(Probe):
         shown = F.normalize(predict(rows_shown(data)), dim=1).half().cpu()
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return the mean and median angle in degrees, and the shares of pixels (0..1) below 11.25, 22.5 and 30."""
         pixels = total["pixels"]
         shares = {

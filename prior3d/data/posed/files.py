@@ -141,7 +141,7 @@ def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> 
 
 
 def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
-    """Return whether one of the first folders is a scene, searching the root first; `recognises` uses it."""
+    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it."""
     return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
 
 

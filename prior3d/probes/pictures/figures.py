@@ -82,7 +82,7 @@ def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, 
     first = next(iter(maps))
     beneath = {
         name: f"shows {axes.shares[name]:.0%} of its variance"
-        + ("" if name == first else f"\ncolours as in {first}: r = {axes.agreement[name]:.2f}")
+        + ("" if name == first else f"\ncolors as in {first}: r = {axes.agreement[name]:.2f}")
         for name in maps
     }
     pictures = {name: [axes.colors(name, features) for features in own] for name, own in maps.items()}
@@ -96,9 +96,9 @@ def cluster_figure(
     """Plot the clusters of features; `names` label the images."""
     first = next(iter(maps))
     palette = _palette(len(clusters.centers[first]))
-    beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} coloured as in {first}" for name in maps}
+    beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} colored as in {first}" for name in maps}
     pictures = {name: [palette[clusters.labels(name, features)] for features in own] for name, own in maps.items()}
-    title = f"{len(palette)} clusters" + (" of each model, colours matched by overlap" if len(maps) > 1 else "")
+    title = f"{len(palette)} clusters" + (" of each model, colors matched by overlap" if len(maps) > 1 else "")
     return _grid(title, images, pictures, beneath, names)
 
 

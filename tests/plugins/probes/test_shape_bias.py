@@ -126,7 +126,7 @@ def test_probabilities_are_averaged_over_members():
     probabilities = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
     expected = [[float(row[list(m)].mean()) for m in SIXTEEN_CLASSES.values()] for row in probabilities]
     np.testing.assert_allclose(sixteen_from_imagenet(logits), expected, rtol=1e-9)
-    np.testing.assert_allclose(sixteen_from_imagenet(torch.zeros(1, 1000)), 1e-3)  # no class is favoured by its size
+    np.testing.assert_allclose(sixteen_from_imagenet(torch.zeros(1, 1000)), 1e-3)  # no class is favored by its size
     with pytest.raises(ValueError, match=r"expected logits \[N, 1000\], got \[2, 1001\]"):
         sixteen_from_imagenet(torch.zeros(2, 1001))
 
@@ -187,13 +187,13 @@ def test_accuracy_on_clean_photographs_stands_beside_it(data, clean):
 
     half = metrics_of(probe, probe.measure(FrozenModel([], classify=off), data))
     assert half["clean top-1 of 1000"] == pytest.approx(float((names < 500).double().mean()))
-    assert half["clean top-1 of 1000"] < half["clean top-1 of 16"] < 1  # most neighbours of a dog are dogs
+    assert half["clean top-1 of 1000"] < half["clean top-1 of 16"] < 1  # most neighbors of a dog are dogs
     few = ShapeBias(clean=clean, clean_images=50)
     assert few.measure(FrozenModel([], classify=off), data).statistics["clean 1000"].sum() == 50
 
 
 class Colors(nn.Module):
-    """Stands in for a backbone: its pooled feature holds the class of the shape, normalised."""
+    """Stands in for a backbone: its pooled feature holds the class of the shape, normalized."""
 
     size = SIZE
 
@@ -323,7 +323,7 @@ def test_a_gpu_gives_the_same_scores(data, clean):
 
 
 def test_a_decoder_has_no_part_in_the_classifier(data):
-    """Its batch normalisation must not ask for photographs where the encoder has none."""
+    """Its batch normalization must not ask for photographs where the encoder has none."""
     backbone = Backbone("convnext_atto", (32, 32), decoder_stride=4, channels=8).eval()
     weights = {"head.fc.weight": torch.randn(1000, 320), "head.fc.bias": torch.zeros(1000)}
     found = ShapeBias().measure(FrozenModel([backbone], classify=checkpoint_classifier(backbone, weights)), data)

@@ -82,7 +82,7 @@ class Robustness(Probe):
             statistics |= _by_corruption(model, data, head, rows, labels)
         return Scores(tuple(names_of(data, "held_out")), statistics)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return the accuracy (0..1) by domain and by corruption, and each one's drop from clean images."""
         accuracy = {
             name.removeprefix("images, "): float(total[name.replace("images", "hits")] / count)

@@ -112,7 +112,7 @@ class ShapeBias(Probe):
         """Return the clean photographs."""
         return [] if self.clean is None else [self.clean / name for name in list_files(self.clean, IMAGE_ENDINGS)]
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return rates (0..1) over all conflicts, accuracy on clean photographs, and the rates by class."""
         shape, texture, conflicts = total["shape"], total["texture"], total["conflicts"]
         found = {
