@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))

@@ -96,7 +96,7 @@ def load_encoder(
     if not prefix:
         return None
     rest = sum(not name.startswith(prefix) for name in weights)
-    left = f"; {rest} tensors that are no part of it are left out" if rest else ""
+    left = f"; {rest} tensors that do not belong to it are left out" if rest else ""
     return f"{source}: the names of the encoder begin with {prefix!r}, which is taken off{left}"
 
 

@@ -100,7 +100,7 @@ class MeasuredData(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Result of a measurement: scores and, if the probe makes figures, the data to draw them.
+    """Result of a measurement: scores and, if the probe makes figures, the data to plot them.
 
     Attributes:
         scores: the scores that are stored and compared.

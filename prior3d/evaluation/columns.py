@@ -73,7 +73,7 @@ def build_columns(
     if control is None:
         return columns_of(before, after, make_untrained(after, size, seed), RANDOM, names)
     if before is None:
-        raise UserError("there is nothing to be a control of: give --against, or a run", "--control")
+        raise UserError("a control needs two models to compare: give --against, or a run folder as MODEL", "--control")
     trained = load_other(find_other(control, "--control"), size, seed, "--control")
     return columns_of(before, after, trained, GIVEN, names)
 
@@ -153,8 +153,8 @@ def _check_size_of(control: Model, after: Model) -> None:
     if theirs.encoder_channels == ours.encoder_channels and theirs.has_decoder != ours.has_decoder:
         words = _ONLY_IT_HAS_ONE if theirs.has_decoder else _ONLY_THE_MODEL_HAS_ONE
         channels = f"dense channels {theirs.dense_channels}, the model {ours.dense_channels}"
-        raise UserError(f"a control is of the size of the model: {words} ({channels})", "--control")
+        raise UserError(f"the control must be as large as the model: {words} ({channels})", "--control")
     for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # a decoder cannot fix a different encoder
         if getattr(theirs, what) != getattr(ours, what):
             words = f"{what.replace('_', ' ')} {getattr(theirs, what)}, the model {getattr(ours, what)}"
-            raise UserError(f"a control is of the size of the model: it has {words}", "--control")
+            raise UserError(f"the control must be as large as the model: it has {words}", "--control")

@@ -147,7 +147,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.recipe.is_file():
-            raise UserError(f"{path} is no run folder: it holds no {folder.recipe.name}", "--resume")
+            raise UserError(f"{path} is not a run folder: it holds no {folder.recipe.name}", "--resume")
         return folder
 
     def remove_leftovers(self) -> None:

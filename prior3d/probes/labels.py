@@ -50,7 +50,7 @@ def class_frequency(data: ProbeData) -> Tensor:
     train, held_out = (_pixels_by_class(data, part) for part in ("train", "held_out"))
     highest = int(torch.maximum(train, held_out).nonzero().max())
     if names and highest >= len(names):
-        raise UserError(f"there are pixels of class {highest}, and only {len(names)} classes have names", "data")
+        raise UserError(f"there are pixels of class {highest}, but only {len(names)} classes have names", "data")
     return train[: len(names) or highest + 1]
 
 

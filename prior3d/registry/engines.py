@@ -159,4 +159,4 @@ def _log_once(job: str, device_type: str, name: str, why: str) -> None:
 
 @cache
 def _warn_once(job: str, name: str, problem: str) -> None:
-    _LOG.warning("%s engine %s is passed over by auto: %s", job, name, problem)
+    _LOG.warning("auto skips the %s engine %s: %s", job, name, problem)

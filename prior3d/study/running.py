@@ -58,7 +58,7 @@ def _refuse_half_tuned(records: Records, rows: list[str]) -> None:
     several = [name for name in rows if len(records.matrix.rows[name].trials) > 1]
     for unit in records.matrix.units(TUNE):
         if several and unit.row in (*several, initial) and records.read(unit) is None:
-            raise UserError(f"{unit} was not run yet: run the stage {TUNE} first", "--stage")
+            raise UserError(f"{unit} has not been run yet: run the stage {TUNE} first", "--stage")
 
 
 def _expected(records: Records, unit: Unit) -> float:

@@ -61,11 +61,11 @@ def check_engine(
 
 def _check_declarations(cls: type[Engine]) -> Engine:
     bases = {"sparse": SparseEngine, "splat": SplatEngine, "neighbors": NeighborEngine}
-    assert isinstance(cls, type) and issubclass(cls, Engine), f"{cls} is no subclass of prior3d's Engine"
+    assert isinstance(cls, type) and issubclass(cls, Engine), f"{cls} is not a subclass of prior3d's Engine"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring"
     job = getattr(cls, "job", None)
     assert job in bases, f"{cls.__name__}: job is {job!r}, there are {', '.join(bases)}"
-    assert issubclass(cls, bases[job]), f"{cls.__name__} does the job {job} and is no {bases[job].__name__}"
+    assert issubclass(cls, bases[job]), f"{cls.__name__} does the job {job} and is not a {bases[job].__name__}"
     assert isinstance(cls.rank, int), f"{cls.__name__}: rank is {cls.rank!r}, should be an integer"
     needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < p.VAR_KEYWORD]
     needed = [parameter for parameter in needed if parameter.kind is not parameter.VAR_POSITIONAL]

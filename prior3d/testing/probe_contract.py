@@ -62,7 +62,7 @@ def check_probe(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Probe), f"{cls.__name__} is no subclass of prior3d.Probe"
+    assert issubclass(cls, Probe), f"{cls.__name__} is not a subclass of prior3d.Probe"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is the protocol that reports print"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)
 

@@ -164,7 +164,7 @@ def test_a_step_of_one_value_per_channel_is_refused():
     backbone = Backbone("test_resnet", (32, 32), decoder_stride=8)
     set_trainable(backbone, "full", 1, {"dense"})
     with pytest.raises(
-        UserError, match=r"^batch_size: one image of 32 x 32 pixels per step gives encoder.model.layer4.0"
+        UserError, match=r"^batch_size: with one image of 32 x 32 pixels per step, the BatchNorm layer encoder.model"
     ):
         refuse_single_values(backbone, {"dense"})
     assert backbone.training
@@ -304,7 +304,7 @@ def test_images_are_not_padded_where_a_model_takes_them_as_they_are():
         ("levit_128s", (256, 256), "; use 224 x 224, or set timm_options: {img_size: [256, 256]} ("),
         ("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
         ("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height (96)"),
-        ("legacy_xception", (96, 128), "; no size near it was found that it takes: use another model (its map of stri"),
+        ("legacy_xception", (96, 128), "; no nearby size that it takes was found: use another model (its map of stri"),
     ],
 )
 def test_advice_on_sizes_helps(name, size, words):

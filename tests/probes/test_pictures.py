@@ -362,7 +362,7 @@ def test_of_many_images_some_are_drawn_and_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("prior3d.evaluation.pictures._MOST", 4)
     folder, said = save_images(tmp_path / "in", [(32, 32)] * 9), []
     written = write_pictures({"a": model()}, [folder], tmp_path / "out", 64, say=said.append)
-    assert said == ["9 images: 4 of them are drawn, evenly chosen; name fewer for others"]
+    assert said == ["9 images are too many: 4 of them, evenly chosen, are plotted; name fewer to choose"]
     assert [path.name for path in written] == ["pca.png", "clusters.png"]
 
 

@@ -175,7 +175,7 @@ def match_frames(scene: str, folder: Path, color: FileNames, depth: FileNames, p
         counts = ", ".join(f"{len(files)} {names.what}" for names, files in zip(sorts, found, strict=True))
         lacks = " and no ".join(names.what for names in lacking)
         raise UserError(
-            f"scene {scene} has {counts} files; the first unmatched is frame {first}, with no {lacks}"
+            f"scene {scene} has {counts} files; the first unmatched frame is {first}: it has no {lacks}"
             f" ({'; '.join(names.seen_instead(folder) for names in lacking)})",
             "root",
         )

@@ -62,7 +62,7 @@ def recognizing(folder: Path, formats: Collection[str] | None = None) -> dict[st
                 broken.pop()
     found = {name: sure for name, sure in sorted(asked.items(), key=lambda item: -item[1]) if sure > 0}
     if not found:
-        doubt = f"; not asked, as they are broken: {', '.join(broken)}" if broken else ""
+        doubt = f"; these were not asked because they are broken: {', '.join(broken)}" if broken else ""
         names = ", ".join(asked) or "none is installed"
         raise UserError(f"no format ({names}) recognizes {folder}: {seen_in(folder)}{doubt}", "root")
     return found
@@ -72,5 +72,5 @@ def _recognized(folder: Path) -> type[Reader]:
     found = recognizing(folder)
     best = [name for name, sure in found.items() if sure == max(found.values())]
     if len(best) > 1:
-        raise UserError(f"{' and '.join(best)} both recognize {folder}: set the one it is", "format")
+        raise UserError(f"{' and '.join(best)} both recognize {folder}: set the right one", "format")
     return current().get("readers", best[0], "format")

@@ -123,7 +123,7 @@ def _grid(
         extent = (0, image.shape[-1], image.shape[-2], 0)
         panels[row][0].imshow(to_picture(image), extent=extent)
         for panel, own in zip(panels[row][1:], pictures.values(), strict=True):
-            # Draw cells without interpolation: smoothing would invent a resolution that the features do not have.
+            # Plot cells without interpolation: smoothing would invent a resolution that the features do not have.
             panel.imshow(own[row], extent=extent, interpolation="nearest")
         if names:
             panels[row][0].set_ylabel(_wrapped(names[row], heights[row], _TEXT - 2), fontsize=_TEXT - 2)

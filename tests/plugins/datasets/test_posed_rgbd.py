@@ -267,7 +267,7 @@ def remove(name):
     [
         (
             remove("frame-000001.depth.png"),
-            r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched is frame 1, with no depth"
+            r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched frame is 1: it has no depth"
             r" \(depth is read from \.png; no file has another extension\)",
         ),
         (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame 2, with no color"),
@@ -531,8 +531,8 @@ def test_messages_name_the_extensions_read_and_the_files_seen(tmp_path):
     with pytest.raises(UserError) as caught:
         PosedRGBD(spec(), root=tmp_path).verify()
     assert caught.value.message == (
-        "scene a has 5 color, 0 depth, 5 pose files; the first unmatched is frame 0, with no depth (depth is read from"
-        " .png; seen: frame-000000.depth.tiff, frame-000001.depth.tiff, frame-000002.depth.tiff and 2 more)"
+        "scene a has 5 color, 0 depth, 5 pose files; the first unmatched frame is 0: it has no depth (depth is read"
+        " from .png; seen: frame-000000.depth.tiff, frame-000001.depth.tiff, frame-000002.depth.tiff and 2 more)"
     )
     folder = write_scannet(tmp_path / "b" / "s")
     for path in (folder / "color").iterdir():
@@ -583,7 +583,7 @@ def test_what_is_wrong_with_formats_and_their_options_is_located(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     cases = [
-        ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognize .*mixed: set the one it is"),
+        ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognize .*mixed: set the right one"),
         (
             {"root": tmp_path / "other"},
             r"root: no format \(scannet, sevenscenes\) recognizes .*other: there is notes\.txt",

@@ -278,7 +278,7 @@ def test_refreshes_are_steps_of_the_moving_average_only():
     assert made.refresh_steps == (60, 100, 140)
     with pytest.raises(UserError, match="of teacher: ema; the reference never changes"):
         GaussianDistillation(spec, start_step=60)
-    with pytest.raises(UserError, match="stride 8: the maps of example have stride 4, 16"):
+    with pytest.raises(UserError, match="example has no map of stride 8; its strides are 4, 16"):
         GaussianDistillation(spec, stride=8)
 
 
@@ -291,7 +291,7 @@ def test_a_scene_that_cannot_be_lifted_is_named():
 
     with pytest.raises(UserError, match=r"scene made-up: .*no valid depth"):
         lift(scene_of(poses, lambda _, points: field(points), unknown), spacing=None)
-    with pytest.raises(UserError, match=r"scene made-up: 2 frames, and a point must be seen by 3 \(min_views\)"):
+    with pytest.raises(UserError, match=r"scene made-up: 2 frames, but a point must be seen by 3 \(min_views\)"):
         lift(scene_of(poses[:2], lambda _, points: field(points)))
 
 

@@ -290,7 +290,7 @@ def test_decodes_the_coarsest_map_of_stride_16_or_less():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 8}, "stride 8: the maps of example have stride 4, 16"),
+        ({"stride": 8}, "example has no map of stride 8; its strides are 4, 16"),
         ({"rgb_weight": 0.0, "depth_weight": 0.0}, "rgb_weight and depth_weight are both 0: nothing is left"),
     ],
 )

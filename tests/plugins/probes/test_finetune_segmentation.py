@@ -228,7 +228,7 @@ def test_folded_statistics_are_refused_whether_the_weights_move_or_not(opened, s
             torch.nn.init.normal_(layer.bias, 0.2, 0.2)
     first = next(name for name, layer in network.named_modules() if isinstance(layer, torch.nn.BatchNorm2d))
     tuned = probe(encoder_lr_scale=scale, steps=2)
-    words = f"^the statistics of {first} of test_resnet, a BatchNorm layer, are folded .*unfold_batch_norm"
+    words = f"^the statistics of the BatchNorm layer {first} of test_resnet are folded .*unfold_batch_norm"
     with pytest.raises(UserError, match=words):
         tuned.check(backbone)
     with pytest.raises(UserError, match=words):

@@ -233,7 +233,7 @@ def test_a_classifier_gets_the_statistics_of_clean_photographs(data, clean):
     ShapeBias(clean=clean).measure(FrozenModel([], classify=head), data)
     assert head.norm.num_batches_tracked == 0 and kept[-1] is not head
     assert kept[-1].norm.running_mean[2] == pytest.approx(200 / 255, abs=1e-5)  # conflicts have no blue
-    with pytest.raises(UserError, match="clean: needs clean photographs for a model with BatchNorm"):
+    with pytest.raises(UserError, match="clean: a model with BatchNorm layers needs clean photographs"):
         ShapeBias().measure(FrozenModel([], classify=head), data)
 
 
@@ -269,7 +269,7 @@ def test_weights_without_a_classifier_have_none():
 
 
 def test_what_a_user_can_get_wrong_is_said(root, data, clean, tmp_path):
-    with pytest.raises(UserError, match=r"needs the classifier that the weights came with, .* or set head: linear"):
+    with pytest.raises(UserError, match=r"needs a classifier that comes with the weights, .* or set head: linear"):
         ShapeBias().measure(FrozenModel([]), data)
     with pytest.raises(ValueError, match="head: linear is fitted to clean photographs: name their folder"):
         ShapeBias(head="linear")
@@ -283,7 +283,7 @@ def test_what_a_user_can_get_wrong_is_said(root, data, clean, tmp_path):
         save(tmp_path / "other" / ("lamp" if name == "knife" else name) / f"{name}1-dog1.png", 0, 0)
     cases = [
         ("plain", r"at the end of a name, as in cat7-elephant1\.jpg, got .*airplane1"),
-        ("other", r"expected folders of the 16 classes airplane, .*; knife is only in one of the two"),
+        ("other", r"expected folders of the 16 classes airplane, .*; knife is in only one of the two"),
     ]
     for folder, message in cases:
         refused = opened(tmp_path / folder)
@@ -338,5 +338,5 @@ def test_a_model_that_training_gives_statistics_is_refused_before_it_trains(clea
     ShapeBias().check(backbone)
     ShapeBias(clean=clean).check(backbone, trains=True)
     ShapeBias().check(Backbone("convnext_atto", (64, 64), decoder_stride=4, channels=8), trains=True)
-    with pytest.raises(UserError, match="clean: needs clean photographs"):
+    with pytest.raises(UserError, match="clean: a model with BatchNorm layers needs clean photographs"):
         ShapeBias().check(backbone, trains=True)

@@ -123,7 +123,7 @@ class PixelVoxel(Prior):
         return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the matches of the first view next to its chunk."""
+        """Plot the matches of the first view next to its chunk."""
         sample = self._sample(batch)
         if sample is None:
             return {}
@@ -175,7 +175,7 @@ class PixelVoxel(Prior):
         """Return the mask of pairs that are not negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
 
         def close(points: Tensor) -> Tensor:
-            # Not by matrix products: TF32 and cancellation would cost centimeters.
+            # No matrix product: TF32 and cancellation would cost centimeters.
             return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
 
         if self.negatives == "pair":
