@@ -28,7 +28,7 @@ _ONLY_THE_MODEL_HAS_ONE = (
     "it has no decoder, the model has one: name a run, or its backbone.safetensors with decoder.safetensors beside it"
 )
 _ONLY_IT_HAS_ONE = (
-    "it has a decoder, the model has none: name a copy of its backbone.safetensors with no decoder.safetensors by it"
+    "it has a decoder, the model has none: name a copy of backbone.safetensors without a decoder.safetensors beside it"
 )
 
 
@@ -103,7 +103,7 @@ def columns_of(
     first, second = names
     columns = {first: Column((before,), before.text), second: Column((after,), after.text)}
     _check_size_of(control, after)
-    text = f"features of {first} and of {control.text}, concatenated: what as many more channels are worth"
+    text = f"features of {first} and of {control.text}, concatenated: the gain from as many more channels alone"
     columns[f"{first} + {second}"] = Column((before, after), f"features of {first} and {second}, concatenated")
     columns[f"{first} + {control_name}"] = Column((before, control), text)
     return columns
@@ -129,7 +129,7 @@ def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
     before, after = (columns[name].models[0] for name in (first, second))
     notes = []
     if before.digest == after.digest:
-        notes.append(f"{first} and {second} have the very same weights.")
+        notes.append(f"{first} and {second} have the same weights.")
     if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
         notes.append(
             f"The maps of {first} have a cell for every {_stride_of(before)}, those of {second} for every"

@@ -99,7 +99,7 @@ def test_models_that_are_compared_are_called_by_their_names(finished, tmp_path):
     made = columns(finished, against=other)
     assert list(made) == ["baseline", finished.name, f"baseline + {finished.name}", "baseline + random"]
     assert pairs_of(made) == [(finished.name, "baseline"), (f"baseline + {finished.name}", "baseline + random")]
-    assert notes_on_models(made)[0] == f"baseline and {finished.name} have the very same weights."
+    assert notes_on_models(made)[0] == f"baseline and {finished.name} have the same weights."
     assert list(columns(finished))[:2] == ["before", "after"]
 
 

@@ -86,7 +86,7 @@ def test_the_training_data_of_the_run_is_used_where_it_is_given(tmp_path, regist
     ("name", "probe", "message"),
     [
         ("bare", "brightness", "probes.b: needs semantic, which bare does not provide"),
-        ("alone", "trains", "probes.b: trains on labels, and its data has no training split, only test"),
+        ("alone", "trains", "probes.b: trains on labels, but its data has no training split, only test"),
         ("other", "brightness", "probes.b: 2 classes in the training split and 3 in the held-out one"),
     ],
 )
