@@ -100,7 +100,7 @@ class MeasuredData(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Result of a measurement: scores and, if the probe makes figures, the data to draw them.
+    """Result of a measurement: scores and, if the probe makes figures, the data to plot them.
 
     Attributes:
         scores: the scores that are stored and compared.
@@ -156,7 +156,7 @@ class Probe(ABC):
         """
 
     @abstractmethod
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Compute the metrics from statistics summed over groups."""
 
     def check(self, backbone: "nn.Module", trains: bool = False) -> None:
@@ -217,5 +217,5 @@ def measured(found: Scores | Measured) -> Measured:
 def metrics_of(probe: Probe, scores: Scores | Measured | Sequence[Scores]) -> dict[str, float]:
     """Return a probe's metrics, averaged over seeds if there are several."""
     several = [measured(scores).scores] if isinstance(scores, Scores | Measured) else list(scores)
-    found = [probe.summarise(one.total()) for one in several]
+    found = [probe.summarize(one.total()) for one in several]
     return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}

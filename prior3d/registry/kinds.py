@@ -39,7 +39,7 @@ KINDS: dict[Kind, Contract] = {
         "prior3d.contracts.engine:Engine",
         1,
         (),
-        {"SparseEngine": "sparse/", "SplatEngine": "splat/", "NeighbourEngine": "neighbours/"},
+        {"SparseEngine": "sparse/", "SplatEngine": "splat/", "NeighborEngine": "neighbors/"},
     ),
     "exporters": Contract("prior3d.contracts.exporter:Exporter", 1, (), {"Exporter": ""}),
     "runners": Contract("prior3d.contracts.runner:Runner", 1, (), {"Runner": ""}),

@@ -250,7 +250,7 @@ def _unusable(error: Exception) -> str:
 def _unfit(option: inspect.Parameter, reserved: frozenset[str]) -> str | None:
     """Return why a parameter cannot be an option of a recipe."""
     if option.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
-        return f"its constructor takes {option}: every option must be named, they are the recipe's schema"
+        return f"its constructor takes {option}: every option must be named, because the names are keys of recipes"
     if option.kind is inspect.Parameter.POSITIONAL_ONLY:
         return f"its option {option.name} can only be given by position"
     if option.annotation is _REQUIRED:
@@ -348,7 +348,7 @@ def expand(text: str) -> Path:
     try:
         return Path(expanded).expanduser() if text.startswith("~") else Path(expanded)
     except RuntimeError as error:
-        raise UserError(f"{text}: no home folder is known of this user") from error
+        raise UserError(f"{text}: the home folder of this user is unknown") from error
 
 
 def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Given | None) -> object:

@@ -43,7 +43,7 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Prior), f"{cls.__name__} is no subclass of prior3d.Prior"
+    assert issubclass(cls, Prior), f"{cls.__name__} is not a subclass of prior3d.Prior"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)
     spec = example_backbone()
@@ -130,7 +130,7 @@ def _check_gradients(prior: Prior) -> None:
     assert loss.ndim == 0, f"the loss has shape {list(loss.shape)}, should be a scalar"
     assert torch.isfinite(loss), f"the loss is {loss.item()}"
     for name, value in scalars.items():
-        assert isinstance(value, Tensor) and value.numel() == 1, f"the logged {name!r} is no scalar tensor"
+        assert isinstance(value, Tensor) and value.numel() == 1, f"the logged {name!r} is not a scalar tensor"
     for name, value in before.items():
         assert torch.equal(value, batch[name]), f"changes batch[{name!r}] in place"
     leaves = _leaves(prior, features)

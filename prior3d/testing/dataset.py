@@ -62,7 +62,7 @@ def check_dataset(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Dataset), f"{cls.__name__} is no subclass of prior3d.Dataset"
+    assert issubclass(cls, Dataset), f"{cls.__name__} is not a subclass of prior3d.Dataset"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
     assert cls.contract == Dataset.contract, f"written for contract {cls.contract}, this is {Dataset.contract}"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)

@@ -46,7 +46,7 @@ def check_exporter(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Exporter), f"{cls.__name__} is no subclass of prior3d.Exporter"
+    assert issubclass(cls, Exporter), f"{cls.__name__} is not a subclass of prior3d.Exporter"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in listings"
     assert cls.contract == Exporter.contract, f"written for contract {cls.contract}, this is {Exporter.contract}"
     exporter = cls(**validate_options(cls, dict(options or {}), cls.__name__))

@@ -25,7 +25,7 @@ def files_of(page: Path) -> dict[str, str]:
 
 @pytest.fixture
 def written(request, tmp_path, monkeypatch):
-    """The files of a page in a folder from which they can be imported, and its recipe run; forgotten afterwards."""
+    """The files of a page in a folder from which they can be imported, and its recipe run; forgotten afterward."""
     folder = tmp_path / "page"
     folder.mkdir()
     files = files_of(request.param)

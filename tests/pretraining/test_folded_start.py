@@ -52,7 +52,7 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(command, recipe, argu
     out = ["--out", str(tmp_path / "out")] if command is cli.train else []
     assert command([str(recipe), *arguments(network()), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "command line: backbone.weights: the statistics of bn1 of mobilenetv2_035, a BatchNorm layer, are" in line
+    assert "command line: backbone.weights: the statistics of the BatchNorm layer bn1 of mobilenetv2_035 are" in line
     assert (
         "tools/unfold_batch_norm.py (prior3d.backbone.batch_norm.unfold_batch_norm), or leave the encoder frozen"
         in line

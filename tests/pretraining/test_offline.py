@@ -219,7 +219,7 @@ def test_a_run_whose_lifted_scenes_are_gone_is_not_resumed_with_others(start, mo
     shutil.rmtree(folder / "prepared")
     assert cli.train(["--resume", str(folder)]) == 2
     line = capsys.readouterr().err
-    assert line.count("\n") == 1 and "is gone, without which this run cannot go on as it was" in line
+    assert line.count("\n") == 1 and "is missing, and this run cannot be resumed without it" in line
 
 
 def test_two_ranks_share_the_scenes_and_finish(moving, tmp_path):
@@ -246,17 +246,17 @@ def test_two_ranks_share_the_scenes_and_finish(moving, tmp_path):
         (
             DISTILLATION,
             ["data.views=1", "data.frames=1"],
-            "priors.gaussian_distillation: scene train-000: 1 frames, and a point must be seen by 2 (min_views)",
+            "priors.gaussian_distillation: scene train-000: 1 frames, but a point must be seen by 2 (min_views)",
         ),
         (
             DISTILLATION,
             ["priors.gaussian_distillation.stride=3"],
-            "priors.gaussian_distillation: stride 3: the maps of convnext_atto have stride 4, 8, 16, 32",
+            "priors.gaussian_distillation: convnext_atto has no map of stride 3; its strides are 4, 8, 16, 32",
         ),
         (
             DISTILLATION,
             ["priors.gaussian_distillation.start_step=3"],
-            "priors.gaussian_distillation: start_step and refresh_every are of teacher: ema",
+            "priors.gaussian_distillation: start_step and refresh_every need teacher: ema",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Coordinate checks, kernel maps against brute force, the cache, quantisation and batching."""
+"""Coordinate checks, kernel maps against brute force, the cache, quantization and batching."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_bad_tensors():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_quantisation_equals_a_dictionary(packed):
+def test_quantization_equals_a_dictionary(packed):
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(2000, 3, generator=generator)
     batch = torch.randint(0, 3, (2000,), generator=generator) if packed else None
@@ -130,7 +130,7 @@ def test_quantisation_equals_a_dictionary(packed):
     assert (out.labels != 255).any()
 
 
-def test_quantisation_floors_below_zero_and_in_the_points_dtype():
+def test_quantization_floors_below_zero_and_in_the_points_dtype():
     points = torch.tensor([[-0.01, 0.0, 0.99], [-1.0, 1.0, -1.01]], dtype=torch.float64)
     assert sparse.sparse_quantize(points).coordinates.tolist() == [[-1, 0, 0], [-1, 1, -2]]
     assert sparse.sparse_quantize(points[:0]).coordinates.shape == (0, 3)

@@ -1,4 +1,4 @@
-"""Images by class folder, split and domain: what is listed, labelled and refused."""
+"""Images by class folder, split and domain: what is listed, labeled and refused."""
 
 import pickle
 

@@ -17,7 +17,7 @@ _IMAGES = 4
 """Number of images to plot features of."""
 
 
-class Drawings:
+class Plots:
     """Collects figures: the features of all models once, and each probe's plots; called as `measuring.Plot`.
 
     Attributes:
