@@ -302,8 +302,14 @@ def test_images_are_not_padded_where_a_model_takes_them_as_they_are():
     ("name", "size", "words"),
     [
         ("levit_128s", (256, 256), "; use 224 x 224, or set timm_options: {img_size: [256, 256]} ("),
-        ("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
-        ("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height (96)"),
+        pytest.param(
+            *("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height"),
+            marks=pytest.mark.slow,
+        ),
         ("legacy_xception", (96, 128), "; no nearby size that it takes was found: use another model (its map of stri"),
     ],
 )

@@ -256,6 +256,7 @@ def test_exposure_changes_brightness_and_nothing_else(cache):
     assert all(np.exp(-0.3 * 1.25) < gain < np.exp(0.3 * 1.25) for gain in gains)
 
 
+@pytest.mark.slow
 def test_pairs_fill_all_angle_bins(cache):
     rooms = dataset(cache, size=(96, 128), rooms=6)
     rooms.prepare()
@@ -324,6 +325,7 @@ def test_furniture_stands_in_the_room_apart_and_out_of_the_cameras_way():
                 assert (np.minimum(high, other_high) - np.maximum(low, other_low)).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_every_class_is_seen_and_every_variant_is_sound(cache):
     rooms = dataset(cache, rooms=12, frames=8)
     share = np.bincount(
@@ -343,6 +345,7 @@ def test_every_class_is_seen_and_every_variant_is_sound(cache):
                 assert all(half > 0.005 for p in design.primitives for half in p.half), (kind, variant)
 
 
+@pytest.mark.slow
 def test_textures_say_nothing_about_what_they_cover():
     counts, colors = np.zeros((len(CLASSES), len(FAMILIES))), [[] for _ in CLASSES]
     for seed in range(80):

@@ -80,8 +80,11 @@ def disc_before_wall():
 
 @pytest.mark.parametrize(
     ("options", "disparity"),
-    [({}, True), ({"space": "cube"}, False), ({"decoder": "dpt"}, True)],
-    ids=["frustum", "cube", "dpt"],
+    [
+        pytest.param({}, True, id="frustum"),
+        pytest.param({"space": "cube"}, False, id="cube", marks=pytest.mark.slow),
+        pytest.param({"decoder": "dpt"}, True, id="dpt", marks=pytest.mark.slow),
+    ],
 )
 def test_one_example_is_overfitted(options, disparity):
     image, depth = disc_before_wall()
