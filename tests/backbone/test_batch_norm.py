@@ -81,7 +81,8 @@ def test_folded_layers_are_refused_where_they_train():
         refuse_folded(net, "my net")
     net.requires_grad_(False)
     refuse_folded(net, "my net")
-    with pytest.raises(UserError, match=r"BatchNorm layer 1 of my net.* unfold them with [^,]*$"):  # here nothing can be frozen
+    # here nothing can be frozen
+    with pytest.raises(UserError, match=r"BatchNorm layer 1 of.* unfold them with [^,]*$"):
         refuse_folded(net, "my net", all_train=True)
     trained = make(True)
     trained.train()(images()[0])
