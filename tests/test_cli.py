@@ -189,7 +189,7 @@ def test_there_is_help_on_everything_built_in_and_every_option_has_a_meaning(nam
 def test_help_on_what_there_is_not(capsys):
     assert refused(capsys, "--help", "my_pior", "--plugin", "mine.py") == (
         "no plugin 'my_pior', did you mean 'my_prior'? (`--list` names all plugins; the sections are backbone,"
-        " optim, trainer, data, augment, too)"
+        " optim, trainer, data, augment)"
     )
     assert refused(capsys, "--help", "probes/dept").startswith(
         "unknown probe 'dept', did you mean 'depth'? (there are: "

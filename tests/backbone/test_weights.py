@@ -115,7 +115,7 @@ def test_a_run_folder_means_its_trained_encoder(model, tmp_path):
         read_weights(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(
-        UserError, match=r"is not complete: it holds no backbone.safetensors; go on with: prior3d-train --r"
+        UserError, match=r"is not complete: it holds no backbone.safetensors; resume it with: prior3d-train --r"
     ):
         read_weights(tmp_path)
     save_weights(tmp_path / "backbone.safetensors", model.state_dict(), {})
@@ -175,8 +175,8 @@ def test_a_prefix_of_all_names_is_taken_off_and_named(model):
     }
     note = load_encoder(model, given, "mine.pth")
     assert note == (
-        "mine.pth: the names of the encoder begin with 'student.backbone.', which is taken off; 2 tensors that are no"
-        " part of it are left out"
+        "mine.pth: the names of the encoder begin with 'student.backbone.', which is taken off; 2 tensors that do not"
+        " belong to it are left out"
     )
     assert all(torch.equal(given[f"student.backbone.{name}"], value) for name, value in model.state_dict().items())
     assert load_encoder(model, model.state_dict(), "mine.pth") is None

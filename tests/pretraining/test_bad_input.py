@@ -193,7 +193,7 @@ def test_missing_intrinsics(attempt, frames):
 def test_counts_of_depth_and_color_that_differ(attempt, frames):
     scene = frames(4)
     (scene / "frame-000002.depth.png").unlink()
-    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame 2")
+    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame is 2")
 
 
 @pytest.mark.parametrize("kind", ["depth", pytest.param("color", marks=pytest.mark.slow)])

@@ -299,7 +299,7 @@ def test_memory_of_the_machine_that_runs_out_is_said_as_well():
         with enough_memory(8):
             torch.empty(2**60, dtype=torch.uint8)
 
-    with pytest.raises(UserError, match=r"data\.batch_size: the memory of this machine"):
+    with pytest.raises(UserError, match=r"data\.batch_size: a training step .* the memory of this machine"):
         allocate()
 
 
@@ -327,9 +327,9 @@ def test_a_full_disk_elsewhere_is_one_line_with_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "devices", "words"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "1"}, 1, "2 processes were started (the environment has WORLD_SIZE=2), and this"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, 1, "2 processes were started (the environment has WORLD_SIZE=2), but this"),
         ({"WORLD_SIZE": "4", "RANK": "0"}, 2, "4 processes were started"),
-        ({"RANK": "1"}, 1, "this is process 1 of several (the environment has RANK=1), and trainer.devices is 1"),
+        ({"RANK": "1"}, 1, "this is process 1 of several (the environment has RANK=1), but trainer.devices is 1"),
         ({"SLURM_PROCID": "3"}, 1, "SLURM_PROCID=3"),
     ],
 )

@@ -270,10 +270,10 @@ def remove(name):
             r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched frame is 1: it has no depth"
             r" \(depth is read from \.png; no file has another extension\)",
         ),
-        (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame 2, with no color"),
+        (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame is 2: it has no color"),
         (
             lambda folder: (folder / "frame-000009.color.png").touch(),
-            "has 4 color, .* frame 9, with no depth",
+            "has 4 color, .* frame is 9: it has no depth",
         ),
         (
             remove("camera-intrinsics.txt"),

@@ -96,7 +96,7 @@ def test_without_split_folders_a_hash_holds_out(tmp_path):
 
 def test_an_id_that_is_no_class_is_named(tmp_path):
     dataset = SegmentationFolder(spec(), root=fill(tmp_path, ids=(0, 1, 11)), classes=3)
-    message = r"^classes: .*labels/a\.png holds the class id 11, and the 3 classes have the ids 0 to 2"
+    message = r"^classes: .*labels/a\.png holds the class id 11, but the 3 classes have the ids 0 to 2"
     with pytest.raises(UserError, match=message):
         dataset.verify()
     with pytest.raises(UserError, match=message):
