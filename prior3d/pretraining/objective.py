@@ -131,7 +131,7 @@ def _checked(returned: object, features: Mapping[str, Features]) -> tuple[Tensor
     """
     pair = isinstance(returned, tuple | list) and len(returned) == 2
     if not (pair and isinstance(returned[0], Tensor) and isinstance(returned[1], Mapping)):
-        raise UserError(f"forward returned {_described(returned)}, expected a loss and a dict of scalars to log")
+        raise UserError(f"forward returned {_described(returned)}, expected a loss and a dict of scalars")
     loss, values = returned
     if loss.ndim:
         raise UserError(f"forward returned a loss of shape {list(loss.shape)}, expected a scalar")

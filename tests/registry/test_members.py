@@ -96,9 +96,7 @@ def test_what_its_contract_cannot_use_is_refused_in_one_line(cls, message):
 )
 def test_outdated_and_misspelled_names_are_named_once(cls, name, meant, caplog):
     key, positional = ("priors.mine", [SPEC]) if issubclass(cls, Prior) else ("probes.mine", [])
-    warning = (
-        f"Mine has {name}, which prior3d does not call: if {meant} is meant, rename it; if not, call it _{name}"
-    )
+    warning = f"Mine has {name}, which prior3d does not call: if {meant} is meant, rename it; if not, call it _{name}"
     with caplog.at_level(logging.WARNING, "prior3d"):
         for _ in range(2):
             construct(cls, *positional, key=key, options={})
