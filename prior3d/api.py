@@ -368,7 +368,7 @@ def _as_tensor(image: object) -> Tensor:
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(f"{image} is not an image that can be read") from error
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.array(image.convert("RGB"))  # a copy: an array of Pillow is read-only, which torch warns of
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(f"expected a tensor, an array, a Pillow image or a file, got {type(image).__name__}")
     return _as_float(image, batch=False)

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
+from prior3d.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -165,6 +167,24 @@ def panels(rows: int, columns: int, width: float = 1.25, height: float = 1.0) ->
         axis.set_xticks([])
         axis.set_yticks([])
     return figure, axes.tolist()
+
+
+def named_figures(plotted: object, label: str) -> dict[str, Figure]:
+    """Return what a plugin's `plot` returned, under `<label>/<name>`.
+
+    Args:
+        plotted: figures by name.
+        label: label of the plugin in the recipe.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(plotted, Mapping):
+        raise UserError(f"plot returned {type(plotted).__name__}, expected a dict of matplotlib figures by name")
+    for name, figure in plotted.items():
+        if not isinstance(figure, Figure):
+            raise UserError(f"plot returned {type(figure).__name__} as {name!r}, expected a matplotlib figure")
+    return {f"{label}/{name}": figure for name, figure in plotted.items()}
 
 
 def render(figure: Figure) -> np.ndarray:

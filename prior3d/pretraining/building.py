@@ -172,7 +172,10 @@ def build_prior(label: str, options: PriorSection, registry: "Registry", spec: B
     key = f"priors.{label}"
     cls = registry.get("priors", options.prior, key)
     reseed("prior", seed, label)
-    return construct(cls, spec, key=key, options=options.options, registry=registry)
+    made = construct(cls, spec, key=key, options=options.options, registry=registry)
+    if getattr(made, "backbone", None) is None:
+        raise UserError("its constructor does not call super().__init__(backbone)", key)
+    return made
 
 
 def _build_objective(

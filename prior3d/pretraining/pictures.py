@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d.contracts.fields import FIELDS, FieldTable
-from prior3d.figures import plot_features, render
+from prior3d.errors import section
+from prior3d.figures import named_figures, plot_features, render
 from prior3d.pretraining.tracking import log_image
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def plot(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
             figures: dict[str, Any] = {}
             for label, prior in task.objective.priors.items():
                 seed(f"{label}/draw")
-                figures |= {f"{label}/{name}": figure for name, figure in prior.plot(batch, features).items()}
+                with section(f"priors.{label}"):
+                    figures |= named_figures(prior.plot(batch, features), label)
     finally:
         for module in trained:
             module.train()

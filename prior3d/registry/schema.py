@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
+from prior3d.registry.members import refuse_unusable, warn_of_unknown_names
 from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
@@ -205,9 +206,12 @@ def construct(
         registry: the current registry while the constructor runs, used to find engines by name.
 
     Raises:
-        UserError: the constructor rejects its options; the key is one within the section, or the section's.
+        UserError: the class does not fill its contract, or the constructor rejects its options; the key is one within
+            the section, or the section's.
     """
     with section(key):
+        refuse_unusable(cls)
+        warn_of_unknown_names(cls)
         values = options_of(cls).validate(options)
         try:
             with in_force(registry):

@@ -18,6 +18,7 @@ from prior3d.contracts.engine import (
 from prior3d.registry.engines import choose
 from prior3d.sparse import SparseTensor
 from prior3d.splat.operator import RenderedViews
+from prior3d.testing.members import check_members
 
 Bounds = dict[torch.dtype, float]
 
@@ -66,6 +67,7 @@ def _check_declarations(cls: type[Engine]) -> Engine:
     job = getattr(cls, "job", None)
     assert job in bases, f"{cls.__name__}: job is {job!r}, there are {', '.join(bases)}"
     assert issubclass(cls, bases[job]), f"{cls.__name__} does the job {job} and is not a {bases[job].__name__}"
+    check_members(cls)
     assert isinstance(cls.rank, int), f"{cls.__name__}: rank is {cls.rank!r}, should be an integer"
     needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < p.VAR_KEYWORD]
     needed = [parameter for parameter in needed if parameter.kind is not parameter.VAR_POSITIONAL]

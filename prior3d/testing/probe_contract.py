@@ -24,6 +24,7 @@ from prior3d.errors import UserError, refusal_of
 from prior3d.probes import FrozenModel, ProbeData
 from prior3d.randomness import generator
 from prior3d.registry.schema import options_of, validate_options
+from prior3d.testing.members import check_members
 
 _SIZE = (48, 64)
 _STRIDE = 4
@@ -63,6 +64,7 @@ def check_probe(
         AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Probe), f"{cls.__name__} is not a subclass of prior3d.Probe"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is the protocol that reports print"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)
 
@@ -139,6 +141,7 @@ def _check_scores(scores: object) -> None:
 
 def _check_metrics(probe: Probe, scores: Scores) -> None:
     found = probe.summarize(scores.total())
+    assert isinstance(found, Mapping), f"summarize returns {type(found).__name__}, should be a dict of metrics by name"
     assert found, "summarize returns no metric"
     for name, value in found.items():
         assert isinstance(value, float) and math.isfinite(value), f"the metric {name!r} is {value}, no finite float"

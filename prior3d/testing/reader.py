@@ -16,6 +16,7 @@ from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import pose_problem
 from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 
 _MOST_FILES = 60
 """Number of files to damage, one at a time, evenly spaced over the files of the folder."""
@@ -48,6 +49,7 @@ def check_reader(cls: type[Reader], root: Path | str, **options: object) -> Read
     """
     root = Path(root)
     assert issubclass(cls, Reader), f"{cls.__name__} is not a subclass of prior3d's Reader"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is what users read about the format"
     assert cls.contract == Reader.contract, f"written for contract {cls.contract}, this is {Reader.contract}"
     keywords = validate_options(cls, options, cls.__name__)

@@ -18,6 +18,7 @@ from prior3d.jobs.example import write, write_and_die, write_and_interrupt, writ
 from prior3d.jobs.running import StoreWork, damage_in, do_job, path_of, run_jobs
 from prior3d.jobs.store import Store
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 
 _JOBS = 7
 
@@ -45,6 +46,7 @@ def check_runner(cls: type[Runner], *, seconds: float = 60.0, **options: object)
         AssertionError: names the rule that is broken.
     """
     assert issubclass(cls, Runner), f"{cls.__name__} is not a subclass of prior3d's Runner"
+    check_members(cls)
     assert cls.contract == Runner.contract, f"written for contract {cls.contract}, this is {Runner.contract}"
     assert inspect.getdoc(cls) and inspect.getdoc(cls) != inspect.getdoc(Runner), (
         f"{cls.__name__} has no docstring: users read it in the recipe's schema"
