@@ -22,8 +22,8 @@ from prior3d.recipe.sections import (
     TrainerSection,
 )
 from prior3d.recipe.source import Source
-from prior3d.registry import Kind, Registry
-from prior3d.registry.schema import Options, expand, options_of, plain, read_options
+from prior3d.registry import Kind, Registry, in_force
+from prior3d.registry.schema import Options, OptionsOf, expand, options_of, plain, read_options
 
 __all__ = [
     "TopLevel",
@@ -115,9 +115,30 @@ def read_plugged(
     # check for unknown keys first: a misspelled key explains why another one seems to be missing
     rest = {other: value for other, value in given.items() if other not in fixed}
     options = theirs.validate(rest, key, beside=own.types, source=source)
+    for option, mark in theirs.nested():
+        options[option] = _read_nested(options, option, mark, key, registry, source)
     values = own.validate(fixed, key, source=source)
     with section(key):
         return cls(**values, options=plain(options))
+
+
+def _read_nested(
+    options: Mapping[str, object], option: str, mark: OptionsOf, key: str, registry: Registry, source: Source | None
+) -> object:
+    """Return an option that holds another plugin's options, checked, with absolute paths and without defaults."""
+    with in_force(registry):
+        name = mark.chosen(options)
+    given = options[option]
+    if name is None:
+        return given
+    plugin = registry.get(mark.kind, name, f"{key}.{mark.naming}")
+    if not given:
+        return given
+    within = f"{key}.{option}"
+    with section(within):
+        theirs = options_of(plugin, str(registry.find(mark.kind, name)))
+    read = theirs.validate(given, within, source=source)
+    return {other: plain(read[other]) for other in given}
 
 
 def _keys(section: type) -> tuple[str, ...]:

@@ -190,6 +190,26 @@ def test_paths_are_relative_to_the_file_that_gives_them_and_to_the_current_folde
     assert over.plugins[0] == here / "own.py"
 
 
+@pytest.mark.parametrize("format", ["sevenscenes", "auto"])
+def test_paths_among_the_options_of_a_reader_are_relative_to_the_file_too(tmp_path, folder, format):
+    (folder / "scans" / "attic").mkdir(parents=True, exist_ok=True)
+    (folder / "scans" / "attic" / "frame-000000.color.png").touch()
+    (folder / "scans" / "attic" / "frame-000000.depth.png").touch()
+    (folder / "scans" / "attic" / "frame-000000.pose.txt").touch()
+    text = "plugins: [toys.py]\nbackbone: {name: resnet18}\ntrainer: {max_steps: 1}\npriors: {toy_prior: {}}\n"
+    data = f"name: posed, root: scans, format: {format}, reader: {{intrinsics: k.txt}}"
+    (folder / "posed.yaml").write_text(f"{text}data: {{{data}, size: [32, 32], batch_size: 1}}\n")
+    with contextlib.chdir(tmp_path):
+        recipe = load_recipe(folder / "posed.yaml")
+        over = load_recipe(folder / "posed.yaml", ["data.reader.intrinsics=k.txt"])
+        with pytest.raises(UserError, match=r"data\.reader\.intrinsic: unknown key, did you mean 'intrinsics'"):
+            load_recipe(folder / "posed.yaml", ["data.reader.intrinsic=k.txt"])
+        with pytest.raises(UserError, match=r"data\.format: unknown reader 'sevenscene', did you mean 'sevenscenes'"):
+            load_recipe(folder / "posed.yaml", ["data.format=sevenscene"])
+    assert recipe.data.options["reader"] == {"intrinsics": str(folder / "k.txt")}
+    assert over.data.options["reader"] == {"intrinsics": str(tmp_path / "k.txt")}
+
+
 def test_home_and_variables_are_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCANS", str(tmp_path))
