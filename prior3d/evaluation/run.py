@@ -21,7 +21,7 @@ from prior3d.files import content_key, temporary_folder
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
 from prior3d.pretraining.machine import share_cores
-from prior3d.pretraining.progress import Bars
+from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring, applies, check_size
@@ -73,7 +73,7 @@ def run(arguments: Arguments) -> int:
     Raises:
         UserError: Models, data or probes do not work; no files remain.
     """
-    measure_and_report(arguments, Console(highlight=False, soft_wrap=True))
+    measure_and_report(arguments, make_console())
     return 0
 
 
