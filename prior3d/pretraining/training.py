@@ -10,11 +10,12 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from prior3d.data.preparing import DatasetUse, prepare_datasets
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.files import writing_from_threads
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
+from prior3d.pretraining.data_record import check_data
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.health import check_finite, nothing_to_learn
 from prior3d.pretraining.machine import check_processes, enough_memory, share_cores, thread_facts
@@ -67,6 +68,9 @@ def train(
     if goes_on:
         run.files, run.resumes, run.steps = begun.files, True, begun.step
     prepare(run)
+    if goes_on and begun.data is not None and not begun.is_complete:
+        with section("data"):
+            check_data(begun.data, run.data)
     try:
         if first_rank:
             _begin(run, begun, out or Path("runs"))
@@ -205,7 +209,12 @@ def _make_task(run: Run) -> PretrainingTask:
         seed=recipe.seed,
         ema=recipe.backbone.ema,
         reference=run.initial if "reference" in parts.objective.reads else None,
-        record={"recipe": recipe.to_yaml(), "history": run.history, "threads": thread_facts()["threads"]},
+        record={
+            "recipe": recipe.to_yaml(),
+            "history": run.history,
+            "threads": thread_facts()["threads"],
+            "data": run.data,
+        },
     )
 
 
