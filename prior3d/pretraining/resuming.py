@@ -13,7 +13,7 @@ from prior3d.pretraining.checkpoints import LAST, read_checkpoint, step_of
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.run import name_plugins, recipe_text, start_key
 from prior3d.recipe import build_recipe, load_recipe
-from prior3d.recipe.source import Source
+from prior3d.recipe.source import COMMAND_LINE, Source
 from prior3d.recipe.yaml12 import load
 
 if TYPE_CHECKING:
@@ -82,19 +82,25 @@ class Begun:
         return history
 
 
-def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Begun:
+def find_begun(
+    path: Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    overrides_name: str = COMMAND_LINE,
+) -> Begun:
     """Read a run folder and compare its recipe with that of its checkpoint.
 
     Args:
         path: path of the run folder.
         overrides: `key.path=value` each, which override the run's recipe.
         plugins: additional plugin files; each may replace a missing plugin file of the recipe with the same name.
+        overrides_name: name of the overrides in messages.
 
     Raises:
         UserError: it is not a run folder, its files are damaged, or a change affects its steps.
     """
     files = RunFolder.open(Path(path))
-    recipe = load_recipe(files.recipe, overrides, plugins)
+    recipe = load_recipe(files.recipe, overrides, plugins, overrides_name)
     last = files.checkpoints / LAST
     if not last.exists():
         kept = sorted(files.checkpoints.glob("step-*.ckpt"), key=step_of)

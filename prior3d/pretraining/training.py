@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoint
 from prior3d.pretraining.data_record import check_data
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.health import check_finite, nothing_to_learn
-from prior3d.pretraining.machine import check_processes, enough_memory, share_cores, thread_facts
+from prior3d.pretraining.machine import check_processes, enough_memory, sharing_cores, thread_facts
 from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
 from prior3d.pretraining.probing import Probing
@@ -57,8 +59,11 @@ def train(
     Raises:
         UserError: recipe, data or weights do not work; no files remain.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
+    with _quieting(), sharing_cores(recipe.trainer.accelerator):
+        return _train(recipe, registry, out, begun, quiet)
+
+
+def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begun | None, quiet: bool) -> Run:
     check_processes(recipe.trainer.devices)
     check_loggers(recipe.trainer.loggers)
     first_rank = not rank_zero_only.rank
@@ -93,9 +98,8 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> None:
     Raises:
         UserError: recipe, data or weights do not work.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
-    prepare(Run(recipe, registry, build(recipe, registry)))
+    with _quieting(), sharing_cores(recipe.trainer.accelerator):
+        prepare(Run(recipe, registry, build(recipe, registry)))
 
 
 def prepare(run: Run) -> None:
@@ -277,17 +281,25 @@ def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> N
         }
     )
     if run.stopped_by is None:  # last: with these files a run is complete
-        run.files.export(run.backbone, dict(run.recipe.backbone.timm_options))
+        run.files.export(run.backbone)
 
 
-def _quieten() -> None:
+@contextmanager
+def _quieting() -> Iterator[None]:
     """Silence Lightning's warnings about deliberate choices: frozen parts in evaluation mode, short runs, workers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*in eval mode.*",
-        ".*is smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        _RESUMED,
-    ):
-        warnings.filterwarnings("ignore", message, module="lightning.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*in eval mode.*",
+                ".*is smaller than the logging interval.*",
+                ".*does not have many workers.*",
+                _RESUMED,
+            ):
+                warnings.filterwarnings("ignore", message, module="lightning.*")
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -53,7 +53,7 @@ def copy(finished, tmp_path):
         (["resnet10t", "priors.triplane={}"], "command line: priors.triplane: nothing is trained here: leave this out"),
         (["resnet10t", "backbone.name=resnet18"], "command line: backbone.name: resnet10t already is the model"),
         (["resnet10t", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-        (["resnet10t", "--control", "resnet10t", "backbone.pretrained=false"], "--control: there is nothing to be a"),
+        (["resnet10t", "--control", "resnet10t", "backbone.pretrained=false"], "--control: a control needs two models"),
         (["resnet10t", "backbone.pretrained=false", "--probes", "dept"], "defaults: probes.dept: unknown probe 'dept'"),
         (["resnet10t", "--probes", "depth", "probes.glow.x=1"], "command line: probes.glow.x: glow is not among the"),
         (["resnet10t", "--seeds", "0"], "--seeds: expected a number of at least 1, got 0"),
@@ -161,7 +161,7 @@ def test_a_run_none_of_whose_probes_fits_other_data(refused, with_probes, class_
     but = "which the data (ClassificationFolder) does not provide"
     reasons = f"depth needs depth, {but}; segmentation needs semantic, {but}"
     line = refused(run, *class_folders)
-    assert line == f"command line: data.name: no probe fits this data: {reasons} (--probes all takes whatever fits)"
+    assert line == f"command line: data.name: no probe fits this data: {reasons} (the name all takes whatever fits)"
     line = refused(run, *class_folders, "probes.depth.max_images=3")
     assert line.endswith(f"probes.depth: needs depth, {but}")
 
