@@ -64,9 +64,7 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
     mine = tmp_path / "mine.pth"
     torch.save(Backbone("resnet10t", (48, 64)).encoder.model.state_dict(), mine)
     for flag in ("against", "control"):
-        with pytest.raises(
-            UserError, match=rf"^{flag}: .*mine.pth does not say which model it belongs to"
-        ) as refused:
+        with pytest.raises(UserError, match=rf"^{flag}: .*mine.pth does not say which model it belongs to") as refused:
             columns(finished, **{flag: mine})
         words = "as the second model or the control, name a file that says it: backbone.safetensors"
         assert words in refused.value.message
