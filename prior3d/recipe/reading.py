@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from prior3d.errors import UserError, section
+from prior3d.errors import UserError, argument, section, several
 from prior3d.messages import described
 from prior3d.recipe.sections import (
     ONLY_WITH,
@@ -217,7 +217,7 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
     Raises:
         UserError: a file is missing, is not Python, or has no plugin; the error has the key of the file.
     """
-    registry = Registry()
+    registry, more = Registry(), several(more, "plugins")
     # an additional file replaces a missing one of the same name
     stand_ins = {Path(file).name for file in more}
     for index, name in enumerate(given):
@@ -226,7 +226,7 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
             if os.path.exists(file) or file.name not in stand_ins:
                 registry.add(file)
     for file in more:
-        with section("--plugin"):
+        with argument("plugins"):
             registry.add(file)
     return registry
 

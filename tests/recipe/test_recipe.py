@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError, argument, on_command_line, section
 from prior3d.pretraining.run import origins
 from prior3d.recipe import Recipe, build_recipe, load_recipe
 from prior3d.recipe.sections import AugmentOptions, OptimSection, PriorSection, ProbeSection
@@ -483,8 +483,8 @@ def test_overrides_replace_and_extend():
     assert recipe.data.augment == AugmentOptions(hue=0.0)
 
 
-def test_a_plugin_file_of_the_command_line_is_told_as_such():
-    assert message_of(plugins=["gone.py"]) == "--plugin: plugin file gone.py cannot be read: No such file or directory"
+def test_a_further_plugin_file_is_told_as_such():
+    assert message_of(plugins=["gone.py"]) == "plugins: plugin file gone.py cannot be read: No such file or directory"
 
 
 def test_an_option_with_the_name_of_a_key_of_every_section_is_refused():
@@ -518,7 +518,6 @@ def test_a_broken_plugin_breaks_only_the_recipe_that_names_it():
         ("elsewhere", "r.yaml: "),
         ("data.size[x].y", "r.yaml:4: "),
         ("[0]", "r.yaml: "),
-        ("--out", ""),
         (None, ""),
     ],
 )
@@ -528,6 +527,14 @@ def test_errors_raised_later_are_located_too(key, place):
     with pytest.raises(UserError) as caught, recipe.source.locating(), recipe.source.locating():
         raise UserError("is wrong", key)
     assert str(caught.value) == line
+
+
+def test_errors_in_arguments_have_no_place_in_a_file():
+    source = load_recipe("r.yaml", ["seed=3"]).source
+    with pytest.raises(ArgumentError) as caught, source.locating(), section("data"), argument("out"):
+        raise UserError("is wrong", "cache")
+    assert (str(caught.value), caught.value.key) == ("out: is wrong", "out")
+    assert on_command_line(caught.value) == "--out: is wrong"
 
 
 OWN_DATA = "probes: {elsewhere: {probe: toy_probe, split: validation, seeds: 3, data: {name: toy_rooms, root: other}}}"
