@@ -1,5 +1,9 @@
 """Contrastive losses between matching rows, and the choice of rows so that no true match counts as a negative."""
 
+import importlib
+import logging
+from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -8,13 +12,12 @@ from torch import Tensor
 
 from prior3d.geometry import full_precision, working_dtype
 from prior3d.losses.exclusion import Exclusion
-from prior3d.losses.infonce_tiled import tiled_row_losses
+from prior3d.losses.infonce_tiled import tiled_row_losses, unit_rows
+
+_log = logging.getLogger(__name__)
 
 PLAIN_PAIRS = 2**22
 """Up to so many pairs of rows, all logits are kept; beyond, they are made in tiles, and again for the gradients."""
-
-MIN_NORM = 1e-12
-"""Vectors shorter than this count as zero: they stay zero and pass gradients on unscaled."""
 
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
@@ -206,10 +209,13 @@ def _row_losses(
     exclude: Exclusion | Tensor | None,
 ) -> Tensor:
     """Return the loss [G, N] of each row; what slots that are not valid get has no meaning."""
+    many = valid.numel() * valid.shape[1] > PLAIN_PAIRS
     rounded = _products_under_autocast(queries.device)
+    if many and (kernels := _kernels_for(queries, keys, exclude)):
+        return kernels.fused_row_losses(queries, keys, valid, temperature, symmetric, exclude, rounded)
     with full_precision(queries.device):
-        queries, keys = (_normalise(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
-        if valid.numel() * valid.shape[1] <= PLAIN_PAIRS:
+        queries, keys = (unit_rows(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
+        if not many:
             return _plain_row_losses(queries, keys, valid, temperature, symmetric, exclude)
         return tiled_row_losses(queries, keys, valid, temperature, symmetric, exclude, rounded)
 
@@ -231,6 +237,27 @@ def _plain_row_losses(
     if symmetric:
         loss = (loss + logits.logsumexp(dim=-2) - positive) / 2
     return loss
+
+
+def _kernels_for(queries: Tensor, keys: Tensor, exclude: Exclusion | Tensor | None) -> ModuleType | None:
+    """Return the module of fused kernels if they support the device, the types, the channels and the exclusion."""
+    if queries.device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(queries.device) < (8, 0):
+        return None
+    if working_dtype(queries, keys) != torch.float32 or isinstance(exclude, Tensor):
+        return None
+    kernels = _triton()
+    return kernels if kernels and queries.shape[2] <= kernels.MAX_CHANNELS else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """Return the module of fused kernels, imported at first need; log one line if Triton is missing."""
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        _log.warning("Triton is not installed: PointInfoNCE of many rows runs in plain torch, several times slower")
+        return None
+    return importlib.import_module("prior3d.losses.infonce_triton")
 
 
 def _products_under_autocast(device: torch.device) -> torch.dtype | None:
@@ -269,12 +296,6 @@ class _GatherRanks(torch.autograd.Function):
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _normalise(rows: Tensor) -> Tensor:
-    rows = rows.to(working_dtype(rows))
-    squared_norm = rows.square().sum(-1, keepdim=True)
-    return rows * torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0).rsqrt()
 
 
 def _counted_pairs(valid: Tensor, exclude: Tensor | None) -> Tensor:

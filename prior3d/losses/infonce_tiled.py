@@ -6,11 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prior3d.geometry import full_precision
+from prior3d.geometry import full_precision, working_dtype
 from prior3d.losses.exclusion import Exclusion
 
 EDGE = 512
 """Rows and columns of a tile of logits; 1 MiB of float32, which a core's cache holds."""
+
+MIN_NORM = 1e-12
+"""Vectors shorter than this count as zero: they stay zero and pass gradients on unscaled."""
 
 LARGEST_LOGIT = 64.0
 """Cosines divided by a temperature stay below this in most recipes; their exponentials and sums of them fit float32."""
@@ -141,9 +144,23 @@ class _TiledLosses(torch.autograd.Function):
                     weights.diagonal(dim1=1, dim2=2).copy_(of_positive[groups, rows])
                 weights = _round(weights, problem.rounded)
                 scale = {"alpha": 1 / problem.temperature}
-                for_queries[groups, rows].baddbmm_(weights, keys[groups, columns], **scale)
-                for_keys[groups, columns].baddbmm_(weights.mT, queries[groups, rows], **scale)
+                if ctx.needs_input_grad[0]:
+                    for_queries[groups, rows].baddbmm_(weights, keys[groups, columns], **scale)
+                if ctx.needs_input_grad[1]:
+                    for_keys[groups, columns].baddbmm_(weights.mT, queries[groups, rows], **scale)
         return for_queries, for_keys, None
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows [..., C] of length 1, in float32 or float64; vectors shorter than `MIN_NORM` stay as they are.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    rows = rows.to(working_dtype(rows))
+    squared_norm = rows.square().sum(-1, keepdim=True)
+    return rows * torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0).rsqrt()
 
 
 def refuse_second_derivative() -> None:
