@@ -10,7 +10,10 @@ from prior3d.geometry import full_precision, working_dtype
 from prior3d.losses.exclusion import Exclusion
 
 EDGE = 512
-"""Rows and columns of a tile of logits; 1 MiB of float32, which a core's cache holds."""
+"""Rows and columns of a tile of logits on a CPU; 1 MiB of float32, which a core's cache holds."""
+
+EDGE_ON_DEVICE = 4096
+"""Rows and columns of a tile on any other device: large enough to fill it, 64 MiB of float32."""
 
 MIN_NORM = 1e-12
 """Vectors shorter than this count as zero: they stay zero and pass gradients on unscaled."""
@@ -69,8 +72,9 @@ class _Problem(NamedTuple):
 
     def tiles(self) -> Iterator[tuple[slice, slice, slice]]:
         groups, size = self.valid.shape
-        edge = min(EDGE, size)
-        together = max(EDGE**2 // edge**2, 1)
+        limit = EDGE if self.valid.device.type == "cpu" else EDGE_ON_DEVICE
+        edge = min(limit, size)
+        together = limit**2 // edge**2
         for group in range(0, groups, together):
             for row in range(0, size, edge):
                 for column in range(0, size, edge):
@@ -178,9 +182,7 @@ def refuse_second_derivative() -> None:
         )
 
 
-def _weights(
-    logits: Tensor, bounded: bool, share: Tensor, logs: Tensor, tile: tuple[slice, slice, slice]
-) -> Tensor:
+def _weights(logits: Tensor, bounded: bool, share: Tensor, logs: Tensor, tile: tuple[slice, slice, slice]) -> Tensor:
     """Return the gradients of the log-sum-exps with respect to a tile of logits, which it overwrites."""
     groups, rows, columns = tile
     sides = [(share[groups, rows, None], logs[0, groups, rows, None])]

@@ -4,6 +4,10 @@ Four launches: rows are normalized, padded to whole tiles and rounded (the logit
 before is cheaper than inside); a pass over all tiles sums the exponentials of negatives along rows and columns at once;
 two passes make the tiles again for the gradients of queries and of keys, through the normalization. No atomics, so
 results repeat bit by bit. Memory: O(N).
+
+After the tiles of Dao et al., FlashAttention-2, 2023, arXiv 2307.08691. Two things differ: cosines are bounded, so that
+one exponential without a running maximum serves both directions unless the temperature is very low, and each program
+keeps its own sums of columns, which are added at the end.
 """
 
 import math
@@ -11,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.losses.exclusion import Exclusion
+from prior3d.losses.infonce_kernels import gradient_of_rows, normalize_pairs, sum_negatives
 from prior3d.losses.infonce_tiled import LARGEST_LOGIT, MIN_NORM, refuse_second_derivative
 
 MAX_CHANNELS = 256
@@ -55,20 +59,24 @@ def fused_row_losses(
 class Tiling(NamedTuple):
     """Rows and columns of a tile, and how its program is compiled."""
 
-    block: int
+    rows: int
+    columns: int
     warps: int
     stages: int
 
 
 def tiling(channels: int, rounded: bool) -> Tiling:
-    """Return the tiles for rows of a padded length; they fit 100 KiB of shared memory up to 128 channels.
+    """Return the tiles for rows of a padded length: about as large as the registers of a Hopper GPU hold.
 
     >>> tiling(128, rounded=True)
-    Tiling(block=128, warps=8, stages=2)
+    Tiling(rows=128, columns=64, warps=8, stages=3)
     """
     if rounded:
-        return Tiling(128, 8, 2) if channels <= 128 else Tiling(64, 4, 2)
-    return Tiling(64, 4, 2) if channels <= 64 else Tiling(32, 4, 2)
+        return Tiling(128, 64, 8, 3) if channels <= 128 else Tiling(64, 64, 8, 2)
+    # Each float32 becomes two tf32, so fewer fit.
+    if channels <= 128:
+        return Tiling(64, 32, 4 if channels <= 64 else 8, 2)
+    return Tiling(32, 32, 4, 2)
 
 
 class _FusedLosses(torch.autograd.Function):
@@ -147,7 +155,8 @@ class _Call(NamedTuple):
             "scale": 1 / (self.temperature * math.log(2)),
             "radius_squared": self.radius**2,
             "CHANNELS": channels,
-            "BLOCK": tiles.block,
+            "ROWS": tiles.rows,
+            "COLUMNS": tiles.columns,
             "BOUNDED": self.bounded,
             "NEAR": self.points is not None,
             "SCENES": self.scene is not None,
@@ -159,11 +168,11 @@ class _Call(NamedTuple):
         """Return the log-sum-exps of negatives, [1, G, size] of rows or [2, G, size] with those of columns."""
         groups, size, channels = rows.units[0].shape
         options = self.options(channels)
-        parts = _parts(groups, size // options["BLOCK"], rows.counts.device)
+        parts = _parts(groups, size // options["ROWS"], rows.counts.device)
         of_rows = torch.empty_like(rows.counts)
         start = 0.0 if self.bounded else -torch.inf
         of_columns = rows.counts.new_full((groups, parts if self.symmetric else 0, size), start)
-        _sum_negatives[parts, groups](
+        sum_negatives[parts, groups](
             *rows.units,
             rows.counts,
             self.points,
@@ -186,7 +195,7 @@ class _Call(NamedTuple):
         groups, size, channels = rows.units[0].shape
         options = self.options(channels)
         found = torch.empty(given.shape, dtype=given.dtype, device=given.device)
-        _gradient_of_rows[size // options["BLOCK"], groups](
+        gradient_of_rows[size // options["ROWS"], groups](
             rows.units[side],
             rows.units[1 - side],
             rows.counts,
@@ -210,9 +219,7 @@ class _Call(NamedTuple):
         return found
 
 
-def _prepare(
-    queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, rounded: torch.dtype | None
-) -> _Rows:
+def _prepare(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, rounded: torch.dtype | None) -> _Rows:
     groups, length, width = queries.shape
     size, channels = triton.cdiv(length, PADDED) * PADDED, max(triton.next_power_of_2(width), 16)
     units = tuple(
@@ -220,7 +227,7 @@ def _prepare(
     )
     query_inverse, key_inverse, positive, counts = torch.empty(4, groups, size, device=valid.device).unbind()
     block = 16
-    _normalize_pairs[size // block, groups](
+    normalize_pairs[size // block, groups](
         queries,
         keys,
         *queries.stride(),
@@ -256,239 +263,3 @@ def _parts(groups: int, blocks: int, device: torch.device) -> int:
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     rounds = triton.cdiv(blocks * groups, 2 * processors)
     return triton.cdiv(blocks, rounds)
-
-
-@triton.jit
-def _normalize_pairs(
-    queries,
-    keys,
-    query_group,
-    query_row,
-    query_channel,
-    key_group,
-    key_row,
-    key_channel,
-    valid,
-    query_units,
-    key_units,
-    query_inverse,
-    key_inverse,
-    positive,
-    counts,
-    length,
-    size,
-    inverse_temperature,
-    min_squared,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write unit rows, the factors that made them, the logits of matching rows and which rows count."""
-    group = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    channel = tl.arange(0, CHANNELS)
-    counted = tl.load(valid + group * length + rows, mask=rows < length, other=0) != 0
-    inside = counted[:, None] & (channel < WIDTH)[None, :]
-    at = group * size + rows
-    given = queries + group * query_group + rows.to(tl.int64)[:, None] * query_row + channel[None, :] * query_channel
-    query, inverse = _unit(tl.load(given, mask=inside, other=0.0).to(tl.float32), min_squared)
-    tl.store(query_inverse + at, inverse)
-    given = keys + group * key_group + rows.to(tl.int64)[:, None] * key_row + channel[None, :] * key_channel
-    key, inverse = _unit(tl.load(given, mask=inside, other=0.0).to(tl.float32), min_squared)
-    tl.store(key_inverse + at, inverse)
-    query, key = query.to(query_units.dtype.element_ty), key.to(key_units.dtype.element_ty)
-    tl.store(query_units + at[:, None] * CHANNELS + channel[None, :], query)
-    tl.store(key_units + at[:, None] * CHANNELS + channel[None, :], key)
-    product = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1)
-    tl.store(positive + at, product * inverse_temperature)
-    tl.store(counts + at, counted.to(tl.float32))
-
-
-@triton.jit
-def _unit(rows, min_squared):
-    squared = tl.sum(rows * rows, 1)
-    inverse = 1.0 / tl.sqrt(tl.where(squared > min_squared, squared, 1.0))
-    return rows * inverse[:, None], inverse
-
-
-@triton.jit
-def _sum_negatives(
-    queries,
-    keys,
-    counts,
-    points,
-    scene,
-    of_rows,
-    of_columns,
-    size,
-    scale,
-    radius_squared,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    NEAR: tl.constexpr,
-    SCENES: tl.constexpr,
-):
-    """Sum the exponentials of negatives along rows and, in this program's own slice, along columns.
-
-    The sums are of exponentials if BOUNDED, else their logarithms to base 2.
-    """
-    part, parts, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    queries += group * size * CHANNELS
-    keys += group * size * CHANNELS
-    counts += group * size
-    of_rows += group * size
-    of_columns += (group * parts + part) * size
-    if NEAR:
-        points += group * size * 3
-    if SCENES:
-        scene += group * size
-    within, channel = tl.arange(0, BLOCK), tl.arange(0, CHANNELS)
-    blocks = size // BLOCK
-    for block in range(part, blocks, parts):
-        rows = block * BLOCK + within
-        query = tl.load(queries + rows[:, None] * CHANNELS + channel[None, :])
-        row_counts = tl.load(counts + rows)
-        if BOUNDED:
-            total = tl.zeros([BLOCK], tl.float32)
-        else:
-            total = tl.full([BLOCK], float("-inf"), tl.float32)
-        for step in range(0, blocks):
-            columns = step * BLOCK + within
-            column_counts = tl.load(counts + columns)
-            key = tl.load(keys + columns[:, None] * CHANNELS + channel[None, :])
-            logits = _logits(query, key, rows, columns, points, scene, size, scale, radius_squared, NEAR, SCENES)
-            logits = tl.where(rows[:, None] == columns[None, :], float("-inf"), logits)
-            if BOUNDED:
-                exponentials = tl.exp2(logits)
-                total += tl.sum(exponentials * column_counts[None, :], 1)
-                if SYMMETRIC:
-                    before = tl.load(of_columns + columns)
-                    tl.store(of_columns + columns, before + tl.sum(exponentials * row_counts[:, None], 0))
-            else:
-                logits = tl.where((row_counts[:, None] * column_counts[None, :]) > 0, logits, float("-inf"))
-                total = _add_exponents(total, _log_sum(logits, 1))
-                if SYMMETRIC:
-                    before = tl.load(of_columns + columns)
-                    tl.store(of_columns + columns, _add_exponents(before, _log_sum(logits, 0)))
-        tl.store(of_rows + rows, total)
-        # The next block of rows adds to the slice; another thread may have written what a thread then reads.
-        tl.debug_barrier()
-
-
-@triton.jit
-def _gradient_of_rows(
-    own,
-    other,
-    counts,
-    points,
-    scene,
-    own_factor,
-    other_factor,
-    own_log,
-    other_log,
-    of_positive,
-    given,
-    given_group,
-    given_row,
-    given_channel,
-    inverse,
-    found,
-    length,
-    size,
-    inverse_temperature,
-    scale,
-    radius_squared,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    NEAR: tl.constexpr,
-    SCENES: tl.constexpr,
-):
-    """Write the gradient of a block of rows before their normalization; `other` are the rows that they meet."""
-    block, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    own += group * size * CHANNELS
-    other += group * size * CHANNELS
-    counts += group * size
-    own_factor += group * size
-    other_factor += group * size
-    own_log += group * size
-    other_log += group * size
-    if NEAR:
-        points += group * size * 3
-    if SCENES:
-        scene += group * size
-    within, channel = tl.arange(0, BLOCK), tl.arange(0, CHANNELS)
-    rows = block * BLOCK + within
-    row = tl.load(own + rows[:, None] * CHANNELS + channel[None, :])
-    row_factor, row_log, row_counts = tl.load(own_factor + rows), tl.load(own_log + rows), tl.load(counts + rows)
-    positive = tl.load(of_positive + group * size + rows)
-    total = tl.zeros([BLOCK, CHANNELS], tl.float32)
-    for step in range(0, size // BLOCK):
-        columns = step * BLOCK + within
-        column_factor = tl.load(other_factor + columns)
-        column = tl.load(other + columns[:, None] * CHANNELS + channel[None, :])
-        logits = _logits(row, column, rows, columns, points, scene, size, scale, radius_squared, NEAR, SCENES)
-        if BOUNDED:
-            weights = tl.exp2(logits) * (row_factor[:, None] + column_factor[None, :])
-        else:
-            column_log, column_counts = tl.load(other_log + columns), tl.load(counts + columns)
-            logits = tl.where((row_counts[:, None] * column_counts[None, :]) > 0, logits, float("-inf"))
-            weights = tl.exp2(logits - row_log[:, None]) * row_factor[:, None]
-            weights += tl.exp2(logits - column_log[None, :]) * column_factor[None, :]
-        # Before the product: rounding a weight near 1 would hide how far it is from 1.
-        weights = tl.where(rows[:, None] == columns[None, :], positive[:, None], weights)
-        total = _multiply(weights.to(column.dtype), column, total)
-    total *= inverse_temperature
-
-    counted = row_counts > 0
-    inside = counted[:, None] & (channel < WIDTH)[None, :]
-    at = given + group * given_group + rows.to(tl.int64)[:, None] * given_row + channel[None, :] * given_channel
-    factor = tl.load(inverse + group * size + rows)
-    unit = tl.load(at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
-    total = (total - tl.sum(total * unit, 1)[:, None] * unit) * factor[:, None]
-    total = tl.where(counted[:, None], total, 0.0)
-    at = found + (group * length + rows)[:, None] * WIDTH + channel[None, :]
-    tl.store(at, total.to(found.dtype.element_ty), mask=(rows < length)[:, None] & (channel < WIDTH)[None, :])
-
-
-@triton.jit
-def _logits(
-    row, column, rows, columns, points, scene, size, scale, radius_squared, NEAR: tl.constexpr, SCENES: tl.constexpr
-):
-    """Return logits to base 2 of a tile, -inf where two points of a scene are near each other."""
-    logits = _multiply(row, tl.trans(column), None) * scale
-    if NEAR:
-        squared = tl.zeros(logits.shape, tl.float32)
-        for axis in tl.static_range(3):
-            difference = tl.load(points + axis * size + rows)[:, None] - tl.load(points + axis * size + columns)[None, :]
-            squared += difference * difference
-        near = squared < radius_squared
-        if SCENES:
-            near &= tl.load(scene + rows)[:, None] == tl.load(scene + columns)[None, :]
-        logits = tl.where(near, float("-inf"), logits)
-    return logits
-
-
-@triton.jit
-def _multiply(one, other, total):
-    if one.dtype == tl.float32:
-        return tl.dot(one, other, total, input_precision="tf32x3")
-    return tl.dot(one, other, total)
-
-
-@triton.jit
-def _log_sum(logits, axis: tl.constexpr):
-    """Return the logarithms to base 2 of sums of powers of 2; -inf where there is nothing."""
-    largest = tl.max(logits, axis)
-    shift = tl.where(largest == float("-inf"), 0.0, largest)
-    return shift + tl.log2(tl.sum(tl.exp2(logits - tl.expand_dims(shift, axis)), axis))
-
-
-@triton.jit
-def _add_exponents(one, other):
-    largest = tl.maximum(one, other)
-    shift = tl.where(largest == float("-inf"), 0.0, largest)
-    return shift + tl.log2(tl.exp2(one - shift) + tl.exp2(other - shift))

@@ -29,7 +29,7 @@ def interpreted() -> dict[str, list[float]]:
 
 def test_kernels_equal_float64_in_the_interpreter(interpreted: dict[str, list[float]]) -> None:
     exact = {case: errors for case, errors in interpreted.items() if "float32" in case}
-    assert len(exact) >= 15
+    assert len(exact) >= 12
     assert {case: errors for case, errors in exact.items() if not max(errors) < 2e-5} == {}
 
 
@@ -116,7 +116,7 @@ class TestOnGpu:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_many_rows_on_a_gpu_take_little_memory_and_never_wait() -> None:
-    queries, keys, valid, exclude = on_gpu(1, 65_536, 128)
+    queries, keys, valid, _ = on_gpu(1, 65_536, 128)
     with torch.autocast("cuda", torch.bfloat16):
         run(queries, keys, valid, 0.1)  # compiles
         torch.cuda.reset_peak_memory_stats()
