@@ -66,11 +66,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(channels: int, rounded: bool) -> Tiling:
-    """Return the tiles for rows of a padded length: about as large as the registers of a Hopper GPU hold.
-
-    >>> tiling(128, rounded=True)
-    Tiling(rows=128, columns=64, warps=8, stages=3)
-    """
+    """Return the tiles for rows of a padded length: about as large as the registers of a Hopper GPU hold."""
     if rounded:
         return Tiling(128, 64, 8, 3) if channels <= 128 else Tiling(64, 64, 8, 2)
     # Each float32 becomes two tf32, so fewer fit.
@@ -226,7 +222,7 @@ def _prepare(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, r
         torch.empty(groups, size, channels, dtype=rounded or torch.float32, device=valid.device) for _ in range(2)
     )
     query_inverse, key_inverse, positive, counts = torch.empty(4, groups, size, device=valid.device).unbind()
-    block = 16
+    block = 32
     normalize_pairs[size // block, groups](
         queries,
         keys,
