@@ -266,7 +266,10 @@ def cells(matches: int = 600, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("count", [0, 7, 50, 1000])
 def test_no_cell_is_used_twice(count: int) -> None:
     cells_a, cells_b, valid = cells()
-    index, picked = sample_one_per_cell(cells_a, cells_b, valid, count, num_cells_a=60, num_cells_b=50)
+    stream = torch.Generator().manual_seed(0)
+    index, picked = sample_one_per_cell(
+        cells_a, cells_b, valid, count, num_cells_a=60, num_cells_b=50, generator=stream
+    )
     assert index.shape == picked.shape == (3, count)
     assert index.dtype == torch.int64 and picked.dtype == torch.bool
     assert not picked[2].any()

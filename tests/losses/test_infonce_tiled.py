@@ -74,11 +74,11 @@ def test_points_exclude_what_their_mask_excludes(negatives: str) -> None:
 @pytest.mark.parametrize("temperature", [0.3, 0.004])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gradcheck(symmetric: bool, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prior3d.losses.infonce_tiled.EDGE", 4)
+    monkeypatch.setattr("prior3d.losses.infonce_tiled.EDGE", 3)
     monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
-    queries, keys, valid = (value[:, :6] for value in example())
+    queries, keys, valid = (value[::2, :4] for value in example())
     queries, keys = (torch.nn.functional.normalize(rows.detach(), dim=-1).requires_grad_() for rows in (queries, keys))
-    exclude = Exclusion(exclusion("points").points[:, :6], 0.4)
+    exclude = Exclusion(exclusion("points").points[::2, :4], 0.4)
     for negatives in ("pair", "batch"):
         assert torch.autograd.gradcheck(
             lambda q, k, over=negatives: masked_point_info_nce(q, k, valid, temperature, symmetric, over, exclude),

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_nothing_is_imported_from_triton_on_a_cpu() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")(test))
 
 
 def on_gpu(groups: int, rows: int, channels: int, noise: float = 0.7) -> tuple[Tensor, Tensor, Tensor, Exclusion]:
@@ -86,35 +88,37 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("channels", [32, 96, 128, 256])
-@pytest.mark.parametrize("temperature", [0.07, 0.01])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("excluded", [True, False])
-class TestOnGpu:
-    """Kernels against float64 on the same GPU."""
+@needs_gpu
+@pytest.mark.parametrize(
+    ("channels", "temperature", "symmetric", "excluded"),
+    [
+        (32, 0.07, True, False),
+        (96, 0.07, True, True),
+        (128, 0.07, False, False),
+        (128, 0.01, True, True),
+        (128, 0.01, False, False),
+        (256, 0.07, True, True),
+    ],
+)
+def test_kernels_equal_float64_on_a_gpu(
+    channels: int, temperature: float, symmetric: bool, excluded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
+    for groups, rows, negatives in ((1, 1000, "batch"), (5, 333, "pair"), (2, 128, "batch")):
+        queries, keys, valid, exclude = on_gpu(groups, rows, channels)
+        options = {"symmetric": symmetric, "negatives": negatives, "exclude": exclude if excluded else None}
+        double = [value.detach().double().requires_grad_() for value in (queries, keys)]
+        expected = run(*double, valid, temperature, **options)
+        found = run(queries, keys, valid, temperature, **options)
+        again = run(queries, keys, valid, temperature, **options)
+        assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+        assert max(map(error, found, expected)) < 5e-5
+        with torch.autocast("cuda", torch.bfloat16):
+            rounded = run(queries, keys, valid, temperature, **options)
+        assert 1e-5 < max(map(error, rounded, expected)) < (0.03 if temperature > 0.05 else 0.1)
 
-    pytestmark = needs_gpu
 
-    def test_equals_float64(
-        self, channels: int, temperature: float, symmetric: bool, excluded: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
-        for groups, rows in ((1, 1000), (5, 333), (2, 128)):
-            queries, keys, valid, exclude = on_gpu(groups, rows, channels)
-            options = {"symmetric": symmetric, "negatives": "batch", "exclude": exclude if excluded else None}
-            double = [value.detach().double().requires_grad_() for value in (queries, keys)]
-            expected = run(*double, valid, temperature, **options)
-            found = run(queries, keys, valid, temperature, **options)
-            again = run(queries, keys, valid, temperature, **options)
-            assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
-            assert max(map(error, found, expected)) < 2e-5
-            with torch.autocast("cuda", torch.bfloat16):
-                rounded = run(queries, keys, valid, temperature, **options)
-            assert 1e-5 < max(map(error, rounded, expected)) < (0.03 if temperature > 0.05 else 0.1)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_gpu
 def test_many_rows_on_a_gpu_take_little_memory_and_never_wait() -> None:
     queries, keys, valid, _ = on_gpu(1, 65_536, 128)
     with torch.autocast("cuda", torch.bfloat16):
@@ -132,16 +136,16 @@ def test_many_rows_on_a_gpu_take_little_memory_and_never_wait() -> None:
     assert queries.grad[valid].norm(dim=-1).min() > 0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_kernels_take_what_slots_hold_and_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_gpu
+def test_what_invalid_slots_hold_and_strides_do_not_matter_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
     queries, keys, valid, _ = on_gpu(3, 200, 48)
     expected = run(queries, keys, valid, 0.1)
-    holes = [torch.where(valid[..., None], rows.detach(), torch.nan) for rows in (queries, keys)]
-    strided = [rows.mT.contiguous().mT.requires_grad_() for rows in holes]
-    found = run(*strided, valid, 0.1)
+    holes = [torch.where(valid[..., None], rows.detach(), torch.nan).requires_grad_() for rows in (queries, keys)]
+    found = run(*holes, valid, 0.1)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    strided = [rows.detach().mT.contiguous().mT.requires_grad_() for rows in holes]
+    assert max(map(error, run(*strided, valid, 0.1), expected)) < 2e-6
     with pytest.raises(RuntimeError, match="no second derivative"):
         loss = masked_point_info_nce(queries, keys, valid, 0.1)
         torch.autograd.grad(loss, queries, create_graph=True)
