@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 PLAIN_PAIRS = 2**22
 """Up to so many pairs of rows, all logits are kept; beyond, they are made in tiles, and again for the gradients."""
 
+FUSED = False
+"""Whether CUDA takes the fused Triton kernels instead of tiles in torch; off until they were measured on a GPU."""
+
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
     """Pull each query toward its key and away from all other keys (PointInfoNCE).
@@ -241,7 +244,9 @@ def _plain_row_losses(
 
 def _kernels_for(queries: Tensor, keys: Tensor, exclude: Exclusion | Tensor | None) -> ModuleType | None:
     """Return the module of fused kernels if they support the device, the types, the channels and the exclusion."""
-    if queries.device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(queries.device) < (8, 0):
+    if not FUSED or queries.device.type != "cuda" or torch.version.hip:
+        return None
+    if torch.cuda.get_device_capability(queries.device) < (8, 0):
         return None
     if working_dtype(queries, keys) != torch.float32 or isinstance(exclude, Tensor):
         return None

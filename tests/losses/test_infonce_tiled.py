@@ -180,6 +180,7 @@ print(int(status["VmHWM"].split()[0]) / 2**20)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_16384_rows_take_less_than_a_gibibyte() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.0  # GiB of the whole process; one float32 mask of logits alone is 1 GiB
