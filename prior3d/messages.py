@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,3 +46,10 @@ def shown(file: Path) -> str:
     """Return the path of a file for messages: relative to the current folder if the file lies in it."""
     absolute, here = file.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def bug(error: BaseException) -> str:
+    """Return type, message and place of an error in a plugin's code, as one line."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" ({shown(Path(frames[-1].filename))}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
