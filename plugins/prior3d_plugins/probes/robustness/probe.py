@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d import Metrics, Probe, Scores, Totals, UserError
+from prior3d import Dataset, DoesNotFit, Metrics, Part, Probe, Scores, Totals
 from prior3d.probes import (
     FrozenModel,
     FrozenVectors,
@@ -82,6 +82,12 @@ class Robustness(Probe):
             statistics |= _by_corruption(model, data, head, rows, labels)
         return Scores(tuple(names_of(data, "held_out")), statistics)
 
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse domains with the names of rows of the table; see `Probe.check_data`."""
+        if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(parts["held_out"].scenes):
+            name = min(taken)
+            raise DoesNotFit(f"a domain cannot be called {name}, which has another meaning in this table", "data")
+
     def summarize(self, total: Totals) -> Metrics:
         """Return the accuracy (0..1) by domain and by corruption, and each one's drop from clean images."""
         accuracy = {
@@ -120,8 +126,6 @@ class Robustness(Probe):
 def _domains(data: ProbeData) -> list[str]:
     """Return the domain of each held-out image; "in domain" for domains that are trained on."""
     trained, scenes = set(data.parts["train"].scenes), data.parts["held_out"].scenes
-    if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(scenes):
-        raise UserError(f"a domain cannot be called {taken.pop()}, which has another meaning in this table", "data")
     return ["in domain" if scenes[scene] in trained else scenes[scene] for scene, _ in data.frames["held_out"]]
 
 
