@@ -365,6 +365,30 @@ def test_a_wrong_file_is_one_line(tmp_path, change, message):
     assert message in refused(tmp_path, change)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--jobs", "0"], "--jobs: expected a number of at least 1, got 0"),
+        (["--jobs", "-2"], "--jobs: expected a number of at least 1, got -2"),
+        (["--jobs", "many"], "argument --jobs: invalid int value: 'many'; see --help"),
+        (["--bogus"], "unrecognized arguments: --bogus; see --help"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, capsys, argv, message):
+    assert main([str(write(tmp_path)), "--out", str(tmp_path / "out"), *argv]) == 2
+    assert capsys.readouterr() == ("", f"prior3d-study: {message}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_has_the_whole_example(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    page = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "\n      view_invariance:\n        about: Two views of one point have one feature.\n" in page
+    assert "see the beginning" not in page and "the YAML file, as described above" in page
+
+
 def flawed_unit(folder, flaw, row="view_invariance", **data):
     def change(content):
         content["base"]["data"].update(data)
