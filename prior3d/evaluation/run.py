@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from prior3d.data.preparing import DatasetUse, prepare_datasets
+from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
 from prior3d.errors import UserError, section
 from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
 from prior3d.evaluation.models import Subject, find_other, find_subject
@@ -188,12 +188,11 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
 
 def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     """Return the datasets of the probes, each once, with distinct names."""
-    found = {}
-    for task in tasks:
-        for dataset in task.parts.values():
-            name = f"{type(dataset).__name__}, {dataset.spec.split}"
-            found.setdefault(id(dataset), DatasetUse(name, dataset, key=task.data_key))
-    return list(found.values())
+    return each_once(
+        DatasetUse(f"{type(dataset).__name__}, {dataset.spec.split}", dataset, key=task.data_key)
+        for task in tasks
+        for dataset in task.parts.values()
+    )
 
 
 def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, Weights]:
