@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key, temporary_folder
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.machine import share_cores
+from prior3d.pretraining.machine import choose_device, share_cores
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
@@ -89,7 +88,7 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
     """
     subject = find_subject(arguments.model, arguments.overrides)
     with subject.source.locating():
-        device = choose_device(arguments.device)
+        device = device_of(arguments)
         share_cores("cpu" if device == "cpu" else "gpu")
         against = find_other(arguments.against, "--against") if arguments.against else None
         out = arguments.out or default_folder(subject, against, "eval")
@@ -103,11 +102,12 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
                 out.rmdir()
 
 
-def choose_device(device: str) -> str:
-    """Return cpu or cuda; auto uses a GPU if there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
+def device_of(arguments: Arguments) -> str:
+    """Return the device to measure on, cpu or cuda; raise UserError if a GPU is requested and there is none."""
+    device = choose_device(arguments.device)
+    if arguments.device == "cuda" and device != "cuda":
         raise UserError("there is no GPU that torch can use", "--device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return device
 
 
 def check_folder(out: Path) -> None:

@@ -18,7 +18,7 @@ from prior3d.data.preparing import DatasetUse, prepare_datasets
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import Parts, build, checkpoint_of, fields_to_decode, make_backbone
 from prior3d.pretraining.folder import RunFolder
-from prior3d.pretraining.machine import probe_device
+from prior3d.pretraining.machine import choose_device
 from prior3d.pretraining.run import Run
 from prior3d.pretraining.training import fit, prepare
 from prior3d.probes.measuring import freeze, measure
@@ -26,6 +26,7 @@ from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.recipe import Recipe
 from prior3d.registry import Registry
+from prior3d.reporting import device_name
 from prior3d.study.starting import Start, add_noise, take_statistics
 from prior3d.version import __version__
 
@@ -80,7 +81,7 @@ class Bench:
             "train seconds": round(trained - started, 2),
             "probe seconds": round(time.perf_counter() - trained, 2),
             "seconds by probe": by_probe,
-            "device": device_name(probe_device(recipe.trainer.accelerator)),
+            "device": device_name(choose_device(recipe.trainer.accelerator)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
             # Records are moved between machines, so leave out folders of this one.
             "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
@@ -125,7 +126,7 @@ class Bench:
         for data, group in opened:
             needed = any(task.probe.needs_classifier for task in group)
             weights = checkpoint_of(recipe.backbone) if needed else None
-            model = freeze([backbone], data, probe_device(recipe.trainer.accelerator), weights)
+            model = freeze([backbone], data, choose_device(recipe.trainer.accelerator), weights)
             try:
                 for task in group:
                     started = time.perf_counter()
@@ -160,11 +161,6 @@ class Bench:
             folder.mkdir(parents=True, exist_ok=True)
             self._data[key] = ProbeData(task.parts, most=task.most, workers=recipe.data.workers, folder=folder)
         return self._data[key]
-
-
-def device_name(device: str) -> str:
-    """Return the name of the device for the report."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
 
 
 def _prepare_training(recipe: Recipe, registry: Registry, parts: Parts) -> None:
