@@ -17,6 +17,7 @@ from prior3d.probes import (
     choose_penalty,
     concatenate,
     count_classes,
+    evenly_spaced,
     fit_logistic,
     labels_of,
     names_of,
@@ -55,6 +56,7 @@ class Robustness(Probe):
             "accuracy, other domains": "the mean over domains it was not trained on",
             "drop, other domains": "how much lower that is than in domain",
             "accuracy, corruptions": "the mean over noise, blur, contrast and JPEG, each the mean over five levels",
+            "accuracy": "images of the domain, or under the corruption, of this name",
             "drop, corruptions": "how much lower that is than on the same images as they were",
         }
     )
@@ -119,8 +121,7 @@ class Robustness(Probe):
     def _rows_to_corrupt(self, data: ProbeData) -> Tensor:
         inside = torch.tensor([name == "in domain" for name in _domains(data)])
         rows = inside.nonzero()[:, 0] if inside.any() else torch.arange(len(inside))
-        count = min(self.corrupted, len(rows))
-        return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+        return rows[evenly_spaced(len(rows), self.corrupted)]
 
 
 def _domains(data: ProbeData) -> list[str]:
