@@ -9,9 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from prior3d.errors import ArgumentError, UserError, on_command_line
+from prior3d.messages import OneLineParser
 from prior3d.registry import KINDS, Registry
 from prior3d.version import __version__
 
@@ -73,17 +74,14 @@ def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: 
         return _INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    """Report argument errors in the same one-line form as every other error."""
+class _Parser(OneLineParser):
+    """A parser whose `--help` also describes plugins and sections."""
 
     def __init__(self, **settings: str) -> None:
         super().__init__(**settings, add_help=False)
         text = "show this, or what the plugin or section NAME takes (view_invariance, probes/depth, trainer)"
         self.add_argument("-h", "--help", nargs="?", const="", action=_Help, metavar="NAME", help=text)
         self.add_argument("--version", action="version", version=f"prior3d {__version__}")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 class _Help(argparse.Action):

@@ -1,4 +1,4 @@
-"""Figures for datasets, priors and runs: views, matches across two views, depth, features in color.
+"""Figures for datasets, priors and runs: matches across two views, depth, features in color.
 
 Every function returns a matplotlib Figure made without pyplot: no global state, safe in threads and workers.
 """
@@ -18,14 +18,11 @@ from prior3d.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from prior3d.contracts.view import View
-
 __all__ = [
     "plot_depth",
     "plot_features",
     "plot_judged_matches",
     "plot_matches",
-    "plot_views",
     "panels",
     "principal_colors",
     "render",
@@ -35,17 +32,6 @@ __all__ = [
 
 _INCHES = 2.6
 """Side of one panel in inches."""
-
-
-def plot_views(views: "Sequence[View]") -> Figure:
-    """Plot the views of a sample, color above depth."""
-    figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
-    for column, view in enumerate(views):
-        axes[0][column].imshow(view["image"])
-        axes[0][column].set_title(f"scene {view.scene} frame {view.frame}", fontsize=8)
-        if "depth" in view:
-            plot_depth_map(axes[1][column], view["depth"])
-    return figure
 
 
 def plot_matches(

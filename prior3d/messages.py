@@ -1,9 +1,14 @@
 """Wording of keys, values and files in one-line messages."""
 
+import argparse
 import difflib
 import math
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from prior3d.errors import UserError
 
 
 def join(path: Sequence[str | int]) -> str:
@@ -45,3 +50,18 @@ def shown(file: Path) -> str:
     """Return the path of a file for messages: relative to the current folder if the file lies in it."""
     absolute, here = file.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def bug(error: BaseException) -> str:
+    """Return type, message and place of an error in a plugin's code, as one line."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" ({shown(Path(frames[-1].filename))}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Report argument errors in the same one-line form as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage."""
+        raise UserError(f"{message}; see --help")

@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from prior3d.errors import UserError
 
-_SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+_SAYINGS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Storage size calculation overflowed",
+)
 
 
 @contextmanager
@@ -30,4 +38,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError())
     True
     """
-    return isinstance(error, MemoryError) or any(saying in str(error) for saying in _SAYINGS)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(saying in str(error) for saying in _SAYINGS)

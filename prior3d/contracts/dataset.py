@@ -60,6 +60,8 @@ class Dataset(ABC):
     option (`root`) before anything is computed. Messages refer to other options by name, too.
 
     Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
         provides: fields this dataset can decode (see `prior3d.contracts.fields`); they may depend on its options.
         fields: extra fields that this dataset defines, named `<plugin>/<field>`; `provides` also lists those it can
             decode.

@@ -21,6 +21,8 @@ class Engine(ABC):
     optional packages inside the methods.
 
     Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
         job: sparse, splat or neighbors.
         rank: `auto` picks the highest-ranked engine without an obstacle; equal ranks are ordered by name. The torch
             engines, which run everywhere, have rank 0.

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 
 class Exporter(ABC):
-    """A writer of trained encoders in another library's format; subclasses take typed keyword options."""
+    """A writer of trained encoders in another library's format; subclasses take typed keyword options.
+
+    Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
+    """
 
     contract: ClassVar[int] = 1
 

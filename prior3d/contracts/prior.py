@@ -109,7 +109,8 @@ class Prior(nn.Module, ABC):
     its schedule, the optimizer, logging, devices, or how much of the backbone trains.
 
     Attributes:
-        contract: version of this interface that the prior was written for.
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
         encodes: image fields whose features it needs; the union over all priors is encoded in one pass.
         reads: the kinds of features it reads, a subset of encoder, dense, pooled, reference, ema. The teachers
             `reference` and `ema` give the same kinds as the trained backbone.

@@ -120,6 +120,8 @@ class Probe(ABC):
     of the data such as `data.root`.
 
     Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
         needs: fields the data must provide; "a|b" means that either one is enough.
         trains: whether it fits anything to the labels of the data's training part (a head, a memory of neighbors).
         views: views per sample that the data is prepared for; 2 if the probe reads the mined pairs.

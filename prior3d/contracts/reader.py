@@ -128,6 +128,8 @@ class Reader(ABC):
         root: folder of the data.
 
     Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
         provides: fields that `Recording.read` decodes; cameras and poses are always provided.
         fields: extra fields that this reader defines, named `<plugin>/<field>`; `provides` also lists those it can
             decode.

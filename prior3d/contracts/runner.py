@@ -77,6 +77,10 @@ class Runner(ABC):
                         yield numbers[done]
 
     `prior3d.testing.check_runner` checks the other requirements of a runner.
+
+    Attributes:
+        contract: version of this contract. A plugin that sets the number it was written for is refused, in one line, by
+            a prior3d with another number.
     """
 
     contract: ClassVar[int] = 1

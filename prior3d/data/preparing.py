@@ -1,8 +1,9 @@
 """Preparation of datasets before they are read: check files, run the one-time jobs, describe data, judge damage."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prior3d.contracts.dataset import Dataset
@@ -26,6 +27,17 @@ class DatasetUse:
     dataset: Dataset
     fields: frozenset[str] = frozenset()
     key: str = "data"
+
+
+def each_once(uses: Iterable[DatasetUse]) -> list[DatasetUse]:
+    """Return the first use of each dataset; of equal names, the second becomes `test (2)`."""
+    taken, found = Counter(), {}
+    for use in uses:
+        if id(use.dataset) not in found:
+            taken[use.name] += 1
+            number = taken[use.name]
+            found[id(use.dataset)] = use if number == 1 else replace(use, name=f"{use.name} ({number})")
+    return list(found.values())
 
 
 def prepare_datasets(

@@ -28,7 +28,7 @@ from prior3d.evaluation.models import (
     load_trained,
     two_names,
 )
-from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder
+from prior3d.evaluation.run import Arguments, check_folder, default_folder, device_of
 from prior3d.files import write_atomically
 from prior3d.pretraining.machine import sharing_cores
 from prior3d.pretraining.progress import Bars, make_console
@@ -82,7 +82,7 @@ def plot(arguments: Arguments, images: Sequence[str]) -> int:
     subject = find_subject(arguments.model, arguments.overrides, arguments.overrides_name)
     with subject.source.locating(), sharing_cores(arguments.device):
         _refuse_unread(subject)
-        device = choose_device(arguments.device)
+        device = device_of(arguments)
         against = find_other(arguments.against, "against") if arguments.against else None
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")

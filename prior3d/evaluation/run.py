@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
-from prior3d.data.preparing import DatasetUse, prepare_datasets
+from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
 from prior3d.errors import ArgumentError, UserError, argument, section
 from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
 from prior3d.evaluation.models import Subject, find_other, find_subject
@@ -20,7 +19,7 @@ from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key, temporary_folder
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.machine import sharing_cores
+from prior3d.pretraining.machine import choose_device, sharing_cores
 from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
@@ -92,7 +91,7 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
     """
     subject = find_subject(arguments.model, arguments.overrides, arguments.overrides_name)
     with subject.source.locating(), sharing_cores(arguments.device):
-        device = choose_device(arguments.device)
+        device = device_of(arguments)
         against = find_other(arguments.against, "against") if arguments.against else None
         out = arguments.out or default_folder(subject, against, "eval")
         check_folder(out)
@@ -105,11 +104,12 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
                 out.rmdir()
 
 
-def choose_device(device: str) -> str:
-    """Return cpu or cuda; auto uses a GPU if there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
+def device_of(arguments: Arguments) -> str:
+    """Return the device to measure on, cpu or cuda; raise UserError if a GPU is requested and there is none."""
+    device = choose_device(arguments.device)
+    if arguments.device == "cuda" and device != "cuda":
         raise ArgumentError("there is no GPU that torch can use", "device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return device
 
 
 def check_folder(out: Path) -> None:
@@ -190,12 +190,11 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
 
 def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     """Return the datasets of the probes, each once, with distinct names."""
-    found = {}
-    for task in tasks:
-        for dataset in task.parts.values():
-            name = f"{type(dataset).__name__}, {dataset.spec.split}"
-            found.setdefault(id(dataset), DatasetUse(name, dataset, key=task.data_key))
-    return list(found.values())
+    return each_once(
+        DatasetUse(f"{type(dataset).__name__}, {dataset.spec.split}", dataset, key=task.data_key)
+        for task in tasks
+        for dataset in task.parts.values()
+    )
 
 
 def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, Weights]:

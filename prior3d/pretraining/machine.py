@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from prior3d.backbone.memory import is_out_of_memory
 from prior3d.errors import UserError, section
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -24,9 +25,8 @@ def sharing_cores(accelerator: str) -> Iterator[None]:
     Args:
         accelerator: auto, cpu or gpu.
     """
-    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
     before = torch.get_num_threads()
-    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+    if choose_device(accelerator) == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     try:
         yield
@@ -39,11 +39,11 @@ def thread_facts() -> dict[str, object]:
     return {"threads": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
 
 
-def probe_device(accelerator: str) -> str:
-    """Return the device probes run on, cpu or cuda: the training's.
+def choose_device(accelerator: str) -> str:
+    """Return the kind of device to compute on, cpu or cuda: a GPU, if there is one, unless a CPU is requested.
 
     Args:
-        accelerator: auto, cpu or gpu.
+        accelerator: auto, cpu, gpu or cuda.
     """
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
@@ -92,7 +92,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
         with section("data"):
@@ -101,13 +101,3 @@ def enough_memory(batch_size: int) -> Iterator[None]:
                 " accumulate by the same factor, set precision: bf16, or take a smaller size",
                 "batch_size",
             ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "DefaultCPUAllocator" in text
-        or "CUDA out of memory" in text
-        or "not enough memory" in text
-    )

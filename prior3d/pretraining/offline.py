@@ -22,6 +22,7 @@ from prior3d.data.sample.loading import to_float
 from prior3d.errors import DamagedFile, UserError, dotted, section
 from prior3d.jobs import Store, damage_in, run_jobs
 from prior3d.pretraining.building import Parts, first_available
+from prior3d.pretraining.machine import choose_device
 from prior3d.pretraining.objective import JointObjective, encode
 from prior3d.randomness import generator, reseed
 
@@ -71,7 +72,7 @@ class Lift:
 
     Args:
         label: label of the prior, for messages.
-        prior: prior: the prior that prepares scenes; nothing is attached to it yet.
+        prior: the prior that prepares scenes; nothing is attached to it yet.
         dataset: dataset of the scenes.
         teacher: function that returns the frozen teacher on the device that computes; called only if a scene is left to
             prepare.
@@ -154,8 +155,8 @@ def _facts(label: str, prior: Prior, parts: Parts, recipe: "Recipe") -> dict[str
 
 
 def _copy(backbone: Backbone, accelerator: str) -> Backbone:
-    device = torch.device("cpu")
-    if accelerator != "cpu" and torch.cuda.is_available():
+    device = torch.device(choose_device(accelerator))
+    if device.type == "cuda":
         device = torch.device("cuda", (rank_zero_only.rank or 0) % torch.cuda.device_count())
     return deepcopy(backbone).requires_grad_(False).eval().to(device)
 

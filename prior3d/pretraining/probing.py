@@ -10,7 +10,7 @@ from prior3d.backbone import Backbone
 from prior3d.errors import UserError
 from prior3d.files import write_json
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.machine import probe_device
+from prior3d.pretraining.machine import choose_device
 from prior3d.pretraining.progress import Bars
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
@@ -42,7 +42,7 @@ class Probing:
         self._classifier = None if checkpoint is None else classifier_digest(run.backbone, checkpoint)
         started_from = None if checkpoint is None else dict.fromkeys((BEFORE, AFTER), checkpoint)
         # shared: predictions before and after training are plotted next to each other
-        self.device = probe_device(run.recipe.trainer.accelerator)
+        self.device = choose_device(run.recipe.trainer.accelerator)
         self._measuring = Measuring(self.device, run.recipe.data.workers, started_from)
 
     def before(self) -> None:

@@ -52,7 +52,8 @@ def make_loggers(names: Sequence[str], folder: Path, start: int) -> list[Logger]
     Args:
         names: any of tensorboard, csv, wandb, mlflow.
         folder: of the run.
-        start: steps done so far; points of later steps, which an interrupted run left behind, no longer count.
+        start: steps done so far. tensorboard and csv drop points of later steps, which an interrupted run left behind.
+            wandb and mlflow keep them: wandb goes on with the run of this id, mlflow starts another run of this name.
     """
     made: list[Logger] = []
     for name in names:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from prior3d.data.preparing import DatasetUse, prepare_datasets
+from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
 from prior3d.errors import UserError, section
 from prior3d.files import writing_from_threads
 from prior3d.jobs.running import make_runner
@@ -116,13 +116,12 @@ def prepare(run: Run) -> None:
 
 def _datasets(parts: Parts) -> list[DatasetUse]:
     """Return the datasets of training and probes, each once, with distinct names."""
-    fields = fields_to_decode(parts.objective, parts.dataset)
-    found = {id(parts.dataset): DatasetUse("train", parts.dataset, fields)}
+    uses = [DatasetUse("train", parts.dataset, fields_to_decode(parts.objective, parts.dataset))]
     for task in parts.probes:
         for dataset in task.parts.values():
-            what = dataset.spec.split if type(dataset) is type(parts.dataset) else f"{task.label}, {dataset.spec.split}"
-            found.setdefault(id(dataset), DatasetUse(what, dataset, key=task.data_key))
-    return list(found.values())
+            name = f"{task.label}, {dataset.spec.split}" if task.has_own_data else dataset.spec.split
+            uses.append(DatasetUse(name, dataset, key=task.data_key))
+    return each_once(uses)
 
 
 def _begin(run: Run, begun: Begun | None, out: Path) -> None:

@@ -21,7 +21,6 @@ class FrozenModel:
         backbones: Backbones in evaluation mode, with re-estimated BatchNorm statistics; never changed.
         device: Device of the backbones and images.
         classify: Function from images [N, 3, H, W] in 0..1 to the logits of the checkpoint's frozen classifier, if any.
-        class_names: Class names of those logits, if known.
     """
 
     def __init__(
@@ -29,12 +28,10 @@ class FrozenModel:
         backbones: Sequence[Backbone],
         device: str | torch.device = "cpu",
         classify: Callable[[Tensor], Tensor] | None = None,
-        class_names: tuple[str, ...] = (),
     ) -> None:
         self.backbones = tuple(backbones)
         self.device = torch.device(device)
         self.classify = classify
-        self.class_names = class_names
         self.beside: tuple[FrozenModel, ...] = ()
 
     @classmethod

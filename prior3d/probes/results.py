@@ -12,7 +12,7 @@ from prior3d.files import write_atomically
 BEFORE, AFTER = "before", "after"
 
 Keys = Callable[[str, str | None], str | None]
-"""Dict from probe label and column (None for controls) to a text that changes with everything its scores depend on;
+"""Function from probe label and column (None for controls) to a text that changes with everything its scores depend on;
 None for what is not measured."""
 
 _FORMAT = 2

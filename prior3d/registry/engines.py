@@ -2,10 +2,13 @@
 
 import difflib
 import logging
-from functools import cache, partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from prior3d.errors import UserError, refusal_of
+from prior3d.errors import UserError
+from prior3d.messages import bug
 from prior3d.registry.registry import Registry, current
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def choose(
     """Return the engine that does a job on tensors of a device and dtype.
 
     An engine requested by name is used or rejected, never replaced. `auto` takes the engine of the highest rank without
-    an obstacle; it skips an engine that cannot be imported, with a warning. The choice is logged once per job, kind of
+    an obstacle; it skips a broken engine, with a warning. The choice is logged once per job, kind of
     device and engine.
 
     Args:
@@ -107,21 +110,29 @@ def names(job: str, registry: Registry | None = None) -> tuple[str, ...]:
 def _best(job: str, device: "torch.device", dtype: "torch.dtype", registry: Registry) -> "Engine":
     candidates, obstacles = [], {}
     for name in names(job, registry):
-        broken = refusal_of(partial(_named, job, name, registry))
-        if broken is None:
-            candidates.append((name, _named(job, name, registry)))
-        else:
-            obstacles[name] = broken.message
-            _warn_once(job, name, broken.message)
-    for name, engine in sorted(candidates, key=lambda candidate: (-candidate[1].rank, candidate[0])):
-        obstacle = engine.obstacle(device, dtype)
-        if obstacle is None:
-            passed = "; ".join(f"not {other}: {reason}" for other, reason in obstacles.items())
-            _log_once(job, device.type, name, f" (auto{'; ' if passed else ''}{passed})")
-            return engine
-        obstacles[name] = obstacle
+        with _skipping_broken(job, name, obstacles):
+            engine = _named(job, name, registry)
+            candidates.append((-engine.rank, name, engine))
+    for _, name, engine in sorted(candidates, key=lambda candidate: candidate[:2]):
+        with _skipping_broken(job, name, obstacles):
+            obstacle = engine.obstacle(device, dtype)
+            if obstacle is None:
+                passed = "; ".join(f"not {other}: {reason}" for other, reason in obstacles.items())
+                _log_once(job, device.type, name, f" (auto{'; ' if passed else ''}{passed})")
+                return engine
+            obstacles[name] = obstacle
     why = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items()) or "none is installed"
     raise UserError(f"no {job} engine can run on {device.type} with {dtype}: {why}", "engine")
+
+
+@contextmanager
+def _skipping_broken(job: str, name: str, obstacles: dict[str, str]) -> Iterator[None]:
+    """Record an error of an engine as its obstacle, with a warning: a bug ends only the runs that name the engine."""
+    try:
+        yield
+    except Exception as error:
+        obstacles[name] = error.message if isinstance(error, UserError) else f"it is broken: {bug(error)}"
+        _warn_once(job, name, obstacles[name])
 
 
 def _named(job: str, name: str, registry: Registry) -> "Engine":

@@ -6,7 +6,6 @@ broken plugin, or one that shares its name with another, is an error only for a 
 
 import hashlib
 import importlib
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from prior3d.errors import UserError, several
-from prior3d.messages import did_you_mean, shown
+from prior3d.messages import bug, did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
 from prior3d.registry.plugin_files import dropped_files, module_of, snake_case
@@ -241,10 +240,7 @@ def _load(plugin: Plugin, key: str | None) -> object:
     try:
         return EntryPoint(plugin.name, plugin.target, f"prior3d.{plugin.kind}").load()
     except (Exception, SystemExit) as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-        where = f" ({shown(Path(frames[-1].filename))}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-        reason = f"{type(error).__name__}: {error}{where}"
-        raise UserError(f"{plugin} cannot be imported: {reason}", key) from error
+        raise UserError(f"{plugin} cannot be imported: {bug(error)}", key) from error
 
 
 def _tell_apart(plugins: Sequence[Plugin]) -> list[str]:

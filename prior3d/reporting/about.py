@@ -50,7 +50,8 @@ def describe_data(task: ProbeTask) -> dict[str, object]:
 
 def device_name(device: str) -> str:
     """Return the name of a device, cpu or cuda, in words."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def versions() -> dict[str, str]:

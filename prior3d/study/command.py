@@ -68,18 +68,21 @@ import signal
 import sys
 from pathlib import Path
 
-from prior3d.errors import UserError, on_command_line
+from prior3d.errors import ArgumentError, UserError, on_command_line
+from prior3d.messages import OneLineParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return 0 when all is done, 1 with failures or units left, 2 for a wrong file, 130 on Ctrl-C."""
-    options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
-    from prior3d.study.reading import read_matrix  # imported here, so --help does not import torch
-    from prior3d.study.records import Records
-    from prior3d.study.running import run
-
     try:
+        options = _parser().parse_args(argv)
+        if options.jobs < 1:
+            raise ArgumentError(f"expected a number of at least 1, got {options.jobs}", "jobs")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
+        from prior3d.study.reading import read_matrix  # imported here, so --help does not import torch
+        from prior3d.study.records import Records
+        from prior3d.study.running import run
+
         matrix = read_matrix(options.matrix)
         records = Records(options.out, matrix)
         if options.report is not None:
@@ -97,9 +100,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prior3d-study", description=__doc__.splitlines()[0])
+    raw = argparse.RawDescriptionHelpFormatter  # keeps the example's lines
+    parser = OneLineParser(prog="prior3d-study", description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("matrix", type=Path, help="the YAML file; see the beginning of this one")
+    add("matrix", type=Path, help="the YAML file, as described above")
     add("--out", type=Path, required=True, help="folder of the units' results")
     add("--jobs", type=int, default=1, help="units at a time, each in a process of its own")
     add("--stage", choices=["tune", "test"], help="this stage only; by default tune, then test")

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from prior3d.backbone import Backbone
+from prior3d.contracts.runner import silent
 from prior3d.contracts.scores import Scores
-from prior3d.data.preparing import prepare as prepare_data
-from prior3d.errors import section
-from prior3d.pretraining.building import build, build_dataset, checkpoint_of, fields_to_decode, make_backbone
+from prior3d.data.preparing import DatasetUse, prepare_datasets
+from prior3d.jobs.running import make_runner
+from prior3d.pretraining.building import Parts, build, checkpoint_of, fields_to_decode, make_backbone
 from prior3d.pretraining.folder import RunFolder
-from prior3d.pretraining.machine import probe_device
+from prior3d.pretraining.machine import choose_device
 from prior3d.pretraining.run import Run
 from prior3d.pretraining.training import fit, prepare
 from prior3d.probes.measuring import freeze, measure
@@ -25,6 +26,7 @@ from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.recipe import Recipe
 from prior3d.registry import Registry
+from prior3d.reporting import device_name
 from prior3d.study.starting import Start, add_noise, take_statistics
 from prior3d.version import __version__
 
@@ -43,7 +45,6 @@ class Bench:
         self.scratch = scratch
         self.keep_weights = keep_weights
         self._data: dict[str, ProbeData] = {}
-        self._prepared: set[str] = set()
 
     def run(self, recipe: Recipe, name: str, start: Start = AS_IT_IS) -> dict[str, object]:
         """Train and measure; return the result as plain values.
@@ -56,29 +57,31 @@ class Bench:
         registry = Registry(recipe.plugins)
         started = time.perf_counter()
         if recipe.priors:
-            self._prepare_together(recipe, registry)
             parts = build(recipe, registry)
             backbone = parts.backbone
             # Require all of them: a study must not lose an endpoint silently.
             tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed, parts.dataset)
+            opened = self._open_all(recipe, registry, tasks)  # unusable data must end the unit before it trains
             add_noise(backbone, start.noise, recipe.seed)
             if start.batch_norm == "training images":
+                _prepare_training(recipe, registry, parts)
                 take_statistics(backbone, parts.dataset)
             facts = self._train(Run(recipe, registry, replace(parts, probes=[])), name)
         else:
             backbone = make_backbone(recipe.backbone, recipe.data.size, recipe.seed)
             add_noise(backbone, start.noise, recipe.seed)
             tasks = build_tasks(recipe.probes, recipe.data, registry, recipe.seed)
+            opened = self._open_all(recipe, registry, tasks)
             facts = {"encoder images": 0, "teacher images": 0, "losses": {}, "steps": 0}
         trained = time.perf_counter()
-        scores, by_probe = self._measure(recipe, backbone, tasks)
+        scores, by_probe = self._measure(recipe, backbone, opened)
         return {
             **facts,
             "scores": {label: found.to_plain() for label, found in scores.items()},
             "train seconds": round(trained - started, 2),
             "probe seconds": round(time.perf_counter() - trained, 2),
             "seconds by probe": by_probe,
-            "device": device_name(probe_device(recipe.trainer.accelerator)),
+            "device": device_name(choose_device(recipe.trainer.accelerator)),
             "versions": {"prior3d": __version__, "torch": torch.__version__, "python": platform.python_version()},
             # Records are moved between machines, so leave out folders of this one.
             "recipe": recipe.to_yaml().replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~"),
@@ -116,18 +119,14 @@ class Bench:
         return {**counts, "losses": summary["losses, mean of the last batches"], "steps": summary["steps"]}
 
     def _measure(
-        self, recipe: Recipe, backbone: Backbone, tasks: Sequence[ProbeTask]
+        self, recipe: Recipe, backbone: Backbone, opened: Sequence[tuple[ProbeData, Sequence[ProbeTask]]]
     ) -> tuple[dict[str, Scores], dict[str, float]]:
         """Return the probes' scores, and the seconds of each; the first one on a dataset reads the features."""
         scores, seconds = {}, {}
-        by_data: dict[str, list[ProbeTask]] = {}
-        for task in tasks:
-            by_data.setdefault(_data_key(recipe, task), []).append(task)
-        for key, group in by_data.items():
-            data = self._open(key, group, recipe.data.workers)
+        for data, group in opened:
             needed = any(task.probe.needs_classifier for task in group)
             weights = checkpoint_of(recipe.backbone) if needed else None
-            model = freeze([backbone], data, probe_device(recipe.trainer.accelerator), weights)
+            model = freeze([backbone], data, choose_device(recipe.trainer.accelerator), weights)
             try:
                 for task in group:
                     started = time.perf_counter()
@@ -139,33 +138,40 @@ class Bench:
             torch.cuda.empty_cache()  # other processes share the device
         return scores, seconds
 
-    def _open(self, key: str, group: Sequence[ProbeTask], workers: int) -> ProbeData:
+    def _open_all(
+        self, recipe: Recipe, registry: Registry, tasks: Sequence[ProbeTask]
+    ) -> list[tuple[ProbeData, list[ProbeTask]]]:
+        """Return the data of probes, verified and prepared, with the probes that are measured on it."""
+        by_data: dict[str, list[ProbeTask]] = {}
+        for task in tasks:
+            by_data.setdefault(_data_key(recipe, task), []).append(task)
+        return [(self._open(key, group[0], recipe, registry), group) for key, group in by_data.items()]
+
+    def _open(self, key: str, task: ProbeTask, recipe: Recipe, registry: Registry) -> ProbeData:
         if key not in self._data:
-            parts = group[0].parts
-            for dataset in parts.values():
-                with section(group[0].data_key):
-                    prepare_data(dataset)
+            _prepare(
+                [
+                    DatasetUse(f"{task.label}, {dataset.spec.split}", dataset, key=task.data_key)
+                    for dataset in task.parts.values()
+                ],
+                recipe,
+                registry,
+            )
             folder = self.scratch / f"probe-data-{len(self._data)}"
             folder.mkdir(parents=True, exist_ok=True)
-            self._data[key] = ProbeData(parts, most=group[0].most, workers=workers, folder=folder)
+            self._data[key] = ProbeData(task.parts, most=task.most, workers=recipe.data.workers, folder=folder)
         return self._data[key]
 
-    def _prepare_together(self, recipe: Recipe, registry: Registry) -> None:
-        """Run the one-time jobs of the training data, sharing the scenes with other processes that do the same."""
-        key = json.dumps(recipe.to_dict()["data"], sort_keys=True)
-        if key in self._prepared:
-            return
-        parts = build(recipe, registry)
-        dataset = build_dataset(recipe.data, registry, "train", recipe.seed)
-        with section("data"):
-            dataset.verify()
-            prepare_data(dataset, fields_to_decode(parts.objective, dataset))
-        self._prepared.add(key)
+
+def _prepare_training(recipe: Recipe, registry: Registry, parts: Parts) -> None:
+    fields = fields_to_decode(parts.objective, parts.dataset)
+    _prepare([DatasetUse("train", parts.dataset, fields)], recipe, registry)
 
 
-def device_name(device: str) -> str:
-    """Return the name of the device for the report."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
+def _prepare(uses: Sequence[DatasetUse], recipe: Recipe, registry: Registry) -> None:
+    """Verify and prepare datasets as a run does; lines for the log go into that of the worker."""
+    runner = make_runner(recipe.prepare.runner, recipe.prepare.options, registry)
+    prepare_datasets(uses, recipe.data.on_damage, silent, print, runner)
 
 
 def _data_key(recipe: Recipe, task: ProbeTask) -> str:

@@ -29,10 +29,11 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
 
     It checks that the constructor is a schema; the declared fields exist; the loss is a finite scalar whose gradient
     reaches the features and every trainable parameter; logged scalars are scalars; the same random state gives the same
-    loss; a batch with nothing known gives exactly 0, still connected to the graph, and finite gradients; bf16 autocast
-    works; the batch is not changed in place; pictures are matplotlib figures; the state survives a round trip. A prior
-    with an offline stage gives exactly 0, connected, before that stage. It prepares two scenes of the same corner from
-    the fields of `prepares` alone, with the same bytes each time. All other checks then run with these scenes attached.
+    loss; a batch with nothing known gives a finite loss, still connected to the graph, and finite gradients; bf16
+    autocast works; the batch is not changed in place; pictures are matplotlib figures; another prior with its state
+    gives the same loss. A prior with an offline stage gives exactly 0, connected, before that stage. It prepares two
+    scenes of the same corner from the fields of `prepares` alone, with the same bytes each time. All other checks then
+    run with these scenes attached.
 
     Args:
         cls: class of the prior.
@@ -53,15 +54,13 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     prior = cls(spec, **keywords)
     assert hasattr(prior, "backbone"), f"the constructor of {cls.__name__} does not call super().__init__(backbone)"
     _check_declarations(prior)
-    if prior.prepares:
-        _check_offline_stage(prior)
+    folders = _check_offline_stage(prior) if prior.prepares else None
     _check_gradients(prior)
     _check_repeatable(prior)
     _check_nothing_known(prior)
     _check_autocast(prior)
     _check_pictures(prior)
-    again = cls(spec, **keywords)
-    again.load_state_dict(prior.state_dict())
+    _check_state(prior, cls(spec, **keywords), folders)
     return prior
 
 
@@ -100,7 +99,8 @@ def _leaves(prior: Prior, features: Mapping[str, Features]) -> list[Tensor]:
     return read
 
 
-def _check_offline_stage(prior: Prior) -> None:
+def _check_offline_stage(prior: Prior) -> list[Path]:
+    """Check the offline stage; return the folders of the prepared scenes, which are attached."""
     batch, features = _prepared(prior)
     loss, _ = evaluate(prior, batch, features)
     assert loss.item() == 0, f"the loss is {loss.item()} before anything is prepared, should be exactly 0"
@@ -115,6 +115,7 @@ def _check_offline_stage(prior: Prior) -> None:
     assert _contents(first[0]), "prepares nothing"
     assert list(map(_contents, first)) == list(map(_contents, second)), "prepares other bytes the second time"
     prior.attach(first)
+    return first
 
 
 def _prepare(prior: Prior, scenes: Sequence[Scene], into: Path) -> list[Path]:
@@ -179,6 +180,18 @@ def _check_autocast(prior: Prior) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = evaluate(prior, batch, features)
     assert torch.isfinite(loss), f"the loss is {loss.item()} inside bf16 autocast"
+
+
+def _check_state(prior: Prior, again: Prior, folders: Sequence[Path] | None) -> None:
+    again.load_state_dict(prior.state_dict())
+    if folders is not None:
+        again.attach(folders)
+    batch, features = _prepared(prior)
+    first, second = (evaluate(one.eval(), batch, features)[0].item() for one in (prior, again))
+    prior.train()
+    assert first == second, (
+        f"another prior with this state gives the loss {second} instead of {first}: its state_dict lacks something"
+    )
 
 
 def _check_pictures(prior: Prior) -> None:

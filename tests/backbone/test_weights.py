@@ -223,7 +223,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, bad):
 def test_real_imagenet_weights_load_into_the_model_they_are_for(shared_data):
     files = sorted(path for path in (shared_data / "weights").iterdir() if "mobilenetv2_100" in path.name)
     model = timm.create_model("mobilenetv2_100", num_classes=0, pad_type="same")
-    load_encoder(model, read_weights(files[0]), files[0].name)
+    weights = read_weights(files[0])
+    assert not torch.equal(model.conv_stem.weight, weights["conv_stem.weight"])
+    load_encoder(model, weights, files[0].name)
+    for name in ("conv_stem.weight", "blocks.3.1.bn2.running_var"):
+        assert torch.equal(model.state_dict()[name], weights[name])
 
 
 def test_a_run_folder_as_weights_starts_from_its_encoder_and_decoder(tmp_path):

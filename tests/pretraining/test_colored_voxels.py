@@ -1,6 +1,11 @@
 """A run of the real command whose voxels have colors."""
 
+import io
 import json
+
+import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_drawn(train, tmp_path):
@@ -10,3 +15,8 @@ def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_drawn(train, tmp_path)
     folder = train(tmp_path, *priors, surface, "trainer.max_steps=2", "trainer.draw_every=1", "data.workers=1")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["losses, mean of the last batches"]["colored"] > 0
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    pictures = [image.encoded_image_string for image in events.Images("colored/matches")]
+    shown = [np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures]
+    assert len(shown) == 2 and all(picture.std() > 10 for picture in shown)  # one per step, none blank

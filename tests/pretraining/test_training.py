@@ -106,7 +106,27 @@ def test_a_frozen_encoder_keeps_its_weights(train, tmp_path):
     assert all(torch.equal(initial[f"encoder.model.{name}"], trained[name]) for name in trained)
 
 
-def test_other_optimizers_schedules_and_precision_train(train, tmp_path):
+def test_other_optimizers_schedules_and_precision_train(train, tmp_path, monkeypatch):
+    made, rates, precisions = [], [], []
+    configure, forward = PretrainingTask.configure_optimizers, Backbone.forward
+
+    def spied_configure(task):
+        found = configure(task)
+        made.append(found["optimizer"])
+        found["optimizer"].register_step_pre_hook(note)
+        return found
+
+    def note(optimizer, *_):
+        rates.append({group["lr"] for group in optimizer.param_groups})
+
+    def spied_forward(backbone, images, reads):
+        maps = forward(backbone, images, reads)
+        if made and torch.is_grad_enabled():  # in training, not in checks before it
+            precisions.append(maps.dense.dtype)
+        return maps
+
+    monkeypatch.setattr(PretrainingTask, "configure_optimizers", spied_configure)
+    monkeypatch.setattr(Backbone, "forward", spied_forward)
     folder = train(
         tmp_path,
         "optim.name=sgd",
@@ -117,6 +137,11 @@ def test_other_optimizers_schedules_and_precision_train(train, tmp_path):
         "backbone.ema=0.9",
     )
     assert all(torch.isfinite(value).all() for value in load_file(folder / "backbone.safetensors").values())
+    (optimizer,) = made
+    assert type(optimizer) is torch.optim.SGD and optimizer.param_groups[0]["momentum"] == 0.9
+    expected = [0.01 * 1 / 2, 0.01 * (2 / 3) ** 0.9, 0.01 * (1 / 3) ** 0.9]  # warm-up over two steps, then the fall
+    assert [len(one) for one in rates] == [1, 1, 1] and [one.pop() for one in rates] == pytest.approx(expected)
+    assert precisions == [torch.bfloat16] * 3
 
 
 def test_probes_are_measured_before_and_after_on_held_out_rooms(train, tmp_path, capsys):

@@ -287,6 +287,12 @@ def test_wrong_kind_and_wrong_contract(install):
     )
 
 
+def test_a_plugin_need_not_say_for_which_contract_it_was_written(install):
+    points = "[prior3d.priors]\nsilent = acme_plugins:Silent\nsame = acme_plugins:Same\n"
+    install(points, "from prior3d import Prior\nclass Silent(Prior): ...\nclass Same(Prior):\n    contract = 1\n")
+    assert [Registry().get("priors", name).__name__ for name in ("silent", "same")] == ["Silent", "Same"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -22,14 +22,17 @@ from prior3d.study.reading import read_matrix
 from prior3d.study.records import Records
 from prior3d.study.running import _Log
 from prior3d.study.starting import Start, add_noise, take_statistics
+from prior3d.study.unit import Bench
 from prior3d_plugins.datasets.image_folder import ImageFolder
 
 PLUGINS = '''
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from prior3d import DamagedFile, Dataset, UserError, View
 from prior3d.contracts.prior import Prior
 from prior3d.contracts.probe import Probe
 from prior3d.contracts.scores import by_group
@@ -51,6 +54,40 @@ class Fragile(Prior):
                 os._exit(7)
             raise RuntimeError("no such file yet")
         return features["image"].dense.square().mean(), {}
+
+
+class Flawed(Dataset):
+    """Two gray images, and a flaw that is found when they are verified or when the jobs are done."""
+
+    splits = ("train", "validation", "test")
+
+    def __init__(self, spec, *, flaw: str) -> None:
+        super().__init__(spec)
+        self.flaw, self.scenes = flaw, ["a"]
+
+    def __len__(self):
+        return 2
+
+    def fingerprint(self, frames=None):
+        return self.flaw
+
+    def frame_count(self, scene):
+        return 2
+
+    def load(self, scene, frame, fields):
+        return View({"image": np.full((48, 64, 3), 100 * frame, np.uint8)}, scene, frame)
+
+    def sample(self, index, fields, generator):
+        return [self.load(0, index % 2, fields)]
+
+    def verify(self):
+        if self.flaw == "files":
+            raise UserError("the files do not fit together", "flaw")
+
+    def jobs(self, fields):
+        if self.flaw == "damage":
+            self.note_damage([DamagedFile("third.png", "truncated")])
+        yield ()
 
 
 class Roughness(Probe):
@@ -326,6 +363,59 @@ def test_stages_lie_over_trials_over_rows_over_base(tmp_path):
 )
 def test_a_wrong_file_is_one_line(tmp_path, change, message):
     assert message in refused(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--jobs", "0"], "--jobs: expected a number of at least 1, got 0"),
+        (["--jobs", "-2"], "--jobs: expected a number of at least 1, got -2"),
+        (["--jobs", "many"], "argument --jobs: invalid int value: 'many'; see --help"),
+        (["--bogus"], "unrecognized arguments: --bogus; see --help"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, capsys, argv, message):
+    assert main([str(write(tmp_path)), "--out", str(tmp_path / "out"), *argv]) == 2
+    assert capsys.readouterr() == ("", f"prior3d-study: {message}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_has_the_whole_example(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    page = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "\n      view_invariance:\n        about: Two views of one point have one feature.\n" in page
+    assert "see the beginning" not in page and "the YAML file, as described above" in page
+
+
+def flawed_unit(folder, flaw, row="view_invariance", **data):
+    def change(content):
+        content["base"]["data"].update(data)
+        content["base"]["probes"]["rough"]["data"] = {"name": "flawed", "flaw": flaw}
+
+    return read_matrix(write(folder, change)).recipe(Unit(TEST, row, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("files", "^probes.rough.data.flaw: the files do not fit together$"),
+        ("damage", "^data.on_damage: damaged file third.png: truncated"),
+    ],
+)
+def test_held_out_data_that_cannot_be_used_end_a_unit_before_it_trains(tmp_path, monkeypatch, flaw, message):
+    monkeypatch.setattr(Bench, "_train", lambda *arguments: pytest.fail("trained"))
+    with pytest.raises(UserError, match=message):
+        Bench(tmp_path / "scratch").run(flawed_unit(tmp_path, flaw), "unit")
+
+
+def test_damage_of_held_out_data_is_skipped_and_named_on_request(tmp_path, capsys):
+    bench = Bench(tmp_path / "scratch")
+    record = bench.run(flawed_unit(tmp_path, "damage", "initial", on_damage="skip"), "unit")
+    bench.close()
+    assert record["scores"]["rough"]["groups"] == ["a/0", "a/1"]
+    assert capsys.readouterr().out.count("skipped: third.png: truncated") == 2  # in two splits
 
 
 def test_start_lies_over_base_rows_and_stages_and_stays_out_of_recipes(tmp_path):

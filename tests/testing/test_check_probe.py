@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from prior3d.backbone import Backbone
 from prior3d.contracts.probe import Measured, Probe, by_group
 from prior3d.errors import UserError
+from prior3d.probes import FrozenModel
 from prior3d.testing import check_probe
 from prior3d_plugins.probes.classification import Classification
 from prior3d_plugins.probes.correspondence import Correspondence
 from prior3d_plugins.probes.depth import Depth
+from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation
 from prior3d_plugins.probes.normals import Normals
+from prior3d_plugins.probes.robustness import Robustness
 from prior3d_plugins.probes.segmentation import Segmentation
 
 QUICK = {"steps": 20}
@@ -23,10 +27,18 @@ QUICK = {"steps": 20}
         (Normals, QUICK, ["mean deg"]),
         (Correspondence, {}, ["recall@6px, all", "feature distance ratio, all"]),
         (Classification, {"penalty": 0.01, "k": 1}, ["top-1, linear"]),
+        (Robustness, {"penalty": 0.01, "corrupted": 4}, ["accuracy, in domain"]),
     ],
 )
 def test_the_built_in_probes_keep_the_contract(cls, options, informed):
     assert isinstance(check_probe(cls, options, informed=informed), cls)
+
+
+def test_the_probe_that_trains_the_encoder_keeps_the_contract():
+    torch.manual_seed(0)
+    model = FrozenModel([Backbone("test_resnet", (48, 64), decoder_stride=4, channels=8).eval()])
+    options = {"steps": 2, "batch": 2}
+    assert isinstance(check_probe(FinetuneSegmentation, options, model=model), FinetuneSegmentation)
 
 
 class Glow(Probe):

@@ -17,6 +17,7 @@ from prior3d.data.images import (
     existing_folder,
     list_files,
     split_of,
+    splits_of,
 )
 
 PSEUDO_KINDS = ("depth", "disparity")
@@ -65,7 +66,9 @@ class ImageFolder(SingleImages):
         pseudo_kind: Literal["depth", "disparity"] | None = None,
     ) -> None:
         super().__init__(spec)
-        self.splits = _splits(folders, test_fraction, validation_fraction)
+        self.splits = splits_of(folders, test_fraction, validation_fraction)
+        if "train" not in self.splits:
+            raise UserError("the shares held out leave nothing to train on: make them smaller", "test_fraction")
         if spec.split not in self.splits:
             raise UserError(f"this data has no split {spec.split}: set this share or folders", f"{spec.split}_fraction")
         roots = _existing(_as_list(root), "root")
@@ -170,21 +173,6 @@ def _existing(roots: list[Path], key: str) -> list[Path]:
 def _distinct_names(roots: list[Path]) -> list[str]:
     names = [root.resolve().name for root in roots]
     return names if len(set(names)) == len(names) else [str(root) for root in roots]
-
-
-def _splits(folders: SplitFolders | None, test_fraction: float, validation_fraction: float) -> tuple[str, ...]:
-    if not (test_fraction >= 0 and validation_fraction >= 0 and test_fraction + validation_fraction < 1):
-        raise UserError(
-            f"expected shares from 0 that leave something to train on, got {test_fraction} for test and"
-            f" {validation_fraction} for validation",
-            "test_fraction",
-        )
-    shares = {"validation": validation_fraction, "test": test_fraction}
-    if folders is None:
-        return ("train", *(split for split, share in shares.items() if share > 0))
-    if any(shares.values()):
-        raise UserError("splits come either from sub-folders or from fractions, not from both", "folders")
-    return ("train", *(split for split in shares if getattr(folders, split) is not None))
 
 
 def _kind_in(root: Path) -> str | None:

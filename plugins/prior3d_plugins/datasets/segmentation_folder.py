@@ -25,7 +25,7 @@ from prior3d.data.images import (
 )
 
 MaskId = Annotated[int, Ge(0), Le(65535)]
-"""Number of values that a pixel of a mask file can have."""
+"""Value of a pixel of a mask file."""
 
 _CHECKED = 16
 """Number of masks whose ids `verify` reads, spread evenly over the set."""

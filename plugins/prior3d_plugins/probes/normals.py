@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d import Measured, Metrics, Part, Probe, Scores, Totals, UserError, by_group
+from prior3d import Dataset, DoesNotFit, Measured, Metrics, Part, Probe, Scores, Totals, UserError, by_group
 from prior3d.geometry import normals_from_depth
 from prior3d.probes import (
     Fitting,
@@ -98,6 +98,12 @@ class Normals(Probe):
         shown = F.normalize(predict(rows_shown(data)), dim=1).half().cpu()
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse depth without intrinsics where there are no normals; see `Probe.check_data`."""
+        for dataset in parts.values():
+            if not {"normals", "intrinsics"} & dataset.provides:
+                raise DoesNotFit("the data has no normals, and no intrinsics to compute them from depth", "data")
+
     def summarize(self, total: Totals) -> Metrics:
         """Return the mean and median angle in degrees, and the shares of pixels (0..1) below 11.25, 22.5 and 30."""
         pixels = total["pixels"]
@@ -124,12 +130,9 @@ class Normals(Probe):
         return {"normals": plot_normals(images_shown(data), truth, {name: shown[name] for name in models})}
 
     def _truth(self, data: ProbeData, part: Part, device: torch.device) -> Truth:
-        provides = data.parts[part].provides
-        if "normals" in provides:
+        if "normals" in data.parts[part].provides:
             normals = data.field(part, "normals")
             return lambda rows: normals.take(rows, device).float()
-        if "intrinsics" not in provides:
-            raise UserError("the data has no normals, and no intrinsics to compute them from depth", "data")
         depth, intrinsics = data.field(part, "depth"), data.field(part, "intrinsics")
         return lambda rows: normals_from_depth(depth.take(rows, device), intrinsics.take(rows, device), self.edge)
 

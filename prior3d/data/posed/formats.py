@@ -1,15 +1,19 @@
 """Choice of the reader that opens a folder: by the name of its format, or the one that recognizes it best."""
 
+import logging
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from prior3d.contracts.reader import Reader
 from prior3d.data.posed.files import seen_in
 from prior3d.errors import UserError, section
+from prior3d.messages import bug
 from prior3d.registry import current
 from prior3d.registry.schema import OptionsOf, plain, validate_options
+
+_LOG = logging.getLogger(__name__)
 
 AUTO = "auto"
 """Format name that is not a format: every reader checks the folder."""
@@ -46,9 +50,9 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
     """
     folder = existing_root(root)
     cls = _recognized(folder) if format == AUTO else current().get("readers", format, "format")
-    with section(options_key) if options_key else nullcontext():
+    with section(options_key):
         checked = validate_options(cls, plain(options), "")
-    with section(options_key, elsewhere={"root": "root"}) if options_key else nullcontext():
+    with section(options_key, elsewhere={"root": "root"}):
         return cls(folder, **checked)
 
 
@@ -65,21 +69,22 @@ def recognizing(folder: Path, formats: Collection[str] | None = None) -> dict[st
 
     Args:
         folder: Existing folder.
-        formats: Formats to try; None for all that are installed and can be imported.
+        formats: Formats to try; None for all that are installed. Broken ones are skipped, with a warning.
 
     Raises:
         UserError: No format recognizes the folder; the message lists its contents.
     """
     asked, broken, registry = {}, [], current()
-    for plugin in registry.list("readers"):
-        if formats is None or plugin.name in formats:
-            broken.append(plugin.name)
-            with suppress(UserError):  # a broken plugin ends only the runs that name it
-                asked[plugin.name] = registry.get("readers", plugin.name).recognizes(folder)
-                broken.pop()
+    for name in dict.fromkeys(plugin.name for plugin in registry.list("readers")):
+        if formats is None or name in formats:
+            try:
+                asked[name] = int(registry.get("readers", name).recognizes(folder))
+            except Exception as error:  # a broken plugin ends only the runs that name it
+                broken.append(name)
+                _warn_once(name, error.message if isinstance(error, UserError) else bug(error))
     found = {name: sure for name, sure in sorted(asked.items(), key=lambda item: -item[1]) if sure > 0}
     if not found:
-        doubt = f"; these were not asked because they are broken: {', '.join(broken)}" if broken else ""
+        doubt = f"; these are broken: {', '.join(broken)}" if broken else ""
         names = ", ".join(asked) or "none is installed"
         raise UserError(f"no format ({names}) recognizes {folder}: {seen_in(folder)}{doubt}", "root")
     return found
@@ -95,3 +100,8 @@ def _recognized(folder: Path) -> type[Reader]:
     if len(best) > 1:
         raise UserError(f"{' and '.join(best)} both recognize {folder}: set the right one", "format")
     return current().get("readers", best[0], "format")
+
+
+@cache
+def _warn_once(name: str, problem: str) -> None:
+    _LOG.warning("the reader %s is broken and skipped: %s", name, problem)

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -256,7 +255,7 @@ class RecordedScenes(PosedDataset):
 
     def _opened(self, scene: int) -> OpenScene:
         name, choice = self.scenes[scene], self.choice
-        with section(self._reader_key, elsewhere={"root": "root"}) if self._reader_key else nullcontext():
+        with section(self._reader_key, elsewhere={"root": "root"}):
             recording = self._readers[scene].open(name)
             chosen = range(0, len(recording.frames), choice.frame_step)[: choice.max_frames]
             frames = {index: recording.frames[index] for index in chosen}

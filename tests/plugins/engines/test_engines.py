@@ -118,6 +118,20 @@ def test_a_broken_engine_breaks_only_those_who_name_it(tmp_path, caplog):
         choose("sparse", "fast", CPU, torch.float32, registry)
 
 
+@pytest.mark.parametrize("where", ["__init__", "obstacle"])
+def test_a_bug_of_an_engine_breaks_only_those_who_name_it(quick, caplog, where):
+    file, _ = quick()
+    buggy = f"    def {where}(self, *arguments):\n        raise OSError('no driver')\n"
+    file.write_text(textwrap.dedent(file.read_text()) + "\n" + buggy)
+    registry = Registry([file])
+    for _ in range(2):
+        assert type(choose("sparse", "auto", CPU, torch.float32, registry)) is SparseTorch
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("auto skips the sparse engine quick: it is broken: OSError: no driver (")
+    with pytest.raises(OSError, match="no driver"):
+        choose("sparse", "quick", CPU, torch.float32, registry)
+
+
 def test_an_engine_of_another_job_is_refused(tmp_path):
     file = tmp_path / "odd.py"
     file.write_text(

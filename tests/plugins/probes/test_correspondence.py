@@ -9,7 +9,7 @@ from torch import nn
 from prior3d.backbone import Maps
 from prior3d.contracts.dataset import DataSpec
 from prior3d.contracts.probe import metrics_of
-from prior3d.errors import UserError
+from prior3d.errors import DoesNotFit, UserError
 from prior3d.geometry import view_angle
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
@@ -24,6 +24,7 @@ from prior3d_plugins.probes.correspondence.matching import (
     match_cells,
     match_pixels,
 )
+from prior3d_plugins.probes.correspondence.probe import _patches
 from prior3d_plugins.probes.correspondence.view_pairs import (
     PosedView,
     cell_centers,
@@ -270,9 +271,25 @@ def test_matches_are_drawn_for_each_model(rooms):
     assert min(right["after"]) > 80 and max(right["before"]) < 10
 
 
-def test_data_without_pairs_is_refused(squares):
-    with pytest.raises(UserError, match="Squares has none"):
-        choose_pairs(ProbeData({"held_out": squares("test")}), 5)
+def test_data_without_pairs_is_refused_before_anything_is_read(squares, rooms):
+    with pytest.raises(DoesNotFit, match=r"^data: needs pairs of posed views, and Squares has none$"):
+        Correspondence().check_data({"held_out": squares("test")})
+    Correspondence().check_data(rooms.parts)
+
+
+def test_raw_patches_lie_at_their_cells_at_any_size():
+    image = torch.rand(1, 3, 70, 94)
+    probe = Correspondence(cell=4, patch=12)
+    patches = _patches(image, probe.cell, probe.patch)
+    assert tuple(patches.shape[-2:]) == probe._grid((70, 94)) == (18, 24)
+    for row, column in ((0, 0), (5, 7), (16, 22)):
+        cell = patches[0, :, row, column].reshape(3, 12, 12)[:, 4:8, 4:8]
+        assert torch.equal(cell, image[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4])
+    corner = patches[0, :, 17, 23].reshape(3, 12, 12)[:, 4:, 4:]
+    assert torch.equal(corner[:, :2, :2], image[0, :, 68:70, 92:94])
+    assert torch.equal(corner[:, 2:, 2:], image[0, :, -1:, -1:].expand(3, 6, 6))  # the border goes on
+    same_size = _patches(image[..., :68, :92], 4, 12)
+    assert torch.equal(same_size[..., :-1, :-1], patches[..., :16, :22])  # whole cells are as they were
 
 
 def test_3d_points_of_a_real_scene(shared_data, tmp_path):

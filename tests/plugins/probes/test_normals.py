@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from prior3d.contracts.fields import missing_fields
 from prior3d.contracts.probe import metrics_of
-from prior3d.errors import UserError
+from prior3d.errors import DoesNotFit, UserError
 from prior3d.geometry.normals import normals_from_depth
 from prior3d_plugins.probes.normals import Normals, angle_deg
 
@@ -121,11 +121,11 @@ def test_depth_without_intrinsics_and_no_known_normal_are_refused_in_words(open_
     def unknown(rng, frame):
         return {"normals": 0 * planes(rng, frame)["normals"]}
 
-    plain, uncalibrated = open_data(planes), planes_with("depth")
-    for labels, message in ((uncalibrated, "intrinsics"), (unknown, "train split has no pixel with a known normal")):
-        with pytest.raises(UserError, match=message) as refused:
-            Normals().measure(planted(plain, "normals", random), open_data(labels))
-        assert refused.value.key == "data"
+    with pytest.raises(DoesNotFit, match=r"^data: the data has no normals, and no intrinsics"):
+        Normals().check_data(open_data(planes_with("depth")).parts)
+    Normals().check_data(open_data(planes_with("depth", "intrinsics")).parts)
+    with pytest.raises(UserError, match=r"^data: the train split has no pixel with a known normal"):
+        Normals().measure(planted(open_data(planes), "normals", random), open_data(unknown))
 
 
 def test_the_seed_decides_and_the_picture_shows_unknown_white(open_data, planted):

@@ -9,7 +9,7 @@ from torch import nn
 from prior3d.backbone import Maps
 from prior3d.contracts.dataset import DataSpec
 from prior3d.contracts.probe import metrics_of
-from prior3d.errors import UserError
+from prior3d.errors import DoesNotFit
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.probe_data import ProbeData
 from prior3d_plugins.datasets.classification_folder import ClassificationFolder
@@ -167,8 +167,8 @@ def test_a_domain_called_like_a_corruption_is_refused(root, tmp_path):
     (tmp_path / "noise").symlink_to(root / "again")
     (tmp_path / "photo").symlink_to(root / "photo")
     data = opened(tmp_path, train_domains=("photo",))
-    with pytest.raises(UserError, match="a domain cannot be called noise"):
-        Robustness().measure(FrozenModel([Reads(edges)]), data)
+    with pytest.raises(DoesNotFit, match=r"^data: a domain cannot be called noise"):
+        Robustness().check_data(data.parts)
     data.close()
 
 

@@ -13,11 +13,12 @@ from prior3d.contracts.dataset import DataSpec
 from prior3d.contracts.reader import BY_MARKER, Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.decoding import read_array
+from prior3d.data.posed import formats, recognizing
 from prior3d.data.posed.cameras import pinhole, read_numbers
 from prior3d.data.posed.files import FileRecording, find_scenes, has_scene
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.errors import UserError
-from prior3d.registry import Registry
+from prior3d.registry import Registry, in_force
 from prior3d.registry.schema import construct
 from prior3d.testing import check_reader
 from prior3d_plugins.datasets.posed import Posed
@@ -341,3 +342,21 @@ def test_a_reader_of_a_plugin_file_is_asked_whether_it_recognizes_the_data(tmp_p
         construct(Posed, spec, key="data", options=options, registry=Registry([tmp_path / "tapes.py"]))
     with pytest.raises(UserError, match=r"^data\.root: no format \(scannet, sevenscenes\) recognizes"):
         construct(Posed, spec, key="data", options=options)
+
+
+BROKEN = TAPES.replace("return", 'raise PermissionError("no\\n access") #').replace("Tapes", "Locked")
+
+
+def test_a_reader_that_cannot_recognize_breaks_only_those_who_name_it(tmp_path, caplog):
+    (tmp_path / "locked.py").write_text(BROKEN)
+    (tmp_path / "tapes.py").write_text(TAPES)
+    (tmp_path / "tape.bin").touch()
+    formats._warn_once.cache_clear()
+    with in_force(Registry([tmp_path / "locked.py", tmp_path / "tapes.py"])):
+        assert recognizing(tmp_path) == {"tapes": 30} == recognizing(tmp_path)
+    with in_force(Registry([tmp_path / "locked.py"])), pytest.raises(UserError) as caught:
+        recognizing(tmp_path)
+    assert str(caught.value).endswith("; these are broken: locked")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("the reader locked is broken and skipped: PermissionError: no access (")
+    assert warning.endswith("locked.py, line 8)")

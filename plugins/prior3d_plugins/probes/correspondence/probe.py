@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d import Measured, Metrics, Probe, Scores, Totals, by_group
+from prior3d import Dataset, DoesNotFit, Measured, Metrics, Part, Probe, Scores, Totals, by_group
+from prior3d.data.posed import PosedDataset
 from prior3d.geometry import full_precision
 from prior3d.probes import FrozenMaps, FrozenModel, MapKind, ProbeData, resize
 from prior3d.randomness import generator
@@ -118,6 +119,12 @@ class Correspondence(Probe):
         """Return counts of points and of those found, and summed feature distances, by bin of view angle."""
         features = FrozenMaps(model, data, "held_out", self.features)
         return self._score(data, lambda rows: features.take(rows, unit_length=True), model.device)
+
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse data without pairs of views; see `Probe.check_data`."""
+        held_out = parts["held_out"]
+        if not isinstance(held_out, PosedDataset):
+            raise DoesNotFit(f"needs pairs of posed views, and {type(held_out).__name__} has none", "data")
 
     def summarize(self, total: Totals) -> Metrics:
         """Return recall (0..1), overall and by view angle, and the feature distance ratio; all metrics with detail."""
@@ -229,11 +236,15 @@ def _by_bin(name: str, numerator: Tensor, denominator: Tensor) -> dict[str, floa
 
 
 def _patches(images: Tensor, cell: int, side: int) -> Tensor:
-    """Return the pixels of the patch [side, side] around each cell, as channels."""
+    """Return the pixels of the patch [side, side] around each cell, as channels.
+
+    Images are padded right and at the bottom to whole cells, as encoders pad them: cell i begins at pixel `cell * i`.
+    """
+    height, width = images.shape[-2:]
     before = (side - cell) // 2
-    padded = F.pad(images, (before, side - cell - before) * 2, mode="replicate")
-    height, width = (size // cell for size in images.shape[-2:])
-    return F.unfold(padded, side, stride=cell).unflatten(2, (height, width))
+    after = side - cell - before
+    padded = F.pad(images, (before, after - width % -cell, before, after - height % -cell), mode="replicate")
+    return F.unfold(padded, side, stride=cell).unflatten(2, (-(-height // cell), -(-width // cell)))
 
 
 def _positions(grid: tuple[int, int]) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from prior3d import UserError
-from prior3d.data.posed import PosedDataset
 from prior3d.geometry import pixel_centers, project, unproject_pixels
 from prior3d.probes import ProbeData
 from prior3d.randomness import generator
@@ -92,8 +91,6 @@ def choose_pairs(data: ProbeData, per_bin: int) -> list[ViewPair]:
         UserError: There are no overlapping pairs.
     """
     dataset = data.parts["held_out"]
-    if not isinstance(dataset, PosedDataset):
-        raise UserError(f"needs pairs of posed views, and {type(dataset).__name__} has none", "data")
     row = {frame: index for index, frame in enumerate(data.frames["held_out"])}
     by_bin: list[list[ViewPair]] = [[] for _ in VIEW_ANGLE_BINS_DEG]
     edges = torch.tensor([low for low, _ in VIEW_ANGLE_BINS_DEG[1:]])

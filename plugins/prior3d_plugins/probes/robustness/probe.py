@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from prior3d import Metrics, Probe, Scores, Totals, UserError
+from prior3d import Dataset, DoesNotFit, Metrics, Part, Probe, Scores, Totals
 from prior3d.probes import (
     FrozenModel,
     FrozenVectors,
@@ -17,6 +17,7 @@ from prior3d.probes import (
     choose_penalty,
     concatenate,
     count_classes,
+    evenly_spaced,
     fit_logistic,
     labels_of,
     names_of,
@@ -55,6 +56,7 @@ class Robustness(Probe):
             "accuracy, other domains": "the mean over domains it was not trained on",
             "drop, other domains": "how much lower that is than in domain",
             "accuracy, corruptions": "the mean over noise, blur, contrast and JPEG, each the mean over five levels",
+            "accuracy": "images of the domain, or under the corruption, of this name",
             "drop, corruptions": "how much lower that is than on the same images as they were",
         }
     )
@@ -81,6 +83,12 @@ class Robustness(Probe):
             statistics |= {"corrupted": chosen, "clean hits": chosen * hits}
             statistics |= _by_corruption(model, data, head, rows, labels)
         return Scores(tuple(names_of(data, "held_out")), statistics)
+
+    def check_data(self, parts: Mapping[Part, Dataset]) -> None:
+        """Refuse domains with the names of rows of the table; see `Probe.check_data`."""
+        if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(parts["held_out"].scenes):
+            name = min(taken)
+            raise DoesNotFit(f"a domain cannot be called {name}, which has another meaning in this table", "data")
 
     def summarize(self, total: Totals) -> Metrics:
         """Return the accuracy (0..1) by domain and by corruption, and each one's drop from clean images."""
@@ -113,15 +121,12 @@ class Robustness(Probe):
     def _rows_to_corrupt(self, data: ProbeData) -> Tensor:
         inside = torch.tensor([name == "in domain" for name in _domains(data)])
         rows = inside.nonzero()[:, 0] if inside.any() else torch.arange(len(inside))
-        count = min(self.corrupted, len(rows))
-        return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+        return rows[evenly_spaced(len(rows), self.corrupted)]
 
 
 def _domains(data: ProbeData) -> list[str]:
     """Return the domain of each held-out image; "in domain" for domains that are trained on."""
     trained, scenes = set(data.parts["train"].scenes), data.parts["held_out"].scenes
-    if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(scenes):
-        raise UserError(f"a domain cannot be called {taken.pop()}, which has another meaning in this table", "data")
     return ["in domain" if scenes[scene] in trained else scenes[scene] for scene, _ in data.frames["held_out"]]
 
 
