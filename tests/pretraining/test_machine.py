@@ -19,6 +19,6 @@ def test_a_gpu_is_taken_if_there_is_one_unless_a_cpu_is_requested(monkeypatch, h
 
 def test_an_evaluation_does_not_replace_a_gpu_that_is_requested(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"^--device: there is no GPU that torch can use$"):
+    with pytest.raises(UserError, match=r"^device: there is no GPU that torch can use$"):
         device_of(Arguments("resnet18", device="cuda"))
     assert device_of(Arguments("resnet18", device="cpu")) == "cpu"
