@@ -13,10 +13,10 @@ def format_table(rows: Mapping[str, Mapping[str, Cell]], ratio: str, yardstick: 
         ratio: column to compare.
         yardstick: name of the row to compare with.
 
-    >>> print(format_table({"fast": {"s": 2.0}, "plain": {"s": 100.0, "": "a guess"}}, "s", "plain"))
-              s    ratio
-    fast    2.0  x 0.020
-    plain   100  x  1.00  a guess
+    >>> print(format_table({"fast": {"s": 2.0}, "plain": {"s": 100.0, "note": "a guess"}}, "s", "plain"))
+             s    ratio  note
+    fast   2.0  x 0.020
+    plain  100  x   1.0  a guess
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     columns.insert(columns.index(ratio) + 1, "ratio")
