@@ -19,6 +19,7 @@ from prior3d.geometry.cameras import (
 from prior3d.geometry.matching import ViewMatches, default_search_radius, match_views, match_views_batched
 from prior3d.geometry.normals import normals_from_depth
 from prior3d.geometry.overlap import pairwise_overlap
+from prior3d.geometry.overlap_bounds import overlap_bounds
 from prior3d.geometry.precision import exact, full_precision, in_full_precision, working_dtype
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "match_views",
     "match_views_batched",
     "normals_from_depth",
+    "overlap_bounds",
     "pairwise_overlap",
     "pixel_centers",
     "project",

@@ -1,15 +1,20 @@
-"""Overlap against k-d trees on real frames, and against closed forms on walls."""
+"""Overlap against its plain definition, against k-d trees on real frames, and against closed forms on walls."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from plain_overlap import plain_overlap
+from posed_boxes import box_views
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from prior3d.geometry import overlap as overlap_module
 from prior3d.geometry import pairwise_overlap, unproject
+from prior3d.geometry.overlap_samples import Samples
 
 INTRINSICS = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
 PAIRS = ("office", [(0, 5), (0, 25), (0, 45), (10, 40)]), ("kitchen-a", [(0, 5), (0, 20), (10, 40), (48, 74)])
@@ -49,6 +54,76 @@ def test_overlap_of_real_frames_is_near_that_of_all_points(
         # Where the surface passes just outside the image or between compared pixels, overlap is missed, never invented.
         assert -0.045 < overlap - matched / counted < 0.02
         assert 0.05 < overlap < 0.99
+
+
+BOXES = [
+    {},
+    {"field_of_view": 110.0, "odd": True},
+    {"field_of_view": 25.0, "size": (17, 23), "turn": 15.0, "spread": 0.2},
+    {"scale": 0.05, "spread": 0.9},
+    {"scale": 4.0, "turn": 30.0},
+]
+
+
+@pytest.mark.parametrize("boxes", BOXES, ids=str)
+@pytest.mark.parametrize(("samples", "relative_distance"), [(64, 0.01), (500, 0.0), (10**6, 0.03)])
+def test_equals_the_plain_definition_bit_by_bit(boxes: dict, samples: int, relative_distance: float) -> None:
+    views = box_views(8, **boxes)
+    views[2][3, 0, 0] = math.nan
+    first, second = torch.triu_indices(8, 8)
+    options = {"samples": samples, "relative_distance": relative_distance}
+    expected = plain_overlap(*views, first, second, **options)
+    assert expected.max() == 1
+    assert len(expected.unique()) > 5
+    assert torch.equal(pairwise_overlap(*views, first, second, **options), expected)
+
+
+@pytest.mark.parametrize("scene", ["office", "kitchen-a"])
+def test_equals_the_plain_definition_on_real_frames(read_frame: Callable, scene: str) -> None:
+    frames = [read_frame(scene, number) for number in range(0, 50, 7)]
+    views = [torch.stack(columns) for columns in zip(*frames, strict=True)]
+    first, second = torch.triu_indices(len(frames), len(frames), 1)
+    expected = plain_overlap(*views, first, second)
+    assert len(expected[(expected > 0.1) & (expected < 0.9)]) > 5
+    assert torch.equal(pairwise_overlap(*views, first, second), expected)
+
+
+def test_what_a_gpu_computes_equals_the_plain_definition() -> None:
+    views = box_views(6, odd=True)
+    source, target = (numbers.flatten() for numbers in torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij"))
+    samples = Samples(*views, 300, 0.02, 0.01)
+    group = [(number, (target == number).nonzero().squeeze(1)) for number in range(6)]
+    found = torch.empty(36, dtype=torch.int64)
+    found[torch.cat([pairs for _, pairs in group])] = overlap_module._count_on_gpu(samples, views[0], source, 5, group)
+    matched = found.view(6, 6) + found.view(6, 6).T
+    expected = plain_overlap(*views, source, target, samples=300).view(6, 6)
+    assert torch.equal(matched.float() / (samples.known[:, None] + samples.known), expected)
+
+
+def test_threads_and_a_sequence_of_maps_change_nothing() -> None:
+    depth, *cameras = box_views(8)
+    first, second = torch.triu_indices(8, 8, 1)
+    expected = plain_overlap(depth, *cameras, first, second)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(pairwise_overlap(list(depth), *cameras, first, second), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
+    def peak(pairs: int) -> int:
+        numbers = torch.arange(pairs)
+        tracemalloc.start()
+        try:
+            pairwise_overlap(*views, numbers % 12, numbers // 12 % 12, chunk=10_000)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    views = box_views(12, size=(60, 80))
+    assert peak(2000) < 1.2 * peak(200) < 10e6
 
 
 def test_a_frame_overlaps_wholly_with_itself_and_its_double() -> None:
@@ -100,7 +175,7 @@ def test_chunks_and_a_far_origin_change_nothing() -> None:
     depth, intrinsics, poses = walls(*np.linspace(0, 2, 7).tolist())
     first, second = torch.triu_indices(7, 7, 1)
     expected = pairwise_overlap(depth, intrinsics, poses, first, second)
-    assert torch.equal(pairwise_overlap(depth, intrinsics, poses, first, second, chunk=4), expected)
+    assert torch.equal(pairwise_overlap(depth, intrinsics, poses, first, second, chunk=4000), expected)
     far = poses.double()
     far[:, :3, 3] += torch.tensor([5e5, -3e5, 10], dtype=torch.float64)
     torch.testing.assert_close(pairwise_overlap(depth, intrinsics, far, first, second), expected, rtol=0, atol=0.01)
@@ -126,7 +201,8 @@ def test_wrong_input_is_named() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_agrees() -> None:
-    views = walls(0.0, 0.4, 1.1)
-    first, second = torch.triu_indices(3, 3, 1)
-    found = pairwise_overlap(*(t.cuda() for t in (*views, first, second)))
-    torch.testing.assert_close(found.cpu(), pairwise_overlap(*views, first, second), rtol=0, atol=0.005)
+    views = box_views(20, size=(120, 160))
+    first, second = torch.triu_indices(20, 20, 1)
+    expected = pairwise_overlap(*views, first, second)
+    assert torch.equal(pairwise_overlap(*views, first, second, device="cuda"), expected)
+    assert torch.equal(pairwise_overlap(*(t.cuda() for t in (*views, first, second))).cpu(), expected)

@@ -1,5 +1,7 @@
 """Common parts of datasets of posed views with depth: mined pairs, and samples of one, two or more views."""
 
+import multiprocessing
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from torch import Tensor
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.contracts.runner import Progress, Runner, SceneJob, silent
+from prior3d.data.posed.depth_maps import DepthMaps
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
@@ -197,10 +200,23 @@ class PosedDataset(Dataset):
 
     def _mine(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
         damaged: list[DamagedFile] = []
-        views = list(self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, damaged, progress))
-        table = _mine_views(views, self.pair_options, self.scenes[scene], progress)
-        numbers = torch.tensor([view.frame for view in views], dtype=torch.int64)
-        columns = numbers[table.first], numbers[table.second], table.overlap, table.angle_deg, table.baseline_m
+        name, depth = self.scenes[scene], DepthMaps()
+        numbers, intrinsics, poses = [], [], []
+        for view in self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, damaged, progress):
+            depth.append(view["depth"])
+            numbers.append(view.frame)
+            intrinsics.append(_depth_intrinsics(view))
+            poses.append(torch.from_numpy(view["world_from_camera"]))
+        if len(depth.sizes) > 1:
+            raise UserError(f"the depth maps of scene {name} differ in size: {sorted(depth.sizes)}")
+        if len(depth) < 2:
+            table = PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
+        else:
+            cameras = torch.stack(intrinsics), torch.stack(poses)
+            named = partial(_named, progress, name)
+            table = mine_pairs(depth, *cameras, self.pair_options, named, _mining_device())
+        frames = torch.tensor(numbers, dtype=torch.int64)
+        columns = frames[table.first], frames[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
         return damaged
 
@@ -225,16 +241,15 @@ class PosedDataset(Dataset):
                 damaged.append(damage)
 
 
-def _mine_views(views: list[View], options: PairOptions, scene: str, progress: Progress) -> PairTable:
-    sizes = {view["depth"].shape for view in views}
-    if len(sizes) > 1:
-        raise UserError(f"the depth maps of scene {scene} differ in size: {sorted(sizes)}")
-    if len(views) < 2:
-        return PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
-    depth = torch.from_numpy(np.stack([view["depth"] for view in views]))
-    intrinsics = torch.stack([_depth_intrinsics(view) for view in views])
-    poses = torch.from_numpy(np.stack([view["world_from_camera"] for view in views]))
-    return mine_pairs(depth, intrinsics, poses, options, partial(_named, progress, scene))
+def _mining_device() -> torch.device:
+    """Return where this process mines pairs: on a GPU if there is one, and on the CPU if it is one of many workers.
+
+    Workers of a runner share the cores, which is faster for many scenes; forked workers of a loader cannot use a GPU.
+    The place changes nothing but the time.
+    """
+    if not torch.cuda.is_available() or multiprocessing.parent_process() is not None:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _named(progress: Progress, scene: str, items: Iterable, description: str, total: int) -> Iterable:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.runner import Progress, silent
-from prior3d.geometry import baseline, pairwise_overlap, view_angle
+from prior3d.geometry import baseline, overlap_bounds, pairwise_overlap, view_angle
 
 ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
 """Bins of the angle between the optical axes of two views, degrees; pairs are drawn evenly over non-empty bins."""
@@ -117,37 +118,43 @@ class PairTable:
 
 
 def mine_pairs(
-    depth: Tensor,
+    depth: Tensor | Sequence[Tensor],
     intrinsics: Tensor,
     world_from_camera: Tensor,
     options: PairOptions | None = None,
     progress: Progress = silent,
+    device: torch.device | str | None = None,
 ) -> PairTable:
     """Find the pairs of a scene's views with enough overlap, at the resolution of the depth maps.
 
+    Pairs whose frustums show that they cannot overlap enough are left out first, then those of which a few points show
+    it. The result does not depend on the device.
+
     Args:
-        depth: Depth [F, H, W] along the optical axis, meters, 0 = unknown. Use full resolution: small maps cannot show
-            overlap within centimeters.
+        depth: Depth [F, H, W] along the optical axis, meters, 0 = unknown, or a sequence of F maps [H, W], each of
+            which is asked for a few times. Use full resolution: small maps cannot show overlap within centimeters.
         intrinsics: Matrices [F, 3, 3], pixels of the depth maps, centers at +0.5.
         world_from_camera: Poses [F, 4, 4], meters.
         options: Pair options; `PairOptions()` by default.
         progress: Shows progress.
+        device: Where to compare views; by default where the depth is.
     """
     options = options or PairOptions()
-    first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=depth.device)
+    first, second = torch.triu_indices(len(depth), len(depth), offset=1, device=world_from_camera.device)
     angle = view_angle(world_from_camera[first], world_from_camera[second])
     first, second = first[angle <= options.max_angle], second[angle <= options.max_angle]
 
+    views = depth, intrinsics, world_from_camera
     limits = options.max_distance, options.relative_distance
+    if len(first):
+        bounds = overlap_bounds(*views, *limits, options.samples).to(first.device)
+        possible = bounds[first, second] >= options.min_overlap
+        first, second = first[possible], second[possible]
+    compare = partial(pairwise_overlap, *views, progress=progress, device=device)
     if options.samples > 2 * _COARSE_SAMPLES:  # a few points show that most pairs of a long scene are far apart
-        coarse = pairwise_overlap(
-            depth, intrinsics, world_from_camera, first, second, *limits, _COARSE_SAMPLES, progress=progress
-        )
-        near = coarse >= options.min_overlap - _COARSE_MARGIN
+        near = compare(first, second, *limits, _COARSE_SAMPLES) >= options.min_overlap - _COARSE_MARGIN
         first, second = first[near], second[near]
-    overlap = pairwise_overlap(
-        depth, intrinsics, world_from_camera, first, second, *limits, options.samples, progress=progress
-    )
+    overlap = compare(first, second, *limits, options.samples)
     kept = overlap >= options.min_overlap
     first, second, overlap = first[kept], second[kept], overlap[kept]
     poses = world_from_camera[first], world_from_camera[second]

@@ -1,6 +1,6 @@
 """Measure speed and memory of a recipe's training step, with and without its priors, in one run.
 
-    python tools/bench.py recipes/joint.yaml data.size=[240,320] backbone.name=resnet50 --steps 30
+    python tools/bench step recipes/joint.yaml data.size=[240,320] backbone.name=resnet50 --steps 30
 
 One batch is drawn and stays on the device, so the loader is not measured. "backbone alone" encodes the same images and
 differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors together.
@@ -12,6 +12,7 @@ import contextlib
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -33,13 +34,13 @@ from prior3d.recipe import Recipe, load_recipe
 from prior3d.registry import Registry
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("tools/bench step", description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))
     prepare_data(parts.dataset, fields_to_decode(parts.objective, parts.dataset))
@@ -123,7 +124,3 @@ def synchronize(device: str) -> None:
 
 def name_of(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,48 @@
+"""Depth maps of a scene in memory, in half the bytes where that is exact."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MILLIMETERS = np.float32(1000)
+
+
+class DepthMaps(Sequence[Tensor]):
+    """Depth maps [H, W] of one scene, float32 meters; whole millimeters, which most sensors measure, take two bytes.
+
+    What is kept is checked for each map: reading returns the very numbers that were added.
+
+    >>> maps = DepthMaps()
+    >>> maps.append(np.array([[1.5, 0.123]], np.float32))
+    >>> maps[0], maps.bytes
+    (tensor([[1.5000, 0.1230]]), 4)
+    """
+
+    def __init__(self) -> None:
+        self._maps: list[np.ndarray] = []
+
+    def append(self, depth: np.ndarray) -> None:
+        """Add a map [H, W] in meters."""
+        depth = np.ascontiguousarray(depth, np.float32)
+        with np.errstate(invalid="ignore"):  # what is no millimeter is found below
+            codes = np.rint(depth * _MILLIMETERS).astype(np.uint16)
+        self._maps.append(codes if np.array_equal(codes / _MILLIMETERS, depth) else depth)
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __getitem__(self, index: int) -> Tensor:
+        kept = self._maps[index]
+        return torch.from_numpy(kept / _MILLIMETERS if kept.dtype == np.uint16 else kept)
+
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        """All different heights and widths."""
+        return {kept.shape for kept in self._maps}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that all maps take."""
+        return sum(kept.nbytes for kept in self._maps)

@@ -1,0 +1,20 @@
+"""The benchmark's subcommands, small."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
+
+
+def test_pairs_are_compared_with_the_plain_definition(tmp_path):
+    given = ["--recording", tmp_path / "room", "--frames", "6", "--size", "48", "64", "--sample", "5"]
+    printed = subprocess.run(
+        [sys.executable, BENCH, "pairs", *given], capture_output=True, text=True, check=True
+    ).stdout
+    assert "6 frames of 48 x 64" in printed
+    assert "; equal to the plain definition on 2 x 5 pairs" in printed
+    names = {re.split("  +", line)[0] for line in printed.splitlines()}
+    assert names >= {"decode", "mine, CPU", "mine, plain"}
+    assert len(list((tmp_path / "room").glob("*.depth.png"))) == 6
