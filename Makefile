@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests of one file stay in one process, since they share what was trained for them.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
@@ -10,10 +12,10 @@ demo: $(STAMP)  ## train recipes/joint.yaml on the embedded data and print the b
 	$(BIN)/prior3d-train recipes/joint.yaml
 
 test: $(STAMP)  ## run the tests but those that take long
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .

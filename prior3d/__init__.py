@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prior3d.api import evaluate, export, features, load, prepare, train
     from prior3d.backbone import Backbone
     from prior3d.contracts.dataset import Dataset, DataSpec, Split, View
-    from prior3d.contracts.engine import Engine, NeighbourEngine, SparseEngine, SplatEngine
+    from prior3d.contracts.engine import Engine, NeighborEngine, SparseEngine, SplatEngine
     from prior3d.contracts.exporter import Exporter
     from prior3d.contracts.fields import FIELDS, IGNORE_CLASS, Field, FieldTable
     from prior3d.contracts.prior import BackboneSpec, Batch, Features, Prior, Scene, Teacher
@@ -94,7 +94,7 @@ __all__ = [
     "Engine",
     "SparseEngine",
     "SplatEngine",
-    "NeighbourEngine",
+    "NeighborEngine",
     "Exporter",
     "Runner",
     "SceneJob",
@@ -107,7 +107,7 @@ _HOME = {
     "prior3d.api": ("train", "prepare", "evaluate", "features", "load", "export"),
     "prior3d.backbone": ("Backbone",),
     "prior3d.contracts.dataset": ("Dataset", "DataSpec", "View", "Split"),
-    "prior3d.contracts.engine": ("Engine", "SparseEngine", "SplatEngine", "NeighbourEngine"),
+    "prior3d.contracts.engine": ("Engine", "SparseEngine", "SplatEngine", "NeighborEngine"),
     "prior3d.contracts.exporter": ("Exporter",),
     "prior3d.contracts.fields": ("Field", "FIELDS", "IGNORE_CLASS", "FieldTable"),
     "prior3d.contracts.prior": ("BackboneSpec", "Features", "Prior", "Scene", "Teacher", "Batch"),

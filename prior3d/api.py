@@ -67,9 +67,9 @@ def train(
     texts = override_texts(overrides)
     if resume is not None:
         if recipe is not None:
-            raise UserError(f"a run that is resumed keeps its own recipe: leave out {recipe}", "--resume")
+            raise UserError(f"a resumed run keeps its own recipe: leave out {recipe}", "--resume")
         if out is not None:
-            raise UserError(f"a run that is resumed stays in its folder: leave out --out {out}", "--resume")
+            raise UserError(f"a resumed run stays in its folder: leave out --out {out}", "--resume")
         begun = pretraining.find_begun(Path(resume), texts, plugins)
         made = begun.recipe
     elif recipe is None:
@@ -366,9 +366,9 @@ def _as_tensor(image: object) -> Tensor:
         except FileNotFoundError as error:
             raise UserError(f"no such image: {image}") from error
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{image} is no image that can be read") from error
+            raise UserError(f"{image} is not an image that can be read") from error
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.array(image.convert("RGB"))  # a copy: an array of Pillow is read-only, which torch warns of
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(f"expected a tensor, an array, a Pillow image or a file, got {type(image).__name__}")
     return _as_float(image, batch=False)

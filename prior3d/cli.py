@@ -49,7 +49,7 @@ def prepare(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-    """Run `prior3d-eval`: measure models with probes, or draw their features on images.
+    """Run `prior3d-eval`: measure models with probes, or plot their features on images.
 
     Args:
         argv: command-line arguments; by default those of the process.
@@ -83,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"prior3d {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help names what there is")
+        raise UserError(f"{message}; see --help")
 
 
 class _Help(argparse.Action):
@@ -100,8 +100,8 @@ def _parser(name: str, description: str, example: str) -> _Parser:
     """Return a parser of the arguments that all commands with recipes share."""
     parser = _Parser(prog=name, description=description, epilog=f"example: {name} {example}")
     text = (
-        "YAML files, laid over each other in order, names of recipes that ship with prior3d, or - for standard input;"
-        " and values over theirs, such as optim.lr=1e-3 (probes.depth=null takes an entry away)"
+        "YAML files, names of recipes that ship with prior3d, or - for standard input, each laid over those before it;"
+        " and values that override theirs, such as optim.lr=1e-3 (probes.depth=null removes an entry)"
     )
     parser.add_argument("recipe", nargs="*", metavar="RECIPE | KEY=VALUE", help=text)
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with plugins")
@@ -113,9 +113,9 @@ def _train_parser() -> _Parser:
     parser = _parser("prior3d-train", "Train a backbone with the priors of a recipe.", example)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="where the run folder is made; runs/ by default")
-    text = "go on with a run, by its folder; it keeps its recipe, and trainer.max_steps=N makes it longer"
+    text = "resume the run in this folder; it keeps its recipe, and trainer.max_steps=N makes it longer"
     add("--resume", type=Path, metavar="RUN", help=text)
-    add("--list", action="store_true", help="name all plugins there are, where they are from, and what they do")
+    add("--list", action="store_true", help="list all plugins, where they come from, and what they do")
     add("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     add("--check", action="store_true", help="check the recipe and the plugins it names, then stop")
     return parser
@@ -123,15 +123,15 @@ def _train_parser() -> _Parser:
 
 def _prepare_parser() -> _Parser:
     description = (
-        "Compute what training with a recipe computes once before it starts: pairs of views, surfaces, what priors"
-        " prepare of each scene. Any number of these may run side by side; what is there is not computed again."
+        "Compute ahead what training computes once before it starts: pairs of views, surfaces, and what priors"
+        " prepare for each scene. Several of these may run at the same time; existing results are reused."
     )
     return _parser("prior3d-prepare", description, "gaussian_distillation data.cache=/big/disk")
 
 
 def _evaluate_parser() -> _Parser:
     description = (
-        "Say what frozen features of a model are good for: before and after training, both together and against a"
+        "Measure what frozen features of a model are good for: before and after training, both together and against a"
         " control, in a table and a report. MODEL is the folder of a run, an exported backbone or other weights, or a"
         " model of timm (with timm's weights, or random ones: backbone.pretrained=false)."
     )
@@ -140,12 +140,12 @@ def _evaluate_parser() -> _Parser:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a run folder, a weight file, or a model of timm")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values of data, probes or backbone, such as data.rooms=24")
-    add("--against", metavar="MODEL", help="compare with this one; by default a run's with its own initial weights")
-    add("--control", metavar="MODEL", help="trained independently, of the same size; by default random weights")
-    add("--probes", nargs="+", default=[], metavar="NAME", help="what to measure; all: whatever fits the data")
-    add("--seeds", type=int, metavar="N", help="measure so often, with other draws of the probes' own each time")
+    add("--against", metavar="MODEL", help="model to compare with; for a run, by default its own initial weights")
+    add("--control", metavar="MODEL", help="model of the same size, trained independently; by default random weights")
+    add("--probes", nargs="+", default=[], metavar="NAME", help="what to measure; all measures whatever fits the data")
+    add("--seeds", type=int, metavar="N", help="number of measurements, each with its own random draws")
     add("--out", type=Path, metavar="DIR", help="where the report is written; by default eval/ in the run folder")
-    add("--pictures", nargs="+", default=[], metavar="IMAGE", help="only draw features on these images or folders")
+    add("--pictures", nargs="+", default=[], metavar="IMAGE", help="only plot features of these images or folders")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to measure; auto takes a GPU if any")
     add("--plugin", action="append", default=[], metavar="FILE", help="a Python file with a dataset or probe")
     return parser
@@ -153,7 +153,7 @@ def _evaluate_parser() -> _Parser:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
-        raise UserError("which model? Give a run folder, a weight file or a model of timm; --help says more")
+        raise UserError("no model is given: name a run folder, a weight file or a timm model; see --help")
     # a list of names ends at the first KEY=VALUE
     overrides = [text for text in arguments.probes if "=" in text]
     overrides += [text for text in arguments.pictures if "=" in text and not Path(text).exists()]
@@ -193,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     if given := _files(arguments):
-        raise UserError(f"a run that is resumed keeps its own recipe: leave out {given[0]}", "--resume")
+        raise UserError(f"a resumed run keeps its own recipe: leave out {given[0]}", "--resume")
     from prior3d import api
 
     overrides, plugins = arguments.recipe, arguments.plugin
@@ -201,7 +201,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         from prior3d.pretraining import find_begun
 
         find_begun(arguments.resume, overrides, plugins)
-        return _print(f"{arguments.resume} can go on")
+        return _print(f"{arguments.resume} can be resumed")
     return _status(api.train(None, overrides, out=arguments.out, plugins=plugins, resume=arguments.resume))
 
 
@@ -228,7 +228,7 @@ def _load(arguments: argparse.Namespace) -> "Recipe":
     if "-" in files and recipe.trainer.devices > 1:
         with recipe.source.locating():
             raise UserError(
-                "every process reads the recipe, and standard input only one: name a file", "trainer.devices"
+                "every process reads the recipe, but only one can read standard input: name a file", "trainer.devices"
             )
     return recipe
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
+from prior3d.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -36,7 +38,7 @@ _INCHES = 2.6
 
 
 def plot_views(views: "Sequence[View]") -> Figure:
-    """Draw the views of a sample, color above depth."""
+    """Plot the views of a sample, color above depth."""
     figure, axes = panels(2 if any("depth" in view for view in views) else 1, len(views))
     for column, view in enumerate(views):
         axes[0][column].imshow(view["image"])
@@ -53,7 +55,7 @@ def plot_matches(
     pixels_b: Tensor,  # [M, 2]
     shown: int = 40,
 ) -> Figure:
-    """Draw two views side by side, with lines between an even subset of their matches."""
+    """Plot two views side by side, with lines between an even subset of their matches."""
     figure, ((left, right),) = panels(1, 2)
     left.imshow(to_picture(image_a))
     right.imshow(to_picture(image_b))
@@ -66,7 +68,7 @@ def plot_matches(
         figure.add_artist(line)
         left.plot(*from_a, "o", color=color, ms=2.5)
         right.plot(*to_b, "o", color=color, ms=2.5)
-    left.set_title(f"{len(pixels_a)} matches, {len(chosen)} drawn", fontsize=8)
+    left.set_title(f"{len(pixels_a)} matches, {len(chosen)} plotted", fontsize=8)
     return figure
 
 
@@ -76,14 +78,14 @@ def plot_judged_matches(
     titles: Sequence[str],
     shown: int = 25,
 ) -> Figure:
-    """Draw matches of several pairs of views, a row per pair and a column per model: correct green, wrong red.
+    """Plot matches of several pairs of views, a row per pair and a column per model: correct green, wrong red.
 
     Args:
         pairs: images [2, 3, H, W] in 0..1 of each pair.
         judged: for each model, the matches in each pair: [M, 2] pixels in the first view, [M, 2] in the second, and [M]
             whether each match is correct.
         titles: title of each pair.
-        shown: number of matches to draw per pair, the first ones.
+        shown: number of matches to plot per pair, the first ones.
     """
     figure, axes = panels(len(pairs), len(judged), width=2.1, height=0.9)
     for column, (name, matches) in enumerate(judged.items()):
@@ -91,8 +93,8 @@ def plot_judged_matches(
             axis, across = axes[row][column], images.shape[-1] * 1.03
             height, width = images.shape[-2:]
             for image, left in zip(images, (0, across), strict=True):
-                grey = to_picture(image).mean(-1)  # makes the colored lines stand out
-                axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
+                gray = to_picture(image).mean(-1)  # makes the colored lines stand out
+                axis.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=(left, left + width, height, 0))
             ends = torch.stack([pixels_a, pixels_b + pixels_b.new_tensor([across, 0])], 1).float().cpu().numpy()
             for (start, end), is_right in [*zip(ends, right.tolist(), strict=True)][:shown]:
                 color = "#2ee62e" if is_right else "#ff3030"
@@ -104,7 +106,7 @@ def plot_judged_matches(
 
 
 def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
-    """Draw images [N, 3, H, W], predicted and true depth [N, H, W] in meters, one row and one depth scale per image."""
+    """Plot images [N, 3, H, W], predicted and true depth [N, H, W] in meters, one row and one depth scale per image."""
     figure, axes = panels(len(images), 3)
     for row, (image, prediction, target) in enumerate(zip(images, predicted, truth, strict=True)):
         axes[row][0].imshow(to_picture(image))
@@ -119,7 +121,7 @@ def plot_depth(images: Tensor, predicted: Tensor, truth: Tensor) -> Figure:
 
 
 def plot_features(images: Tensor, features: Tensor) -> Figure:
-    """Draw images [N, 3, H, W] above their features [N, C, h, w], colored by one shared principal-component basis."""
+    """Plot images [N, 3, H, W] above their features [N, C, h, w], colored by one shared principal-component basis."""
     figure, axes = panels(2, len(images))
     colors = principal_colors(features)
     for column, (image, color) in enumerate(zip(images, colors, strict=True)):
@@ -165,6 +167,24 @@ def panels(rows: int, columns: int, width: float = 1.25, height: float = 1.0) ->
         axis.set_xticks([])
         axis.set_yticks([])
     return figure, axes.tolist()
+
+
+def named_figures(plotted: object, label: str) -> dict[str, Figure]:
+    """Return what a plugin's `plot` returned, under `<label>/<name>`.
+
+    Args:
+        plotted: figures by name.
+        label: label of the plugin in the recipe.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(plotted, Mapping):
+        raise UserError(f"plot returned {type(plotted).__name__}, expected a dict of matplotlib figures by name")
+    for name, figure in plotted.items():
+        if not isinstance(figure, Figure):
+            raise UserError(f"plot returned {type(figure).__name__} as {name!r}, expected a matplotlib figure")
+    return {f"{label}/{name}": figure for name, figure in plotted.items()}
 
 
 def render(figure: Figure) -> np.ndarray:

@@ -34,7 +34,7 @@ class Margin:
     high: int = 3
 
 class MyPrior(Prior):
-    """Pulls towards mine.
+    """Pulls toward mine.
 
     Args:
         backbone: what it trains.
@@ -148,7 +148,7 @@ def test_list_names_everything_with_its_origin_and_marks_what_cannot_work(folder
     assert train(["--list", "--plugin", "mine.py"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "priors:"
-    assert "  my_prior                 file mine.py   Pulls towards mine." in lines
+    assert "  my_prior                 file mine.py   Pulls toward mine." in lines
     assert "  gone                     acme 2.3       ! no module acme_gone" in lines
     assert "  view_invariance          acme 2.3       ! the name is taken 2 times" in lines
     assert f"  view_invariance          prior3d {__version__}  ! the name is taken 2 times" in lines
@@ -161,7 +161,7 @@ def test_list_names_everything_with_its_origin_and_marks_what_cannot_work(folder
 def test_help_on_a_plugin_has_its_options_with_type_default_and_meaning(capsys):
     assert train(["--help", "my_prior", "--plugin", "mine.py"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["my_prior:", "a", "prior,", "file", "mine.py"] and lines[2] == ["Pulls", "towards", "mine."]
+    assert lines[0] == ["my_prior:", "a", "prior,", "file", "mine.py"] and lines[2] == ["Pulls", "toward", "mine."]
     assert ["strength", "number", "above", "0", "3.0", "how", "hard,", "newtons."] in lines
     assert ["margin.low", "integer", "required", "of", "the", "margin,", "pixels."] in lines
     assert ["weight", "number", "of", "at", "least", "0", "1.0"] in [line[:7] for line in lines]
@@ -188,8 +188,8 @@ def test_there_is_help_on_everything_built_in_and_every_option_has_a_meaning(nam
 
 def test_help_on_what_there_is_not(capsys):
     assert refused(capsys, "--help", "my_pior", "--plugin", "mine.py") == (
-        "no plugin 'my_pior', did you mean 'my_prior'? (`--list` names them all; there are the sections backbone,"
-        " optim, trainer, data, augment, too)"
+        "no plugin 'my_pior', did you mean 'my_prior'? (`--list` names all plugins; the sections are backbone,"
+        " optim, trainer, data, augment)"
     )
     assert refused(capsys, "--help", "probes/dept").startswith(
         "unknown probe 'dept', did you mean 'depth'? (there are: "
@@ -261,14 +261,14 @@ def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
     ("argv", "message"),
     [
         ([], "which recipe? Give a YAML file or the name of a shipped recipe; --help says more"),
-        (["r.yaml", "--bogus"], "unrecognized arguments: --bogus; --help names what there is"),
-        (["r.yaml", "--out"], "argument --out: expected one argument; --help names what there is"),
+        (["r.yaml", "--bogus"], "unrecognized arguments: --bogus; see --help"),
+        (["r.yaml", "--out"], "argument --out: expected one argument; see --help"),
         (["r.yaml", "=3"], "command line: expected key.path=value, got '=3'"),
-        (["r.yaml", "more.yaml"], "no recipe 'more.yaml': neither a file nor one of "),
-        (["-", "-"], "standard input (-) can be read once"),
+        (["r.yaml", "more.yaml"], "no recipe 'more.yaml': it is neither a file nor one of "),
+        (["-", "-"], "standard input (-) can be read only once"),
         (
             ["r.yaml", "probes.depth=null", "priors.my_pior=null"],
-            "command line: priors.my_pior: there is no such entry to take away, did you mean 'my_prior'?",
+            "command line: priors.my_pior: there is no such entry to remove, did you mean 'my_prior'?",
         ),
         (
             ["r.yaml", "priors.my_prior.x=1"],
@@ -278,11 +278,11 @@ def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
         (["r.yaml", "--plugin", "no.py"], "--plugin: plugin file no.py cannot be read: No such file or directory"),
         (["r.yaml", "--help", "trainr"], "no plugin 'trainr', did you mean 'trainer'? "),
         (["--list", "--plugin", "no.py"], "plugin file no.py cannot be read: No such file or directory"),
-        (["--resume", "run"], "--resume: run is no run folder: it holds no recipe.yaml"),
-        (["--resume", "run", "r.yaml"], "--resume: a run that is resumed keeps its own recipe: leave out r.yaml"),
+        (["--resume", "run"], "--resume: run is not a run folder: it holds no recipe.yaml"),
+        (["--resume", "run", "r.yaml"], "--resume: a resumed run keeps its own recipe: leave out r.yaml"),
         (
             ["--resume", "run", "--out", "o"],
-            "--resume: a run that is resumed stays in its folder: leave out --out o",
+            "--resume: a resumed run stays in its folder: leave out --out o",
         ),
     ],
 )
@@ -317,7 +317,8 @@ def test_a_recipe_from_standard_input(runs, folder, monkeypatch, capsys):
     assert refused(capsys, "-") == "standard input is not UTF-8 text"
     give(RECIPE)
     assert refused(capsys, "-", "trainer.devices=2") == (
-        "command line: trainer.devices: every process reads the recipe, and standard input only one: name a file"
+        "command line: trainer.devices: every process reads the recipe, but only one can read standard input:"
+        " name a file"
     )
 
 
@@ -348,7 +349,7 @@ def test_pictures_are_files_and_values_are_not(evaluations, folder):
 
 def test_an_evaluation_names_its_model(capsys):
     assert evaluate(["--probes", "depth"]) == 2
-    line = "prior3d-eval: which model? Give a run folder, a weight file or a model of timm; --help says more\n"
+    line = "prior3d-eval: no model is given: name a run folder, a weight file or a timm model; see --help\n"
     assert capsys.readouterr().err == line
 
 

@@ -34,6 +34,7 @@ def test_holds_every_module_plugin_and_recipe(wheel):
     assert not any(name.startswith(("plugins/", "tests/", "tools/", "recipes/")) for name in names)
 
 
+@pytest.mark.slow
 def test_trains_a_shipped_recipe_by_name_away_from_the_checkout(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

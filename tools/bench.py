@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
     parts = build(recipe, Registry(recipe.plugins))
@@ -97,7 +97,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     times = []
     for step in range(steps + 5):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         with bf16:
             result = encode(parts.backbone, batch, fields, parts.objective.reads)
@@ -110,13 +110,13 @@ def measure(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
     return {"ms": median(times[5:]) * 1000, "gib": peak}
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 

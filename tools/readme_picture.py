@@ -1,4 +1,4 @@
-"""Draw the README's figure: features as colors and matches across views, before and after training.
+"""Plot the README's figure: features as colors and matches across views, before and after training.
 
     python tools/readme_picture.py runs/joint-20250101-120000 --out docs/images/features.png
 
@@ -41,7 +41,7 @@ from prior3d_plugins.probes.correspondence.view_pairs import (
 )
 
 _SHOWN = 24
-"""Number of matches drawn per pair; the share in the title counts all matches."""
+"""Number of matches plotted per pair; the share in the title counts all matches."""
 
 _RIGHT, _WRONG = "#2ee62e", "#ff3030"
 _GAP = 4
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--dpi", type=int, default=100)
     arguments = parser.parse_args()
     try:
-        figure = draw(arguments.run, arguments.pairs, arguments.degrees)
+        figure = plot_pairs(arguments.run, arguments.pairs, arguments.degrees)
     except UserError as error:
         print(f"readme_picture.py: {error}", file=sys.stderr)
         return 2
@@ -69,11 +69,11 @@ def main() -> int:
     return 0
 
 
-def draw(run: str, numbers: list[int], degrees: list[float]) -> Figure:
-    """Measure a run before and after training on the test rooms, and draw some pairs of views."""
+def plot_pairs(run: str, numbers: list[int], degrees: list[float]) -> Figure:
+    """Measure a run before and after training on the test rooms, and plot some pairs of views."""
     subject = find_subject(run)
     if subject.run is None:
-        raise UserError(f"{run} is no run folder")
+        raise UserError(f"{run} is not a run folder")
     recipe = load_recipe(subject.run.recipe)
     sections = {"correspondence": recipe.probes["correspondence"]}
     (task,) = build_tasks(sections, recipe.data, Registry(recipe.plugins), recipe.seed)

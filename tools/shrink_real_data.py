@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     if options.out.exists():
-        print(f"shrink_real_data.py: {options.out} is there already: remove it first", file=sys.stderr)
+        print(f"shrink_real_data.py: {options.out} already exists: remove it first", file=sys.stderr)
         return 2
     partial = options.out.with_name(f".{options.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="timm's name of the model")
     add("--out", type=Path, required=True, help="the .safetensors to write")
     add("--size", type=int, nargs=2, default=[224, 224], metavar=("HEIGHT", "WIDTH"), help="of images, pixels")
-    add("--mean", type=float, nargs=3, help="what images are normalised with; the model's own by default")
+    add("--mean", type=float, nargs=3, help="what images are normalized with; the model's own by default")
     add("--std", type=float, nargs=3, help="likewise")
     add("--timm", nargs="*", default=[], metavar="KEY=VALUE", help="further arguments of timm.create_model")
     return parser

@@ -105,8 +105,8 @@ def refuse_single_values(backbone: Backbone, reads: Iterable[str]) -> None:
     if single:
         height, width = backbone.size
         raise UserError(
-            f"one image of {height} x {width} pixels per step gives {single[0]}, a BatchNorm layer, one value per"
-            " channel and nothing to normalize by; use 2 or more, or larger images",
+            f"with one image of {height} x {width} pixels per step, the BatchNorm layer {single[0]} gets one value per"
+            " channel and cannot normalize it; use 2 images or more, or larger ones",
             "batch_size",
         )
 

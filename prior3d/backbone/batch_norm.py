@@ -93,8 +93,8 @@ def refuse_folded(model: nn.Module, name: str, key: str | None = None, all_train
         if is_folded(layer) and (all_train or any(parameter.requires_grad for parameter in layer.parameters())):
             or_else = "" if all_train else ", or leave the encoder frozen"
             raise UserError(
-                f"the statistics of {path} of {name}, a BatchNorm layer, are folded into the weights, as conversions"
-                " for inference do: training would normalise by those of each batch and destroy the model at its first"
+                f"the statistics of the BatchNorm layer {path} of {name} are folded into the weights, as conversions"
+                " for inference do: training would normalize by those of each batch and destroy the model in its first"
                 f" step; unfold them with tools/unfold_batch_norm.py"
                 f" (prior3d.backbone.batch_norm.unfold_batch_norm){or_else}",
                 key,

@@ -33,7 +33,7 @@ def advise(name: str, options: Mapping[str, object], size: Size) -> str:
     if made_for is not None:
         option = f"timm_options: {{img_size: [{made_for[0]}, {made_for[1]}]}}"
         advice.append(f"set {option}" if made_for == size else f"use {_text(made_for)} with {option}")
-    return ", or ".join(advice) if advice else "no size near it was found that it takes: use another model"
+    return ", or ".join(advice) if advice else "no nearby size that it takes was found: use another model"
 
 
 def _nearest(name: str, options: Mapping[str, object], size: Size) -> str | None:

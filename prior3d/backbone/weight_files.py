@@ -36,11 +36,11 @@ def encoder_of_run(folder: Path, key: str | None) -> Path:
     if (folder / ENCODER_FILE).is_file():
         return folder / ENCODER_FILE
     if (folder / "recipe.yaml").is_file():
-        go_on = f"go on with: prior3d-train --resume {folder}"
+        go_on = f"resume it with: prior3d-train --resume {folder}"
         raise UserError(f"the run in {folder} is not complete: it holds no {ENCODER_FILE}; {go_on}", key)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in _SUFFIXES)
     advice = f"; name a file in it, such as {files[0]}" if files else ""
-    raise UserError(f"{folder} is a folder and no run: it holds no {ENCODER_FILE}{advice}", key)
+    raise UserError(f"{folder} is a folder but not a run: it holds no {ENCODER_FILE}{advice}", key)
 
 
 def refuse_foreign(path: Path, key: str | None) -> None:
@@ -51,7 +51,7 @@ def refuse_foreign(path: Path, key: str | None) -> None:
     is_safetensors = size > 9 and int.from_bytes(head[:8], "little") < size and head[8:9] == b"{"
     if is_safetensors != (path.suffix == ".safetensors") and (is_safetensors or head.startswith(b"PK\x03\x04")):
         kind, suffix = ("safetensors", ".safetensors") if is_safetensors else ("torch", ".pth")
-        raise UserError(f"{path} is a {kind} file by its content: rename it to end in {suffix}", key)
+        raise UserError(f"the content of {path} is a {kind} file: rename it to end in {suffix}", key)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS and not the file itself: fetch it with git lfs pull", key)
     if not size:
@@ -68,7 +68,7 @@ def unpickling_message(path: Path) -> str:
     except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError):
         types = []
     if not types:
-        return f"{path} cannot be read as plain weights: it is no torch file, is damaged, or holds other objects"
+        return f"{path} cannot be read as plain weights: it is not a torch file, is damaged, or holds other objects"
     shown = ", ".join(types[:3]) + (", ..." if len(types) > 3 else "")
     nest = next((f"[{name!r}]" for name in _NESTS if _mentions(path, name)), "")
     return (

@@ -90,13 +90,13 @@ def load_encoder(
     mismatches = find_mismatches(wanted, given)
     if mismatches:
         without = f" without the prefix {prefix!r} of its names" if prefix else ""
-        raise UserError(f"{source} does not fit the model{without}: {summarise(mismatches)}", key)
+        raise UserError(f"{source} does not fit the model{without}: {summarize(mismatches)}", key)
     refuse_not_finite(given, source, key)
     model.load_state_dict(given)
     if not prefix:
         return None
     rest = sum(not name.startswith(prefix) for name in weights)
-    left = f"; {rest} tensors that are no part of it are left out" if rest else ""
+    left = f"; {rest} tensors that do not belong to it are left out" if rest else ""
     return f"{source}: the names of the encoder begin with {prefix!r}, which is taken off{left}"
 
 
@@ -179,7 +179,7 @@ def find_mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
     return shapes + missing + unexpected
 
 
-def summarise(mismatches: list[str]) -> str:
+def summarize(mismatches: list[str]) -> str:
     """Return the first few mismatches and the number of remaining ones."""
     more = f" and {len(mismatches) - _SHOWN} more" if len(mismatches) > _SHOWN else ""
     return "; ".join(mismatches[:_SHOWN]) + more

@@ -9,7 +9,7 @@ from torch import Tensor
 from prior3d.contracts.kernel_map import KernelMap
 from prior3d.contracts.splatting import Gaussians, SplatOperator
 
-__all__ = ["Engine", "Gaussians", "KernelMap", "NeighbourEngine", "SparseEngine", "SplatEngine", "SplatOperator"]
+__all__ = ["Engine", "Gaussians", "KernelMap", "NeighborEngine", "SparseEngine", "SplatEngine", "SplatOperator"]
 
 
 class Engine(ABC):
@@ -21,7 +21,7 @@ class Engine(ABC):
     optional packages inside the methods.
 
     Attributes:
-        job: sparse, splat or neighbours.
+        job: sparse, splat or neighbors.
         rank: `auto` picks the highest-ranked engine without an obstacle; equal ranks are ordered by name. The torch
             engines, which run everywhere, have rank 0.
         deterministic: whether equal inputs give equal bytes, gradients included.
@@ -110,10 +110,10 @@ class SplatEngine(Engine):
         return None
 
 
-class NeighbourEngine(Engine):
+class NeighborEngine(Engine):
     """An engine that finds exact nearest neighbors by inner product."""
 
-    job = "neighbours"
+    job = "neighbors"
 
     @abstractmethod
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,9 @@ class FieldTable(Mapping[str, Field]):
         for field in known.values():
             for other in (field.made_from, field.rows_of):
                 if other is not None and other not in known:
-                    raise UserError(f"{owner}: the field {field.name} is made from {other}, which is no field", "name")
+                    raise UserError(
+                        f"{owner}: the field {field.name} is made from {other}, which is not a field", "name"
+                    )
         return FieldTable(found, owners)
 
 
@@ -270,7 +272,7 @@ _TABLE = (
         "normals",
         "[B, V, 3, H, W]",
         "float32",
-        "unit, camera axes, towards the camera, 0 = unknown",
+        "unit, camera axes, toward the camera, 0 = unknown",
         "vectors",
         kept_as="float16",
         probes_only=True,

@@ -29,7 +29,7 @@ class KernelMap:
     >>> kernel_map = KernelMap(rows, torch.tensor([0, 1, 0]), (2, 1), in_size=2, out_size=2)
     >>> [len(in_rows) for in_rows, _ in kernel_map.pairs]
     [2, 1]
-    >>> kernel_map.neighbours().tolist(), kernel_map.transposed.neighbours().tolist()
+    >>> kernel_map.neighbors().tolist(), kernel_map.transposed.neighbors().tolist()
     ([[0, 1], [1, -1]], [[0, 1], [-1, 0]])
     >>> kernel_map.cached("acme/longest", lambda pairs: max(pairs.counts))
     2
@@ -52,7 +52,7 @@ class KernelMap:
     def deferred(
         cls,
         pairs: Callable[[], Pairs],
-        neighbours: Callable[[], Tensor],
+        neighbors: Callable[[], Tensor],
         size: int,
         in_size: int,
         out_size: int,
@@ -64,7 +64,7 @@ class KernelMap:
 
         Args:
             pairs: makes `in_rows`, `out_rows` and `counts`; called once.
-            neighbours: makes the table of `neighbours`; called on each use.
+            neighbors: makes the table of `neighbors`; called on each use.
             size: number of offsets K.
             in_size: number of input rows.
             out_size: number of output rows.
@@ -74,7 +74,7 @@ class KernelMap:
                 already are, or if nobody knows.
         """
         made = cls.__new__(cls)
-        made._source = _Source(pairs, neighbours, (in_size, out_size), size, mirrored, orders)
+        made._source = _Source(pairs, neighbors, (in_size, out_size), size, mirrored, orders)
         made._is_transposed = False
         made.identity = identity
         return made
@@ -143,12 +143,12 @@ class KernelMap:
         other._source, other._is_transposed, other.identity = self._source, not self._is_transposed, self.identity
         return other
 
-    def neighbours(self) -> Tensor:
+    def neighbors(self) -> Tensor:
         """Make the table [K, N_out] int32 of the input row that meets each output row under each offset, -1 for none.
 
         It is not kept: an engine keeps what it makes of it with `cached`.
         """
-        table = self._source.neighbours()
+        table = self._source.neighbors()
         if not self._is_transposed:
             return table
         return table.flip(0) if self.mirrored else inverted(table, self.out_size)
@@ -178,7 +178,7 @@ class _Source:
     def __init__(
         self,
         make_rows: Callable[[], Pairs],
-        make_neighbours: Callable[[], Tensor] | None,
+        make_neighbors: Callable[[], Tensor] | None,
         sizes: tuple[int, int],
         size: int,
         mirrored: bool = False,
@@ -186,19 +186,19 @@ class _Source:
     ) -> None:
         self.sizes, self.size, self.mirrored, self.orders = sizes, size, mirrored, orders
         self.forms: tuple[dict[Hashable, object], dict[Hashable, object]] = ({}, {})
-        self._make_rows, self._make_neighbours = make_rows, make_neighbours
+        self._make_rows, self._make_neighbors = make_rows, make_neighbors
         self._rows: Pairs | None = None
 
     def rows(self) -> Pairs:
         if self._rows is None:
             self._rows = self._make_rows()
             # The lookup can be larger than the pairs; from here on the table is made from them.
-            self._make_rows = self._make_neighbours = None
+            self._make_rows = self._make_neighbors = None
         return self._rows
 
-    def neighbours(self) -> Tensor:
-        if self._make_neighbours is not None:
-            return self._make_neighbours()
+    def neighbors(self) -> Tensor:
+        if self._make_neighbors is not None:
+            return self._make_neighbors()
         in_rows, out_rows, counts = self.rows()
         offsets = torch.arange(self.size, device=in_rows.device)
         offsets = offsets.repeat_interleave(torch.tensor(counts, device=in_rows.device), output_size=len(in_rows))

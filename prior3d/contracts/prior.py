@@ -1,5 +1,6 @@
 """The contract of a prior: its constructor arguments, its inputs at each step, and its outputs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ class Scene:
     read: Callable[[Sequence[int]], Batch]
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """A training objective on the features of one backbone pass.
 
     Subclass it, take `backbone` and typed keyword options in the constructor (they define the schema of the recipe's
@@ -163,6 +164,7 @@ class Prior(nn.Module):
         """Return the batch with any fields that this prior makes and wants encoded; called before the backbone pass."""
         return batch
 
+    @abstractmethod
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss (a scalar connected to the features) and scalars to log.
 
@@ -170,7 +172,6 @@ class Prior(nn.Module):
             batch: the fields of `needs`, on the device, images as float32 0..1.
             features: features by image field, as named in `encodes`.
         """
-        raise NotImplementedError
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> "dict[str, Figure]":
         """Return images for TensorBoard, by name; none by default."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from prior3d.contracts.dataset import Dataset
 from prior3d.contracts.scores import Metrics, Scores, Totals, by_group
-from prior3d.errors import DoesNotFit
+from prior3d.errors import DoesNotFit, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ class MeasuredData(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Result of a measurement: scores and, if the probe makes figures, the data to draw them.
+    """Result of a measurement: scores and, if the probe makes figures, the data to plot them.
 
     Attributes:
         scores: the scores that are stored and compared.
@@ -156,7 +156,7 @@ class Probe(ABC):
         """
 
     @abstractmethod
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Compute the metrics from statistics summed over groups."""
 
     def check(self, backbone: "nn.Module", trains: bool = False) -> None:
@@ -210,12 +210,26 @@ class Probe(ABC):
 
 
 def measured(found: Scores | Measured) -> Measured:
-    """Return the result of a probe's `measure` as a `Measured`."""
+    """Return the result of a probe's `measure` as a `Measured`.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(found, Scores | Measured):
+        kind = type(found).__name__
+        raise UserError(f"measure returned {kind}, expected Scores, as by_group makes them, or Measured")
     return found if isinstance(found, Measured) else Measured(found)
 
 
 def metrics_of(probe: Probe, scores: Scores | Measured | Sequence[Scores]) -> dict[str, float]:
-    """Return a probe's metrics, averaged over seeds if there are several."""
+    """Return a probe's metrics, averaged over seeds if there are several.
+
+    Raises:
+        UserError: the probe's `summarize` returned no mapping.
+    """
     several = [measured(scores).scores] if isinstance(scores, Scores | Measured) else list(scores)
-    found = [probe.summarise(one.total()) for one in several]
+    found = [probe.summarize(one.total()) for one in several]
+    if not isinstance(found[0], Mapping):
+        kind = type(probe).__name__
+        raise UserError(f"{kind}.summarize returned {type(found[0]).__name__}, expected a dict of metrics by name")
     return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}

@@ -12,7 +12,7 @@ from prior3d.contracts.fields import Field
 from prior3d.contracts.view import View
 
 BY_NAMES, BY_METADATA, BY_MARKER = 10, 20, 30
-"""Confidence of `Reader.recognises`: from file names alone, from a metadata file that several formats share, from a
+"""Confidence of `Reader.recognizes`: from file names alone, from a metadata file that several formats share, from a
 file that only this format has."""
 
 
@@ -142,7 +142,7 @@ class Reader(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, folder: Path) -> int:
+    def recognizes(cls, folder: Path) -> int:
         """Return 0 if a folder is not of this format, else the confidence that it is; `format: auto` takes the highest.
 
         It must be quick, even for a folder of many scenes: look at file names, do not open all files.

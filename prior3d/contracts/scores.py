@@ -12,7 +12,7 @@ Metrics = Mapping[str, float]
 Totals = Mapping[str, Tensor]
 """Statistics summed over groups, from which metrics are computed."""
 
-Summarise = Callable[[Totals], Metrics]
+Summarize = Callable[[Totals], Metrics]
 
 
 @dataclass(frozen=True)

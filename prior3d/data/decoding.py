@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from prior3d.errors import DamagedFile
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
-_GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
+_GRAY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
 _TOP_16_BIT = 65535
 _IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +61,7 @@ class ImageHeader:
     @property
     def problem_as_depth(self) -> str | None:
         """Why this is not a 16-bit depth map, None if it is one."""
-        return None if self.mode in _GREY_16_BIT else f"expected a 16-bit grey image, got mode {self.mode}"
+        return None if self.mode in _GRAY_16_BIT else f"expected a 16-bit gray image, got mode {self.mode}"
 
     @property
     def problem_as_calibrated(self) -> str | None:
@@ -130,8 +130,8 @@ def read_16bit(path: Path) -> np.ndarray:
 def read_ids(path: Path) -> np.ndarray:
     """Return an image with one id per pixel (gray value or palette index) as [h, w] integers; ignore palette colors."""
     with damage(path), Image.open(_intact(path)) as picture:
-        if picture.mode not in (*_GREY_16_BIT, *_IDS):
-            raise ValueError(f"expected one id per pixel (a grey image or one with a palette), got mode {picture.mode}")
+        if picture.mode not in (*_GRAY_16_BIT, *_IDS):
+            raise ValueError(f"expected one id per pixel (a gray image or one with a palette), got mode {picture.mode}")
         return np.asarray(picture).astype(np.int32)
 
 
@@ -153,7 +153,7 @@ def same_field_of_view(size: tuple[int, int], other: tuple[int, int], share: flo
         other: Height and width of the other image, pixels.
         share: Allowed difference of the aspects, in addition to what rounding to whole pixels causes.
 
-    >>> same_field_of_view((968, 1296), (480, 640))  # colour and depth of ScanNet: 0.4 % apart
+    >>> same_field_of_view((968, 1296), (480, 640))  # color and depth of ScanNet: 0.4 % apart
     True
     >>> same_field_of_view((96, 128), (128, 96))
     False
@@ -181,9 +181,9 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """Return the pixels of an opened image as [h, w, 3] uint8."""
     if picture.mode == "F":
         raise ValueError("expected an image of 8 or 16 bits, got floating-point numbers (mode F)")
-    if picture.mode in _GREY_16_BIT:  # Pillow clips these at 255 instead of scaling
-        grey = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+    if picture.mode in _GRAY_16_BIT:  # Pillow clips these at 255 instead of scaling
+        gray = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 

@@ -28,7 +28,7 @@ _ONLY_THE_MODEL_HAS_ONE = (
     "it has no decoder, the model has one: name a run, or its backbone.safetensors with decoder.safetensors beside it"
 )
 _ONLY_IT_HAS_ONE = (
-    "it has a decoder, the model has none: name a copy of its backbone.safetensors with no decoder.safetensors by it"
+    "it has a decoder, the model has none: name a copy of backbone.safetensors without a decoder.safetensors beside it"
 )
 
 
@@ -73,7 +73,7 @@ def build_columns(
     if control is None:
         return columns_of(before, after, make_untrained(after, size, seed), RANDOM, names)
     if before is None:
-        raise UserError("there is nothing to be a control of: give --against, or a run", "--control")
+        raise UserError("a control needs two models to compare: give --against, or a run folder as MODEL", "--control")
     trained = load_other(find_other(control, "--control"), size, seed, "--control")
     return columns_of(before, after, trained, GIVEN, names)
 
@@ -103,7 +103,7 @@ def columns_of(
     first, second = names
     columns = {first: Column((before,), before.text), second: Column((after,), after.text)}
     _check_size_of(control, after)
-    text = f"features of {first} and of {control.text}, concatenated: what as many more channels are worth"
+    text = f"features of {first} and of {control.text}, concatenated: the gain from as many more channels alone"
     columns[f"{first} + {second}"] = Column((before, after), f"features of {first} and {second}, concatenated")
     columns[f"{first} + {control_name}"] = Column((before, control), text)
     return columns
@@ -129,11 +129,11 @@ def notes_on_models(columns: Mapping[str, Column]) -> list[str]:
     before, after = (columns[name].models[0] for name in (first, second))
     notes = []
     if before.digest == after.digest:
-        notes.append(f"{first} and {second} have the very same weights.")
+        notes.append(f"{first} and {second} have the same weights.")
     if before.backbone.spec.dense_stride != after.backbone.spec.dense_stride:
         notes.append(
             f"The maps of {first} have a cell for every {_stride_of(before)}, those of {second} for every"
-            f" {_stride_of(after)}: part of the difference is resolution, not what was learnt."
+            f" {_stride_of(after)}: part of the difference is resolution, not what was learned."
         )
     if f"{first} + {RANDOM}" in columns:
         notes.append(
@@ -153,8 +153,8 @@ def _check_size_of(control: Model, after: Model) -> None:
     if theirs.encoder_channels == ours.encoder_channels and theirs.has_decoder != ours.has_decoder:
         words = _ONLY_IT_HAS_ONE if theirs.has_decoder else _ONLY_THE_MODEL_HAS_ONE
         channels = f"dense channels {theirs.dense_channels}, the model {ours.dense_channels}"
-        raise UserError(f"a control is of the size of the model: {words} ({channels})", "--control")
+        raise UserError(f"the control must be as large as the model: {words} ({channels})", "--control")
     for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # a decoder cannot fix a different encoder
         if getattr(theirs, what) != getattr(ours, what):
             words = f"{what.replace('_', ' ')} {getattr(theirs, what)}, the model {getattr(ours, what)}"
-            raise UserError(f"a control is of the size of the model: it has {words}", "--control")
+            raise UserError(f"the control must be as large as the model: it has {words}", "--control")

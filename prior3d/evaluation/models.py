@@ -82,10 +82,10 @@ def find_subject(name: str, overrides: Sequence[str] = ()) -> Subject:
 
 def _run(name: str, folder: RunFolder, overrides: Sequence[str]) -> Subject:
     if not folder.recipe.is_file():
-        raise UserError(f"{name} is no run folder: it holds no {folder.recipe.name}")
+        raise UserError(f"{name} is not a run folder: it holds no {folder.recipe.name}")
     for file in (folder.initial, folder.backbone):
         if not file.is_file():
-            go_on = f"go on with: prior3d-train --resume {folder.path}"
+            go_on = f"resume it with: prior3d-train --resume {folder.path}"
             raise UserError(f"the run in {name} is not complete: it holds no {file.name}; {go_on}")
     content, source = read_recipe(folder.recipe, overrides)
     _refuse(source.overridden, ("backbone",), "a run is measured with its own model: leave this out")
@@ -106,10 +106,10 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
         brought |= read_description(decoder).get("decoder", {})
     content: dict[str, object] = {"backbone": {**brought, "weights": str(path)}}
     source = _override(content, overrides)
-    _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} is the weights already")
+    _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} already gives the weights")
     if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # the reader checks other types
         raise UserError(
-            f"{name} does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;"
+            f"{name} does not say which model it belongs to: as MODEL, add backbone.name=... with a timm model;"
             f" after --against or --control, name {SAYS_ITS_MODEL}"
         )
     return Subject(name, content, source, file=path)
@@ -118,11 +118,11 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
 def _of_timm(name: str, overrides: Sequence[str]) -> Subject:
     model = name.removeprefix(RANDOM_WEIGHTS)
     if unknown := refusal_of(partial(check_name, model)):
-        raise UserError(f"{name} is no run folder and no weight file, and {unknown.message}") from unknown
+        raise UserError(f"{name} is neither a run folder nor a weight file, and {unknown.message}") from unknown
     pretrained = model == name and not any(text.startswith("backbone.weights=") for text in overrides)
     content: dict[str, object] = {"backbone": {"name": model, "pretrained": pretrained}}
     source = _override(content, overrides)
-    _refuse(source.overridden, ("backbone.name",), f"{name} is the model already")
+    _refuse(source.overridden, ("backbone.name",), f"{name} already is the model")
     if model != name:
         _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} has random weights")
     return Subject(name, content, source)

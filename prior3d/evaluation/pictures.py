@@ -168,7 +168,7 @@ def write_pictures(
     """
     files = find_images(paths)
     if len(files) > _MOST:
-        say(f"{len(files)} images: {_MOST} of them are drawn, evenly chosen; name fewer for others")
+        say(f"{len(files)} images are too many: {_MOST} of them, evenly chosen, are plotted; name fewer to choose")
         files = [files[index] for index in evenly_spaced(len(files), _MOST).tolist()]
     with _readable():
         check_sizes(models, {working_size(image_size(path), size) for path in files})
@@ -181,7 +181,7 @@ def write_pictures(
     axes, clusters = fit_shared_axes(samples), fit_matched_clusters(samples, k, seed)
     pages = [files[start : start + _PAGE] for start in range(0, len(files), _PAGE)]
     written = []
-    for number, page in enumerate(progress(pages, "drawing", len(pages)), 1):
+    for number, page in enumerate(progress(pages, "plotting", len(pages)), 1):
         images = [read_image(path, size) for path in page]
         maps = read_maps(models, images, kind)
         names = [path.name for path in page]

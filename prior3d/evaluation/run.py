@@ -27,7 +27,7 @@ from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring, applies, check_size
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Drawings, compare, device_name, tabulate, write_report
+from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Plots, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.report import Report
 
@@ -114,7 +114,7 @@ def check_folder(out: Path) -> None:
     """Raise UserError if a folder cannot be created or written to; leave nothing in it."""
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise UserError(f"{existing} is no folder", "--out")
+        raise UserError(f"{existing} is not a folder", "--out")
     try:
         with section("--out"), temporary_folder(".prior3d-", existing):
             pass
@@ -149,21 +149,21 @@ def _measure_and_report(
     results, key = _open_results(out, subject, request, columns, started_from)
     about = _describe(subject, request, columns, key, against)
     is_new = _key_of_report(out) != key or not _is_complete(request, columns, results)
-    drawings = Drawings()
+    plots = Plots()
     if is_new:
         Measuring(device, request.data.workers, started_from).run(
             request.tasks,
             {name: column.backbones for name, column in columns.items()},
             results,
             progress=Bars(console),
-            plot=drawings,
+            plot=plots,
             plotted=single_names(columns),
         )
     comparison = compare(request.tasks, results, list(columns), pairs_of(columns))
     console.print(tabulate(comparison, about.title))
     if is_new:
         facts = {"device": device_name(device), "seconds": round(time.perf_counter() - started, 1)}
-        _write(out, comparison, drawings, replace(about, facts={**about.facts, **facts}))
+        _write(out, comparison, plots, replace(about, facts={**about.facts, **facts}))
     console.print(f"{'' if is_new else 'nothing is new; '}report: {out / MARKDOWN}")
     return Report(out)
 
@@ -275,11 +275,11 @@ def _describe(
     )
 
 
-def _write(out: Path, comparison: Comparison, drawings: Drawings, about: About) -> None:
+def _write(out: Path, comparison: Comparison, plots: Plots, about: About) -> None:
     """Write the report and the events, replacing earlier ones."""
     out.mkdir(parents=True, exist_ok=True)
     earlier = list(out.glob("events.out.tfevents.*"))
-    write_events(out, comparison, drawings.figures)
-    write_report(out, comparison, drawings.figures, about)
+    write_events(out, comparison, plots.figures)
+    write_report(out, comparison, plots.figures, about)
     for file in earlier:
         file.unlink()

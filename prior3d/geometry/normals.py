@@ -20,7 +20,7 @@ def normals_from_depth(depth: Tensor, intrinsics: Tensor, edge: float = 0.05) ->
             the maximum bend between two neighbors.
 
     Returns:
-        [..., 3, H, W] unit normals in camera axes, towards the camera; 0 where depth is unknown and where, along either
+        [..., 3, H, W] unit normals in camera axes, toward the camera; 0 where depth is unknown and where, along either
         axis, no neighbor is on the same surface.
 
     >>> intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]])
@@ -43,9 +43,9 @@ def normals_from_depth(depth: Tensor, intrinsics: Tensor, edge: float = 0.05) ->
 
 def _along(points: Tensor, inverse: Tensor, axis: int, edge: float) -> Tensor:
     """Return a vector along the surface in the direction of an image axis, [..., H, W, 3]; NaN if there is none."""
-    following, preceding = (_neighbour(inverse, axis, step) - inverse for step in (1, -1))
-    to_following = _neighbour(points, axis - 1, 1) - points
-    from_preceding = points - _neighbour(points, axis - 1, -1)
+    following, preceding = (_neighbor(inverse, axis, step) - inverse for step in (1, -1))
+    to_following = _neighbor(points, axis - 1, 1) - points
+    from_preceding = points - _neighbor(points, axis - 1, -1)
     limit = edge * inverse
     straight = (following + preceding).abs() <= limit / 4  # false where either is NaN
     forward = following.abs().nan_to_num(torch.inf) <= preceding.abs().nan_to_num(torch.inf)
@@ -55,7 +55,7 @@ def _along(points: Tensor, inverse: Tensor, axis: int, edge: float) -> Tensor:
     return torch.where(straight[..., None], to_following + from_preceding, single)
 
 
-def _neighbour(values: Tensor, axis: int, step: int) -> Tensor:
+def _neighbor(values: Tensor, axis: int, step: int) -> Tensor:
     """Return at each place the value of the next or previous place along an axis; NaN beyond the border."""
     moved = values.roll(-step, axis)
     moved.select(axis, -1 if step > 0 else 0).fill_(torch.nan)

@@ -13,7 +13,7 @@ MIN_NORM = 1e-12
 
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
-    """Pull each query towards its key and away from all other keys (PointInfoNCE).
+    """Pull each query toward its key and away from all other keys (PointInfoNCE).
 
     It is the mean over rows of `logsumexp_j(q_i . k_j / temperature) - q_i . k_i / temperature`.
 
@@ -90,7 +90,7 @@ def masked_point_info_nce(
         # An empty sum, not a product with 0, which would turn an inf elsewhere into a NaN.
         return (queries.flatten()[:0].sum() + keys.flatten()[:0].sum()).to(working_dtype(queries))
     with full_precision(queries.device):
-        queries, keys = (_normalise(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
+        queries, keys = (_normalize(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
         logits = _Product.apply(queries, keys) / temperature
         positive = logits.diagonal(dim1=-2, dim2=-1)
         # The diagonal always counts: a row of only -inf would have a NaN gradient.
@@ -222,7 +222,7 @@ class _GatherRanks(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def _normalise(rows: Tensor) -> Tensor:
+def _normalize(rows: Tensor) -> Tensor:
     rows = rows.to(working_dtype(rows))
     squared_norm = rows.square().sum(-1, keepdim=True)
     return rows * torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0).rsqrt()

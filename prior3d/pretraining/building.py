@@ -172,7 +172,10 @@ def build_prior(label: str, options: PriorSection, registry: "Registry", spec: B
     key = f"priors.{label}"
     cls = registry.get("priors", options.prior, key)
     reseed("prior", seed, label)
-    return construct(cls, spec, key=key, options=options.options, registry=registry)
+    made = construct(cls, spec, key=key, options=options.options, registry=registry)
+    if getattr(made, "backbone", None) is None:
+        raise UserError("its constructor does not call super().__init__(backbone)", key)
+    return made
 
 
 def _build_objective(
@@ -201,7 +204,7 @@ def _check_statistics(backbone: Backbone, options: BackboneSection) -> None:
 def _check_fields(prior: Prior) -> None:
     unknown = set(prior.reads) - READABLE
     if unknown:
-        raise UserError(f"reads {sorted(unknown)}; there are {sorted(READABLE)}")
+        raise UserError(f"reads {sorted(unknown)}, which are unknown; there are {sorted(READABLE)}")
     for name in (*prior.needs, *prior.encodes):
         if not all(is_known(part) for part in name.split("|")):
             raise UserError(f"needs the field {name!r}, which no batch has")
@@ -217,18 +220,18 @@ def _check_needs(name: str, prior: Prior, dataset: Dataset, data_name: str, view
     if missing:
         raise UserError(f"{name} needs {', '.join(missing)}, which {data_name} does not provide")
     if prior.views > views:
-        raise UserError(f"{name} needs {prior.views} views of a scene, data.views is {views}")
+        raise UserError(f"{name} needs {prior.views} views of a scene, but data.views is {views}")
     if prior.prepares and not isinstance(dataset, PosedDataset):
-        raise UserError(f"prepares whole scenes, and {data_name} is no dataset of posed scenes")
+        raise UserError(f"prepares whole scenes, and {data_name} is not a dataset of posed scenes")
 
 
 def _check_teachers(prior: Prior, has_average: bool) -> None:
     if has_average:
         return
     if "ema" in prior.reads:
-        raise UserError("reads the moving average of the backbone; set backbone.ema, to 0.99 say")
+        raise UserError("reads the moving average of the backbone; set backbone.ema, for example to 0.99")
     if prior.refresh_steps:
-        raise UserError("its teacher is the moving average of the backbone; set backbone.ema, to 0.99 say")
+        raise UserError("its teacher is the moving average of the backbone; set backbone.ema, for example to 0.99")
 
 
 def first_available(need: str, dataset: Dataset) -> str:

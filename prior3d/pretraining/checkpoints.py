@@ -108,7 +108,7 @@ def _what_is_left(path: Path) -> str:
     """Describe how to continue a run without its last checkpoint."""
     others = sorted(path.parent.glob("step-*.ckpt"), key=step_of)
     if others:
-        return f"to go on from step {step_of(others[-1])}, copy {others[-1].name} over it"
+        return f"to resume from step {step_of(others[-1])}, copy {others[-1].name} over it"
     return "without it, the run would begin at its first step again: remove it to do so"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from prior3d.backbone import Backbone
 from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
-from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarise
+from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarize
 from prior3d.errors import UserError, section
 from prior3d.files import write_atomically, write_json
 from prior3d.version import __version__
@@ -147,7 +147,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.recipe.is_file():
-            raise UserError(f"{path} is no run folder: it holds no {folder.recipe.name}", "--resume")
+            raise UserError(f"{path} is not a run folder: it holds no {folder.recipe.name}", "--resume")
         return folder
 
     def remove_leftovers(self) -> None:
@@ -178,7 +178,7 @@ class RunFolder:
         weights = read_weights(self.initial, key=None)
         mismatches = find_mismatches(backbone.state_dict(), weights)
         if mismatches:
-            raise UserError(f"{self.initial} does not fit the recipe's backbone: {summarise(mismatches)}")
+            raise UserError(f"{self.initial} does not fit the recipe's backbone: {summarize(mismatches)}")
         backbone.load_state_dict(weights)
 
     def load_trained(self, backbone: Backbone) -> None:
@@ -233,7 +233,7 @@ def load_decoder(backbone: Backbone, path: Path) -> None:
     weights = read_weights(path, key=None)
     mismatches = find_mismatches(backbone.decoder.state_dict(), weights)
     if mismatches:
-        raise UserError(f"{path} does not fit the model's decoder: {summarise(mismatches)}")
+        raise UserError(f"{path} does not fit the model's decoder: {summarize(mismatches)}")
     backbone.decoder.load_state_dict(weights)
 
 

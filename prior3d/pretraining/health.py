@@ -123,9 +123,9 @@ class Divergence:
         first = int(self._since.min())
         labels = [label for label, since in zip(self._labels, self._since.tolist(), strict=True) if since == first]
         if first == _NEVER:  # it diverged on another rank
-            return UserError(f"some loss is not finite at step {step}: {_ADVICE}", "optim.lr")
+            return UserError(f"a loss is not finite at step {step}: {_ADVICE}", "optim.lr")
         others = f" (and of {', '.join(labels[1:])})" if labels[1:] else ""
-        return UserError(f"its loss{others} is not finite since step {first}: {_ADVICE}", f"priors.{labels[0]}")
+        return UserError(f"its loss{others} has not been finite since step {first}: {_ADVICE}", f"priors.{labels[0]}")
 
 
 class Activity:
@@ -167,7 +167,7 @@ def nothing_to_learn(priors: Mapping[str, Prior], steps: int) -> UserError:
     fields = ", ".join(prior.needs or prior.encodes)
     return UserError(
         f"its loss{others} was exactly 0 in each of {steps} steps: there is nothing to learn. The data hold nothing"
-        f" that it can use ({fields}: all unknown?), or its options rule all of it out",
+        f" that it can use ({fields}: all unknown?), or its options exclude everything",
         f"priors.{label}",
     )
 
@@ -176,7 +176,7 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raise UserError if trained weights are not finite and therefore unusable."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise UserError(f"the trained weights are not finite, {name} for one: {_ADVICE}", "optim.lr")
+            raise UserError(f"the trained weights are not finite ({name}, for example): {_ADVICE}", "optim.lr")
 
 
 _ADVICE = "the training has diverged; start again with a lower optim.lr, a longer optim.warmup or data without NaN"

@@ -8,7 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from prior3d.backbone import Backbone
-from prior3d.backbone.weights import find_mismatches, summarise
+from prior3d.backbone.weights import find_mismatches, summarize
 from prior3d.contracts.prior import Batch, Prior
 from prior3d.errors import UserError, section
 from prior3d.pretraining.building import build_prior
@@ -74,7 +74,7 @@ class Joint(nn.Module):
         self.decay = ema
         reads = self.objective.reads
         if "ema" in reads and ema is None:
-            raise UserError("some prior reads the moving average of the backbone; set this, to 0.99 say", "ema")
+            raise UserError("a prior reads the moving average of the backbone: set this, for example to 0.99", "ema")
         # In tuples, so they are not submodules: they are neither trained nor saved.
         self._reference = (_freeze(self.backbone),) if "reference" in reads else ()
         self._average = (_freeze(self.backbone),) if ema is not None else ()
@@ -166,7 +166,7 @@ def _as_backbone(
     if isinstance(model, Backbone):
         return model
     if size is None:
-        raise UserError("give size=(height, width) of the images, which a model that is no Backbone does not know")
+        raise UserError("give size=(height, width) of the images: only a Backbone knows it by itself")
     name = model if isinstance(model, str) else _name_of(model)
     reseed("backbone", seed)
     backbone = Backbone(name, tuple(size), decoder_stride=decoder_stride, channels=channels)
@@ -187,7 +187,7 @@ def _adopt(backbone: Backbone, model: nn.Module) -> None:
     made, theirs = backbone.encoder.model.state_dict(), model.state_dict()
     mismatches = find_mismatches(made, {name: value for name, value in theirs.items() if name in made})
     if mismatches:
-        raise UserError(f"this model differs from timm's {backbone.spec.name}: {summarise(mismatches)}")
+        raise UserError(f"this model differs from timm's {backbone.spec.name}: {summarize(mismatches)}")
     backbone.encoder.model = model
     own = resolve_model_data_config(model)
     device = next(model.parameters()).device

@@ -54,7 +54,7 @@ def check_processes(devices: int) -> None:
     started = os.environ.get("WORLD_SIZE")
     if started is not None and started != str(devices):
         raise UserError(
-            f"{started} processes were started (the environment has WORLD_SIZE={started}), and this is {devices}: set"
+            f"{started} processes were started (the environment has WORLD_SIZE={started}), but this is {devices}: set"
             f" it to {started}, or start one process without torchrun; prior3d starts the others itself",
             "trainer.devices",
         )
@@ -62,7 +62,7 @@ def check_processes(devices: int) -> None:
         rank = os.environ.get(name, "0")
         if started is None and devices == 1 and rank != "0":
             raise UserError(
-                f"this is process {rank} of several (the environment has {name}={rank}), and trainer.devices is 1:"
+                f"this is process {rank} of several (the environment has {name}={rank}), but trainer.devices is 1:"
                 f" unset {name}, or set this to the number of processes",
                 "trainer.devices",
             )
@@ -91,7 +91,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
         with section("data"):
             raise UserError(
-                f"the memory of {where} does not hold a training step: lower this (it is {batch_size}) and raise"
+                f"a training step does not fit into the memory of {where}: lower this (it is {batch_size}) and raise"
                 " accumulate by the same factor, set precision: bf16, or take a smaller size",
                 "batch_size",
             ) from error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prior3d.backbone import Backbone, Maps
 from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior
+from prior3d.errors import UserError, section
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,50 @@ class JointObjective(nn.Module):
             step: optimizer step, for the warm-ups.
             seed: function that reseeds the global generators for a label, so a prior's draws do not depend on other
                 priors.
+
+        Raises:
+            UserError: a prior returned no scalar loss that is connected to the features, or logs no scalars.
         """
         losses, weighted, scalars = {}, {}, {}
         for label, prior in self.priors.items():
             seed(label)
-            loss, values = prior(batch, features)
+            with section(f"priors.{label}"):
+                loss, values = _checked(prior(batch, features), features)
             losses[label] = loss
             weighted[label] = loss * self.terms[label].at(step)
             scalars |= {f"{label}/{name}": value.detach() for name, value in values.items()}
         return Losses(sum(weighted.values()), losses, weighted, scalars)
+
+
+def _checked(returned: object, features: Mapping[str, Features]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return the loss and the scalars that a prior returned.
+
+    Raises:
+        UserError: it returned something else, or a loss that trains nothing.
+    """
+    pair = isinstance(returned, tuple | list) and len(returned) == 2
+    if not (pair and isinstance(returned[0], Tensor) and isinstance(returned[1], Mapping)):
+        raise UserError(f"forward returned {_described(returned)}, expected a loss and a dict of scalars")
+    loss, values = returned
+    if loss.ndim:
+        raise UserError(f"forward returned a loss of shape {list(loss.shape)}, expected a scalar")
+    for name, value in values.items():
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            raise UserError(f"forward logs {name!r} as {_described(value)}, expected a scalar tensor")
+    if torch.is_grad_enabled() and not loss.requires_grad and _train(features):
+        raise UserError(
+            "the loss is not connected to the features: it trains nothing; for a batch with nothing to learn from, "
+            "return self.zero(features)"
+        )
+    return loss, values
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _train(features: Mapping[str, Features]) -> bool:
+    return any(tensor.requires_grad for feature in features.values() for tensor in feature.maps())
 
 
 @dataclass(frozen=True)

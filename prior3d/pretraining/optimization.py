@@ -1,4 +1,4 @@
-"""Optimiser, parameter groups and learning-rate schedule of a run."""
+"""Optimizer, parameter groups and learning-rate schedule of a run."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

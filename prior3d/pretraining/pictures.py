@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prior3d.contracts.fields import FIELDS, FieldTable
-from prior3d.figures import plot_features, render
+from prior3d.errors import section
+from prior3d.figures import named_figures, plot_features, render
 from prior3d.pretraining.tracking import log_image
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ _SAMPLES = 4
 
 
 class Pictures(lightning.Callback):
-    """Draw pictures every n optimizer steps, on rank 0, from the first samples of the current training batch.
+    """Plot pictures every n optimizer steps, on rank 0, from the first samples of the current training batch.
 
-    Drawing runs in evaluation mode and without gradients. Each training step reseeds the global generators, so pictures
-    do not change the samples of a run.
+    Plotting runs in evaluation mode and without gradients. Each training step reseeds the global generators, so
+    pictures do not change the samples of a run.
 
     Args:
         every: optimizer steps between two sets of pictures; 0 for none.
@@ -41,7 +42,7 @@ class Pictures(lightning.Callback):
         batch: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
-        """Draw at the first step and every n steps after it."""
+        """Plot at the first step and every n steps after it."""
         at_boundary = (batch_idx + 1) % self.accumulate == 0
         due = self.every and (trainer.global_step == 1 or trainer.global_step % self.every == 0)
         if at_boundary and due and trainer.is_global_zero:
@@ -65,7 +66,8 @@ def plot(task: "PretrainingTask", batch: dict[str, Tensor]) -> dict[str, Figure]
             figures: dict[str, Any] = {}
             for label, prior in task.objective.priors.items():
                 seed(f"{label}/draw")
-                figures |= {f"{label}/{name}": figure for name, figure in prior.plot(batch, features).items()}
+                with section(f"priors.{label}"):
+                    figures |= named_figures(prior.plot(batch, features), label)
     finally:
         for module in trained:
             module.train()

@@ -17,7 +17,7 @@ from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring
 from prior3d.probes.results import AFTER, BEFORE, Results
 from prior3d.probes.tasks import ProbeTask
-from prior3d.reporting import About, Drawings, compare, device_name, tabulate, write_report
+from prior3d.reporting import About, Plots, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 
 if TYPE_CHECKING:
@@ -61,27 +61,27 @@ class Probing:
         models = {BEFORE: self.run.initial} if self.run.recipe.trainer.probe_before else {}
         models[AFTER] = self.run.backbone
         digests = {name: self.run.digest if name == BEFORE else model.digest() for name, model in models.items()}
-        results, drawings = self._results(digests), Drawings()
+        results, plots = self._results(digests), Plots()
         is_known = all(results.has(task.label, when) for task in self.tasks for when in models)
         if not (is_known and self.files.report.exists()):
-            self._evaluate(models, results, drawings)
+            self._evaluate(models, results, plots)
             self._save(results)
         comparison = compare(self.tasks, results, list(models), [(AFTER, BEFORE)])
         self.run.console.print(tabulate(comparison, "frozen features on held-out scenes"))
-        if drawings.figures:
+        if plots.figures:
             seconds = round(time.perf_counter() - started, 1)
             steps = {BEFORE: 0, AFTER: self.run.max_steps}
-            write_events(self.files.path, comparison, drawings.figures, steps)
-            write_report(self.files.path, comparison, drawings.figures, self._about(digests, seconds))
+            write_events(self.files.path, comparison, plots.figures, steps)
+            write_report(self.files.path, comparison, plots.figures, self._about(digests, seconds))
         self.run.console.print(f"report: {self.files.report}")
 
-    def _evaluate(self, models: dict[str, Backbone], results: Results, drawings: Drawings | None = None) -> None:
+    def _evaluate(self, models: dict[str, Backbone], results: Results, plots: Plots | None = None) -> None:
         self._measuring.run(
             self.tasks,
             {name: [backbone] for name, backbone in models.items()},
             results,
             progress=Bars(self.run.console, f"{list(models)[-1]}: "),
-            plot=drawings,
+            plot=plots,
             plotted=list(models),
         )
 
@@ -138,7 +138,7 @@ def _checkpoint(
             weights = checkpoint_of(options)
             if weights is None or checkpoint_classifier(backbone, weights) is None:
                 raise UserError(
-                    "needs the classifier that weights come with: set backbone.pretrained, or backbone.weights to a"
+                    "needs a classifier that comes with the weights: set backbone.pretrained, or backbone.weights to a"
                     " file with one",
                     f"probes.{task.label}",
                 )

@@ -51,7 +51,7 @@ class Refreshes(lightning.Callback):
                 folders = [self.folder / _kind(label, latest) / _name(scene) for scene in scenes]
                 lost = next((folder for folder in folders if not folder.is_dir()), None)
                 if lost is not None:
-                    raise UserError(f"{lost} is gone, without which this run cannot go on as it was", "--resume")
+                    raise UserError(f"{lost} is missing, and this run cannot be resumed without it", "--resume")
                 prior.attach(folders)
 
     def on_train_batch_start(

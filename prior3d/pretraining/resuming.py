@@ -92,7 +92,7 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
     if not last.exists():
         kept = sorted(files.checkpoints.glob("step-*.ckpt"), key=step_of)
         if kept:
-            raise UserError(f"{last} is gone; to go on from step {step_of(kept[-1])}, copy {kept[-1].name} to it")
+            raise UserError(f"{last} is missing; to resume from step {step_of(kept[-1])}, copy {kept[-1].name} to it")
         if files.backbone.exists():  # the run is complete, but its checkpoint was removed
             before = load_recipe(files.recipe, (), plugins)
             changes = _differences(before.to_dict(), recipe.to_dict())
@@ -108,7 +108,7 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
     changes = _differences(before.to_dict(), recipe.to_dict())
     _refuse(recipe.source, {key: values for key, values in changes.items() if not _is_free(key, values)}, files)
     if recipe.trainer.max_steps < step:
-        raise recipe.source.locate(UserError(f"the run is at step {step} already", "trainer.max_steps"))
+        raise recipe.source.locate(UserError(f"the run is already at step {step}", "trainer.max_steps"))
     return Begun(files, recipe, step, changes, about.get("history", ()), about.get("threads"))
 
 
@@ -117,8 +117,8 @@ def _refuse(source: Source, changes: Mapping[str, tuple[object, object]], files:
         return
     texts = [f"{key} was {described(old)} and is {described(new)}" for key, (old, new) in changes.items()]
     error = UserError(
-        f"a run goes on as it began: {'; '.join(texts[:3])}{'; ...' if len(texts) > 3 else ''}. Change this back, or"
-        f" begin a new run from its weights: backbone.weights={files.path}",
+        f"a resumed run must not change: {'; '.join(texts[:3])}{'; ...' if len(texts) > 3 else ''}. Change this back"
+        f" or start a new run from its weights: backbone.weights={files.path}",
         next(iter(changes)),
     )
     raise source.locate(error)

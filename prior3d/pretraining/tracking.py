@@ -93,7 +93,7 @@ def log_image(loggers: Sequence[Logger], name: str, image: np.ndarray, step: int
 
 
 class CsvLogger(Logger):
-    """Curves as lines `step,name,value` of one file; a resumed run goes on in it.
+    """Curves as lines `step,name,value` of one file; a resumed run appends to it.
 
     Args:
         file: the file.

@@ -183,7 +183,7 @@ def fit(run: Run) -> None:
     if trainer.is_global_zero:
         _conclude(run, task, str(trainer.strategy.root_device), seconds)
     if run.stopped_by is not None:
-        say(f"stopped by {run.stopped_by} at step {run.steps}, go on with: prior3d-train --resume {run.folder}")
+        say(f"stopped by {run.stopped_by} at step {run.steps}; resume it with: prior3d-train --resume {run.folder}")
 
 
 def _files(checkpoints: Checkpoints) -> RunFolder:

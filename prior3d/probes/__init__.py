@@ -29,7 +29,7 @@ from prior3d.probes.labels import (
 from prior3d.probes.linear import Fitting, LinearHead, Schedule, at_pixels, upsample
 from prior3d.probes.logistic import LogisticRegression, choose_penalty, fit_logistic
 from prior3d.probes.models import FrozenModel, concatenate, resize
-from prior3d.probes.neighbours import nearest, vote
+from prior3d.probes.neighbors import nearest, vote
 from prior3d.probes.probe_data import Array, ProbeData
 from prior3d.probes.side_by_side import (
     Panel,

@@ -50,7 +50,7 @@ def class_frequency(data: ProbeData) -> Tensor:
     train, held_out = (_pixels_by_class(data, part) for part in ("train", "held_out"))
     highest = int(torch.maximum(train, held_out).nonzero().max())
     if names and highest >= len(names):
-        raise UserError(f"there are pixels of class {highest}, and only {len(names)} classes have names", "data")
+        raise UserError(f"there are pixels of class {highest}, but only {len(names)} classes have names", "data")
     return train[: len(names) or highest + 1]
 
 
@@ -62,7 +62,7 @@ def _pixels_by_class(data: ProbeData, part: Part) -> Tensor:
     counts[IGNORE_CLASS] = 0
     if not counts.any():
         split = data.parts[part].spec.split
-        what = f"the {split} split has no labelled pixel, all are of class {IGNORE_CLASS} (ignore): check its masks"
+        what = f"the {split} split has no labeled pixel, all are of class {IGNORE_CLASS} (ignore): check its masks"
         raise UserError(what, "data")
     return counts
 
@@ -73,9 +73,9 @@ def count_by_class(ids: Tensor, counted: Tensor, classes: int) -> Tensor:
     return torch.bincount((first + ids)[counted], minlength=classes * len(ids)).view(len(ids), classes)
 
 
-def mean_iou(hits: Tensor, predicted: Tensor, labelled: Tensor) -> float:
+def mean_iou(hits: Tensor, predicted: Tensor, labeled: Tensor) -> float:
     """Return the mean over classes of hits / union, from pixel counts [K]; classes that never occur do not count."""
-    union = predicted + labelled - hits
+    union = predicted + labeled - hits
     return float((hits / union)[union > 0].mean())
 
 
@@ -118,6 +118,7 @@ def score_constant(data: ProbeData, guess: int, classes: int) -> dict[str, Tenso
         ids = truth.take(rows).long()
         return count_hits(torch.full_like(ids, guess), ids, classes)
 
+    # Keys of score files keep their spelling: finished runs hold them.
     return counted(("labelled", "hits", "predicted"), map(count, torch.arange(len(truth)).split(64)))
 
 

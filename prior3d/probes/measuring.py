@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prior3d.backbone import Backbone
 from prior3d.backbone.batch_norm import reestimate_batch_norm
-from prior3d.contracts.probe import Measured, Probe, measured
+from prior3d.contracts.probe import Measured, Probe, measured, metrics_of
 from prior3d.contracts.runner import Progress, silent
 from prior3d.contracts.scores import Scores
 from prior3d.errors import UserError, section
@@ -191,7 +191,10 @@ def opened(tasks: Sequence[ProbeTask], workers: int = 0, progress: Progress = si
 
 def _by_seed(task: ProbeTask, model: FrozenModel, data: ProbeData, first_seed: int = 0) -> list[Measured]:
     seeds = task.seeds if task.probe.seeded else 1
-    return [measured(task.probe.measure(model, data, first_seed + number)) for number in range(seeds)]
+    found = [measured(task.probe.measure(model, data, first_seed + number)) for number in range(seeds)]
+    for one in found:
+        metrics_of(task.probe, one)  # refuses a wrong `summarize` before scores are kept
+    return found
 
 
 def _lacks_controls(task: ProbeTask, results: Results) -> bool:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -116,8 +116,11 @@ class ProbeData:
         Returns:
             An `Array` [N, ...]; for a packed field, the `Rows` of each of N frames.
         """
+        self._check_part(part)
         key = ("field", part, name)
         if key not in self._arrays:
+            if name not in self._tables[part]:
+                raise ValueError(f"expected a field, got {name!r}; there are {', '.join(self._tables[part])}")
             field = self._tables[part][name]
             path, what = self.folder / f"{part}-{name.replace('/', '--')}.npy", f"{name}, {part}"
             batches = self._decode(part, frozenset({name}), _BATCH)
@@ -131,6 +134,9 @@ class ProbeData:
 
     def features(self, model: FrozenModel, part: Part, kind: FeatureKind = "dense") -> tuple["Array", ...]:
         """Return the features of a model for all frames of a part, one array [N, C, h, w] or [N, C] per backbone."""
+        self._check_part(part)
+        if kind not in get_args(FeatureKind):
+            raise ValueError(f"expected one of {', '.join(get_args(FeatureKind))} as kind of features, got {kind!r}")
         if model.beside:
             arrays = tuple(array for one in model.beside for array in self.features(one, part, kind))
             if len({array.shape[2:] for array in arrays}) == 1:  # otherwise they are resized to match
@@ -139,6 +145,10 @@ class ProbeData:
         if key not in self._arrays:
             self._arrays[key] = self._extract(model, part, kind)
         return self._arrays[key]
+
+    def _check_part(self, part: str) -> None:
+        if part not in self.parts:
+            raise ValueError(f"expected one of {', '.join(self.parts)} as part of the data, got {part!r}")
 
     def _decode(self, part: Part, fields: frozenset[str], batch: int) -> Iterator[dict[str, Tensor]]:
         samples = _Frames(self.parts[part], self.frames[part], fields)

@@ -72,12 +72,12 @@ def plot_classes(
         names: Class names, by id; empty to show ids.
         ignore: Class id without a color.
     """
-    grey = images.mean(1).clamp(0, 1).numpy()
+    gray = images.mean(1).clamp(0, 1).numpy()
     colors = class_colors(256)
 
     def show(axis: "Axes", classes: np.ndarray, row: int) -> None:
         weight = np.where(classes == ignore, 0, _OPACITY)[..., None]
-        axis.imshow((1 - weight) * grey[row][..., None] + weight * colors[classes])
+        axis.imshow((1 - weight) * gray[row][..., None] + weight * colors[classes])
 
     maps = {"truth": truth, **predicted}
     figure = plot_side_by_side(images, {title: Panel(values, show) for title, values in maps.items()})
@@ -119,7 +119,7 @@ def plot_depths(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) 
 
 
 def plot_normals(images: Tensor, truth: Tensor, predicted: Mapping[str, Tensor]) -> "Figure":
-    """Plot normals as colors: red to the right, green up, blue towards the camera; unknown ones white.
+    """Plot normals as colors: red to the right, green up, blue toward the camera; unknown ones white.
 
     Args:
         images: Images [N, 3, H, W] in 0..1.

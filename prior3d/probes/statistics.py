@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior3d.contracts.scores import Scores, Summarise
+from prior3d.contracts.scores import Scores, Summarize
 from prior3d.randomness import generator
 
 LEVEL = 0.95
@@ -87,12 +87,12 @@ def draw_groups(groups: int, resamples: int = 2000) -> Tensor:
     return torch.zeros(resamples, groups).scatter_add_(1, chosen, torch.ones(resamples, groups))
 
 
-def resample(scores: Sequence[Scores], summarise: Summarise, weights: Tensor) -> Resampled:
+def resample(scores: Sequence[Scores], summarize: Summarize, weights: Tensor) -> Resampled:
     """Compute all metrics of a model under every resampling.
 
     Args:
         scores: One `Scores` per seed, of the same groups.
-        summarise: The probe's function from totals to metrics.
+        summarize: The probe's function from totals to metrics.
         weights: Weights [R, G] from `draw_groups`; the same for models that are compared.
 
     Raises:
@@ -102,11 +102,11 @@ def resample(scores: Sequence[Scores], summarise: Summarise, weights: Tensor) ->
     for one in scores:
         if one.groups != groups:
             raise ValueError(f"expected the groups {groups} of the first seed, got {one.groups}")
-    measured = [summarise(one.total()) for one in scores]
+    measured = [summarize(one.total()) for one in scores]
     by_seed = []
     for one in scores:
         totals = one.total(weights)
-        rows = [summarise({name: values[row] for name, values in totals.items()}) for row in range(len(weights))]
+        rows = [summarize({name: values[row] for name, values in totals.items()}) for row in range(len(weights))]
         by_seed.append(rows)
     names = dict.fromkeys(name for metrics in measured for name in metrics)  # a seed lacks rates with no counts
     return Resampled(

@@ -183,7 +183,7 @@ def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> 
         if one.data is None and one.split not in train.splits:
             splits = ", ".join(train.splits)
             raise DoesNotFit(
-                f"is measured on the {one.split} split, and this data has only {splits}: hold some of it out"
+                f"is measured on the {one.split} split, but this data has only {splits}: hold some of it out"
                 f" ({one.split}_scenes or {one.split}_fraction, by the kind of data) or leave the probe out"
             )
     held_out = datasets.get(one, one.split, views)
@@ -194,7 +194,7 @@ def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> 
         _check_classes(parts)
     elif probe.trains:
         splits = ", ".join(held_out.splits)
-        raise DoesNotFit(f"trains on labels, and its data has no training split, only {splits}")
+        raise DoesNotFit(f"trains on labels, but its data has no training split, only {splits}")
     return parts
 
 

@@ -146,7 +146,7 @@ def _find(registry: Registry, name: str) -> list[Plugin]:
     if not found:
         hint = did_you_mean(name, [*(one for known in names.values() for one in known), *SECTIONS])
         sections = ", ".join(SECTIONS)
-        raise UserError(f"no plugin '{name}'{hint} (`--list` names them all; there are the sections {sections}, too)")
+        raise UserError(f"no plugin '{name}'{hint} (`--list` names all plugins; the sections are {sections})")
     return [registry.find(other, name) for other in found]
 
 

@@ -33,9 +33,9 @@ def recipe_json_schema(registry: Registry) -> Schema:
             **top,
             **fixed,
             "data": {"anyOf": [{"allOf": [schema, {"required": ["name"]}]} for schema in datasets.values()]},
-            "priors": {"minProperties": 1, **_labelled(_references(registry, "priors", definitions), "prior")},
+            "priors": {"minProperties": 1, **_labeled(_references(registry, "priors", definitions), "prior")},
             "prepare": _or_null({"anyOf": list(_references(registry, "runners", definitions).values())}),
-            "probes": _labelled(_probes(registry, datasets, definitions), "probe"),
+            "probes": _labeled(_probes(registry, datasets, definitions), "probe"),
         },
         "required": ["backbone", "data", "priors", "trainer"],
         "additionalProperties": False,
@@ -90,7 +90,7 @@ def _probes(registry: Registry, datasets: dict[str, Schema], definitions: Schema
     return references
 
 
-def _labelled(references: dict[str, Schema], naming: str) -> Schema:
+def _labeled(references: dict[str, Schema], naming: str) -> Schema:
     """Return the schema of sections by label; a label that is a plugin's name makes the naming key optional."""
     named = [{"allOf": [schema, {"required": [naming]}]} for schema in references.values()]
     return {

@@ -74,7 +74,7 @@ def read_section(cls: type[_Section], given: object, key: str, source: Source | 
         for path, (other, value) in ONLY_WITH.items():
             name = path.removeprefix(f"{key}.")
             if name in given and getattr(made, other) != value:
-                raise UserError(f"only with {other}: {value}, and it is {getattr(made, other)}", name)
+                raise UserError(f"needs {other}: {value}, but {other} is {getattr(made, other)}", name)
     return made
 
 
@@ -148,7 +148,7 @@ def read_priors(given: object, registry: Registry, source: Source | None = None)
 
     for label in priors:
         if hasattr(nn.ModuleDict(), label):
-            raise UserError("torch keeps this label for itself; choose another", f"priors.{label}")
+            raise UserError("torch reserves this label: choose another", f"priors.{label}")
     return priors
 
 
@@ -177,7 +177,7 @@ def _probe(label: str, given: object, registry: Registry, source: Source | None)
 def _check_labels(given: Mapping[str, object], kind: str) -> None:
     for label in given:
         if not _LABEL.fullmatch(label):
-            raise UserError(f"labels of {kind} are letters, digits, - and _", f"{kind}.{label}")
+            raise UserError(f"labels of {kind} may have only letters, digits, - and _", f"{kind}.{label}")
 
 
 def or_empty(section: object) -> object:

@@ -115,7 +115,7 @@ def read_recipe(
     """
     names = [names] if isinstance(names, str | Path) else list(names)
     if [str(name) for name in names].count(STANDARD_INPUT) > 1:
-        raise UserError("standard input (-) can be read once")
+        raise UserError("standard input (-) can be read only once")
     (content, source), *more = [_read(name) for name in names]
     removed: set[str] = set()
     for above, file in more:
@@ -155,7 +155,7 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     hint = did_you_mean(str(name).removesuffix(".yaml"), shipped)
-    raise UserError(f"no recipe '{name}': neither a file nor one of {', '.join(shipped) or 'none'}{hint}")
+    raise UserError(f"no recipe '{name}': it is neither a file nor one of {', '.join(shipped) or 'none'}{hint}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -254,7 +254,7 @@ def _put(content: dict[str, object], key: str, value: object) -> bool:
         section = inner
     if value is None and len(above) == 1 and above[0] in _ENTRIES:
         if section and name not in section:
-            raise UserError(f"command line: {key}: there is no such entry to take away{did_you_mean(name, section)}")
+            raise UserError(f"command line: {key}: there is no such entry to remove{did_you_mean(name, section)}")
         section.pop(name, None)
         return False
     section[name] = value

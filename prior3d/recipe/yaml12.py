@@ -137,11 +137,11 @@ class _Loader(Reader, Scanner, Parser, Composer, _Scalars):
         event = self.peek_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise _Refused(f"aliases (*{event.anchor}) are not used in recipes: write the value again", line)
+            raise _Refused(f"aliases (*{event.anchor}) are not allowed in recipes: write the value again", line)
         if event.anchor is not None:
-            raise _Refused(f"anchors (&{event.anchor}) are not used in recipes", line)
+            raise _Refused(f"anchors (&{event.anchor}) are not allowed in recipes", line)
         if event.tag is not None:
-            raise _Refused(f"tags ({event.tag}) are not used in recipes", line)
+            raise _Refused(f"tags ({event.tag}) are not allowed in recipes", line)
         if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= letter <= "\udfff" for letter in event.value):
             raise _Refused("the text holds half a character (a lone surrogate)", line)
         if self.depth >= _DEEPEST:
@@ -176,7 +176,7 @@ def _entries(node: yaml.MappingNode, path: tuple[str | int, ...]) -> Iterator[tu
         if not isinstance(key, yaml.ScalarNode):
             raise _Refused("keys must be text, got a list or a mapping", line, path)
         if key.value == "<<" and key.style is None:
-            raise _Refused("merge keys (<<) are not used in recipes", line, path)
+            raise _Refused("merge keys (<<) are not allowed in recipes", line, path)
         if key.tag != BaseResolver.DEFAULT_SCALAR_TAG:
             raise _Refused(f'keys must be text, got {key.value or "nothing"}; write "{key.value}"', line, path)
         yield key.value, line, value

@@ -22,7 +22,7 @@ class EngineChoice:
     A name is looked up at once, in the current registry, so a wrong recipe is rejected before any data is read.
 
     Args:
-        job: sparse, splat or neighbours.
+        job: sparse, splat or neighbors.
         name: `auto`, or an engine's name, with or without the job as prefix: `gsplat`, `splat/gsplat`.
 
     Raises:
@@ -66,14 +66,14 @@ def choose(
     device and engine.
 
     Args:
-        job: sparse, splat or neighbours.
+        job: sparse, splat or neighbors.
         name: `auto`, or an engine's name, with or without the job as prefix.
         device: of the tensors.
         dtype: of the tensors.
         registry: where to look; by default the current registry.
 
     Returns:
-        An engine of the job: an instance of `SparseEngine`, `SplatEngine` or `NeighbourEngine`.
+        An engine of the job: an instance of `SparseEngine`, `SplatEngine` or `NeighborEngine`.
 
     Raises:
         UserError: the name is unknown (the message has the nearest name and all others), or the engine cannot run here
@@ -159,4 +159,4 @@ def _log_once(job: str, device_type: str, name: str, why: str) -> None:
 
 @cache
 def _warn_once(job: str, name: str, problem: str) -> None:
-    _LOG.warning("%s engine %s is passed over by auto: %s", job, name, problem)
+    _LOG.warning("auto skips the %s engine %s: %s", job, name, problem)

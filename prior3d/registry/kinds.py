@@ -17,16 +17,18 @@ class Contract:
         positional: arguments that the constructor gets by position; all its other arguments are options of the recipe.
         bases: names of the base classes that identify plugins in a file, to the prefix of the plugin's name: a class
             `Quick(SparseEngine)` is `sparse/quick`.
+        former: former names of its members to the names of today, to warn of plugins that still define them.
     """
 
     base: str
     version: int
     positional: tuple[str, ...] = ()
     bases: Mapping[str, str] = field(default_factory=dict)
+    former: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS: dict[Kind, Contract] = {
-    "priors": Contract("prior3d.contracts.prior:Prior", 1, ("backbone",), {"Prior": ""}),
+    "priors": Contract("prior3d.contracts.prior:Prior", 1, ("backbone",), {"Prior": ""}, {"draw": "plot"}),
     "datasets": Contract(
         "prior3d.contracts.dataset:Dataset",
         3,
@@ -34,12 +36,12 @@ KINDS: dict[Kind, Contract] = {
         {"Dataset": "", "PosedDataset": "", "SingleImages": ""},
     ),
     "readers": Contract("prior3d.contracts.reader:Reader", 1, ("root",), {"Reader": ""}),
-    "probes": Contract("prior3d.contracts.probe:Probe", 1, (), {"Probe": ""}),
+    "probes": Contract("prior3d.contracts.probe:Probe", 1, (), {"Probe": ""}, {"draw": "plot"}),
     "engines": Contract(
         "prior3d.contracts.engine:Engine",
         1,
         (),
-        {"SparseEngine": "sparse/", "SplatEngine": "splat/", "NeighbourEngine": "neighbours/"},
+        {"SparseEngine": "sparse/", "SplatEngine": "splat/", "NeighborEngine": "neighbors/"},
     ),
     "exporters": Contract("prior3d.contracts.exporter:Exporter", 1, (), {"Exporter": ""}),
     "runners": Contract("prior3d.contracts.runner:Runner", 1, (), {"Runner": ""}),

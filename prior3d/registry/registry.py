@@ -122,8 +122,10 @@ class Registry:
             what = f"class {loaded.__qualname__}" if isinstance(loaded, type) else type(loaded).__name__
             raise UserError(f"{plugin} must be a subclass of prior3d's {base}, got {what}", key)
         if loaded.contract != contract.version:
-            versions = f"version {loaded.contract} of the {base} contract, this prior3d version {contract.version}"
-            raise UserError(f"{plugin} speaks {versions}", key)
+            versions = (
+                f"version {loaded.contract} of the {base} contract, but this prior3d has version {contract.version}"
+            )
+            raise UserError(f"{plugin} is made for {versions}", key)
         return loaded
 
     def problems(self, kind: Kind) -> dict[Plugin, str]:

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS
+from prior3d.registry.members import refuse_unusable, warn_of_unknown_names
 from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
@@ -205,9 +206,12 @@ def construct(
         registry: the current registry while the constructor runs, used to find engines by name.
 
     Raises:
-        UserError: the constructor rejects its options; the key is one within the section, or the section's.
+        UserError: the class does not fill its contract, or the constructor rejects its options; the key is one within
+            the section, or the section's.
     """
     with section(key):
+        refuse_unusable(cls)
+        warn_of_unknown_names(cls)
         values = options_of(cls).validate(options)
         try:
             with in_force(registry):
@@ -250,7 +254,7 @@ def _unusable(error: Exception) -> str:
 def _unfit(option: inspect.Parameter, reserved: frozenset[str]) -> str | None:
     """Return why a parameter cannot be an option of a recipe."""
     if option.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
-        return f"its constructor takes {option}: every option must be named, they are the recipe's schema"
+        return f"its constructor takes {option}: every option must be named, because the names are keys of recipes"
     if option.kind is inspect.Parameter.POSITIONAL_ONLY:
         return f"its option {option.name} can only be given by position"
     if option.annotation is _REQUIRED:
@@ -348,7 +352,7 @@ def expand(text: str) -> Path:
     try:
         return Path(expanded).expanduser() if text.startswith("~") else Path(expanded)
     except RuntimeError as error:
-        raise UserError(f"{text}: no home folder is known of this user") from error
+        raise UserError(f"{text}: the home folder of this user is unknown") from error
 
 
 def _absolute(value: object, path: tuple[str | int, ...], key: str, source: Given | None) -> object:

@@ -116,7 +116,7 @@ def _section(
     scores = results.scores[task.label]
     weights = {len(found[0].groups): draw_groups(len(found[0].groups), resamples) for found in scores.values()}
     resampled = {
-        column: resample(found, task.probe.summarise, weights[len(found[0].groups)]) for column, found in scores.items()
+        column: resample(found, task.probe.summarize, weights[len(found[0].groups)]) for column, found in scores.items()
     }
     own = [model for model in models if model in scores]
     controls = [column for column in scores if column not in models]

@@ -17,9 +17,9 @@ _FROZEN = (
 )
 
 _CAPTIONS = {
-    "features/pca": "Features as colours: the first three principal components in ONE basis for all columns, so equal"
-    " colours mean equal features.",
-    "features/clusters": "Features in clusters (k-means of each model), colours matched between the columns.",
+    "features/pca": "Features as colors: the first three principal components in ONE basis for all columns, so equal"
+    " colors mean equal features.",
+    "features/clusters": "Features in clusters (k-means of each model), colors matched between the columns.",
 }
 
 
@@ -38,7 +38,7 @@ def to_markdown(comparison: Comparison, about: About, figures: Mapping[str, str]
     if any(name.startswith("features/") for name in figures):
         lines += ["## Features", *_figures("features", figures), ""]
     notes = [*about.notes, *_notes_on(comparison)]
-    lines += ["## What to mind", "", *(f"- {note}" for note in notes), ""]
+    lines += ["## Limits of these numbers", "", *(f"- {note}" for note in notes), ""]
     facts = {**about.facts, **versions}
     lines += ["## How", "", "; ".join(f"{name} {value}" for name, value in facts.items()) + ".", ""]
     return "\n".join(lines)
@@ -65,14 +65,14 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield ""
     if pair:
         yield (
-            "In brackets are 95 % intervals. Better and worse are said where the interval of the change leaves 0 out;"
-            " they are not corrected for the number of metrics."
+            "Brackets hold 95 % intervals. A change is called better or worse if its interval excludes 0; the intervals"
+            " are not corrected for the number of metrics."
         )
         verdicts = (row.verdict(pair, section.controls) for section in comparison.sections for row in section.rows)
         if "gained" in verdicts:
-            yield "Gained is what has surely become better, and yet does not beat a control, which needs no model."
+            yield "Gained means surely better than before, but not better than a control, which needs no model."
     else:
-        yield "In brackets are 95 % intervals."
+        yield "Brackets hold 95 % intervals."
 
 
 def _judged(row: Row, pair: Pair, section: Section) -> str:
@@ -201,11 +201,11 @@ def _notes_on(comparison: Comparison) -> list[str]:
         *_on_groups(sections),
         *_of(
             (section for section in sections if section.task.parts["held_out"].spec.split == "validation"),
-            "measured on the validation split: to choose by, not to report.",
+            "measured on the validation split, which is for choosing settings, not for reporting results.",
         ),
         *_of(
             (section for section in sections if section.task.probe.seeded and section.task.seeds == 1),
-            "one seed of what the probe draws (its head, its order, its labels): more show their spread (`seeds: 3`,"
+            "the probe drew its head, order or labels from one seed; more seeds show how much that matters (`seeds: 3`,"
             " or --seeds of prior3d-eval).",
         ),
     ]

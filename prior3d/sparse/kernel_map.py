@@ -54,7 +54,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
     lookup = _Lookup(source, target, found, hit, to_host(hit.sum(dim=1)), mirror)
     return KernelMap.deferred(
         lookup.pairs,
-        lookup.neighbours,
+        lookup.neighbors,
         size,
         len(source),
         len(target),
@@ -86,7 +86,7 @@ class _Lookup:
             in_rows, out_rows, counts = _mirrored(in_rows, out_rows, counts, len(self.source))
         return in_rows, out_rows, tuple(counts)
 
-    def neighbours(self) -> Tensor:
+    def neighbors(self) -> Tensor:
         """Return the input row [K, N_out] int32 that meets each output row under each offset, -1 for none."""
         order, found = self.source.order, self.found.clamp(max=len(self.source) - 1)
         rows = found if order is None else order.int()[found]

@@ -90,7 +90,7 @@ class MinkUNet(nn.Module):
             self.add_module(f"block{i + 1}", _stage(planes[i] + skips.pop(), planes[i], layers[i], engine))
             channels = planes[i]
         self.final = Convolution(channels, out_channels, 1, bias=True, engine=engine)
-        self._initialise()
+        self._initialize()
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Return features [N, out_channels] on the input's voxels."""
@@ -106,7 +106,7 @@ class MinkUNet(nn.Module):
             x = self.get_submodule(f"block{i + 1}")(concatenate([x, skips.pop()]))
         return self.final(x)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw kernels with variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""
         for module in self.modules():
             if isinstance(module, Convolution):

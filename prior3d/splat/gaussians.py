@@ -10,7 +10,7 @@ from prior3d.geometry import working_dtype
 
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
 MAX_CONTRADICTED = 0.2  # maximum number of views that look through a Gaussian, per view that sees a surface there
-MIN_NEIGHBOURS = 4  # at a straight edge, 5 of a pixel's 8 neighbors remain; in a line of floating pixels, 2 or 3
+MIN_NEIGHBORS = 4  # at a straight edge, 5 of a pixel's 8 neighbors remain; in a line of floating pixels, 2 or 3
 
 
 @torch.no_grad()
@@ -118,9 +118,9 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
     around = torch.nn.functional.pad(depth[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     agreeing = torch.zeros_like(depth, dtype=torch.int8)
     for dy, dx in ((dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)):
-        neighbour = around[:, dy : dy + height, dx : dx + width]
-        agreeing += (neighbour - depth).abs() < tolerance * depth
-    return (depth > 0) & (agreeing >= MIN_NEIGHBOURS)
+        neighbor = around[:, dy : dy + height, dx : dx + width]
+        agreeing += (neighbor - depth).abs() < tolerance * depth
+    return (depth > 0) & (agreeing >= MIN_NEIGHBORS)
 
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:
@@ -170,12 +170,12 @@ def _looked_through(
 
 
 def _normals(points: Tensor, world_from_camera: Tensor) -> Tensor:
-    """Return unit normals towards the camera, from differences of neighboring pixels' points."""  # [V, H, W, 3]
+    """Return unit normals toward the camera, from differences of neighboring pixels' points."""  # [V, H, W, 3]
     around = torch.nn.functional.pad(points.movedim(-1, 1), (1, 1, 1, 1), mode="replicate").movedim(1, -1)
     across, down = around[:, 1:-1, 2:] - around[:, 1:-1, :-2], around[:, 2:, 1:-1] - around[:, :-2, 1:-1]
     normals = torch.nn.functional.normalize(torch.linalg.cross(down, across), dim=-1)
-    towards = world_from_camera[:, None, None, :3, 3] - points
-    return torch.where((normals * towards).sum(-1, keepdim=True) < 0, -normals, normals)
+    toward = world_from_camera[:, None, None, :3, 3] - points
+    return torch.where((normals * toward).sum(-1, keepdim=True) < 0, -normals, normals)
 
 
 def _quaternion_from_z_to(directions: Tensor) -> Tensor:

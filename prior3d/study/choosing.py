@@ -39,7 +39,7 @@ def value(records: Records, probes: Mapping[str, Probe], unit: Unit, endpoint: E
     scores = records.scores(unit, endpoint.probe) if endpoint.probe in probes else None
     if scores is None:
         return math.nan
-    return float(probes[endpoint.probe].summarise(scores.total()).get(endpoint.metric, math.nan))
+    return float(probes[endpoint.probe].summarize(scores.total()).get(endpoint.metric, math.nan))
 
 
 def trial_values(records: Records, row: str, trial: int) -> dict[str, list[float]]:

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prior3d-study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
 
 

@@ -147,7 +147,7 @@ class Findings:
         if not known:
             return None
         weights = draw_groups(len(next(iter(known.values())).groups), self.matrix.top.resamples)
-        return list(known), resample(list(known.values()), self.probes[probe].summarise, weights)
+        return list(known), resample(list(known.values()), self.probes[probe].summarize, weights)
 
 
 def _mean(by_seed: dict[int, float]) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 4
 """Number of endpoints side by side; further ones go into a band below."""
 
-_BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
+_BLUE, _GRAY, _ORANGE, _RED = "#1f5fa8", "#777777", "#c8651b", "#c03030"
 
 
 def plot(findings: "Findings") -> Figure:
@@ -35,7 +35,7 @@ def plot(findings: "Findings") -> Figure:
         _differences(below, findings, name)
         for axis in (above, below):
             axis.set_visible(True)
-            _style(axis, rows, labelled=column == 0)
+            _style(axis, rows, labeled=column == 0)
     return figure
 
 
@@ -82,11 +82,11 @@ def _dot(axis: "Axes", height: int, found: "Estimate", color: str) -> None:
 
 def _color(findings: "Findings", row: str) -> str:
     top = findings.matrix.top
-    return {top.initial: _GREY, top.baseline: _ORANGE}.get(row, _BLUE)
+    return {top.initial: _GRAY, top.baseline: _ORANGE}.get(row, _BLUE)
 
 
-def _style(axis: "Axes", rows: list[str], labelled: bool) -> None:
-    axis.set_yticks(range(len(rows)), rows if labelled else [""] * len(rows), fontsize=8)
+def _style(axis: "Axes", rows: list[str], labeled: bool) -> None:
+    axis.set_yticks(range(len(rows)), rows if labeled else [""] * len(rows), fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=7)

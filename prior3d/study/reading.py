@@ -78,7 +78,7 @@ def _row(name: str, given: Mapping[str, object]) -> Row:
 def _stage(name: str, given: Mapping[str, object]) -> Stage:
     key = f"stages.{name}"
     if name not in (TUNE, TEST):
-        raise UserError(f"there are the stages {TUNE} and {TEST}", key)
+        raise UserError(f"unknown stage; the stages are {TUNE} and {TEST}", key)
     options = own_options(Stage).only(("seeds", "split", "measure"))
     own = {option: value for option, value in given.items() if option in options.types}
     sections = {section: value for section, value in given.items() if section not in own}
@@ -103,7 +103,7 @@ def _check(matrix: Matrix) -> None:
     trained = {name: len(row.trials) for name, row in matrix.rows.items() if row.trained}
     if len(set(trained.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in trained.items())
-        raise UserError(f"every row gets the same number of trials, the baseline too; here {counts}", "rows")
+        raise UserError(f"every row, the baseline too, needs the same number of trials, got {counts}", "rows")
     for name, row in matrix.rows.items():
         if not row.trained and len(row.trials) > 1:
             raise UserError("a row without priors is not trained and has nothing to try", f"rows.{name}.trials")
@@ -112,7 +112,7 @@ def _check(matrix: Matrix) -> None:
             "priors belong to rows, and at least one row needs them", "rows" if not trained else "base.priors"
         )
     if TEST not in matrix.stages or (TUNE not in matrix.stages and max(trained.values()) > 1):
-        raise UserError(f"needs the stage {TEST}, and with several trials {TUNE} to choose one", "stages")
+        raise UserError(f"needs the stage {TEST}, and {TUNE} to choose one of several trials", "stages")
     _check_seeds(matrix)
     _check_names(matrix)
 
@@ -143,7 +143,7 @@ def _check_names(matrix: Matrix) -> None:
     for name, endpoint in matrix.endpoints.items():
         known([endpoint.probe], probes, f"endpoints.{name}.probe")
         if endpoint.margin is not None and endpoint.relative_margin is not None:
-            raise UserError("one margin, absolute or relative", f"endpoints.{name}.margin")
+            raise UserError("set only one margin, absolute or relative", f"endpoints.{name}.margin")
     for name, stage in matrix.stages.items():
         known(stage.measure or (), probes, f"stages.{name}.measure")
     tuned = matrix.stages.get(TUNE)

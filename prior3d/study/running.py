@@ -58,7 +58,7 @@ def _refuse_half_tuned(records: Records, rows: list[str]) -> None:
     several = [name for name in rows if len(records.matrix.rows[name].trials) > 1]
     for unit in records.matrix.units(TUNE):
         if several and unit.row in (*several, initial) and records.read(unit) is None:
-            raise UserError(f"{unit} was not run yet: run the stage {TUNE} first", "--stage")
+            raise UserError(f"{unit} has not been run yet: run the stage {TUNE} first", "--stage")
 
 
 def _expected(records: Records, unit: Unit) -> float:
@@ -99,7 +99,7 @@ class _Log:
         """End the study if an endpoint names a metric that its probe does not have: no trial could be chosen."""
         for name, endpoint in self.records.matrix.endpoints.items():
             scores = self.records.scores(unit, endpoint.probe)
-            metrics = self.probes[endpoint.probe].summarise(scores.total()) if scores else {endpoint.metric: 0.0}
+            metrics = self.probes[endpoint.probe].summarize(scores.total()) if scores else {endpoint.metric: 0.0}
             if endpoint.metric not in metrics:
                 message = f"{endpoint.probe} gives {', '.join(metrics)}; what was measured counts once this is mended"
                 raise UserError(message, f"endpoints.{name}.metric")

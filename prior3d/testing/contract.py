@@ -21,6 +21,7 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
+from prior3d.testing.members import check_members
 
 
 def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -> Prior:
@@ -43,12 +44,14 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Prior), f"{cls.__name__} is no subclass of prior3d.Prior"
+    assert issubclass(cls, Prior), f"{cls.__name__} is not a subclass of prior3d.Prior"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)
     spec = example_backbone()
     reseed("check", cls.__name__)
     prior = cls(spec, **keywords)
+    assert hasattr(prior, "backbone"), f"the constructor of {cls.__name__} does not call super().__init__(backbone)"
     _check_declarations(prior)
     if prior.prepares:
         _check_offline_stage(prior)
@@ -65,7 +68,11 @@ def check_prior(cls: type[Prior], options: Mapping[str, object] | None = None) -
 def evaluate(prior: Prior, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
     """Evaluate a prior from a fixed random state, as a training step does."""
     reseed("evaluate")
-    return prior(batch, features)
+    returned = prior(batch, features)
+    assert isinstance(returned, tuple | list) and len(returned) == 2, (
+        f"forward returns {type(returned).__name__}, should be a tuple of the loss and a dict of scalars to log"
+    )
+    return returned
 
 
 def _check_declarations(prior: Prior) -> None:
@@ -129,8 +136,9 @@ def _check_gradients(prior: Prior) -> None:
     loss, scalars = evaluate(prior, batch, features)
     assert loss.ndim == 0, f"the loss has shape {list(loss.shape)}, should be a scalar"
     assert torch.isfinite(loss), f"the loss is {loss.item()}"
+    assert loss.requires_grad, "the loss is not connected to the features: it trains nothing"
     for name, value in scalars.items():
-        assert isinstance(value, Tensor) and value.numel() == 1, f"the logged {name!r} is no scalar tensor"
+        assert isinstance(value, Tensor) and value.numel() == 1, f"the logged {name!r} is not a scalar tensor"
     for name, value in before.items():
         assert torch.equal(value, batch[name]), f"changes batch[{name!r}] in place"
     leaves = _leaves(prior, features)

@@ -25,6 +25,7 @@ from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, r
 from prior3d.errors import UserError, refusal_of
 from prior3d.randomness import generator
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 from prior3d.testing.view import check_view
 
 _LARGEST_COPY = 256 * 2**20
@@ -62,7 +63,8 @@ def check_dataset(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Dataset), f"{cls.__name__} is no subclass of prior3d.Dataset"
+    assert issubclass(cls, Dataset), f"{cls.__name__} is not a subclass of prior3d.Dataset"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in the recipe's schema"
     assert cls.contract == Dataset.contract, f"written for contract {cls.contract}, this is {Dataset.contract}"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)

@@ -10,7 +10,7 @@ from prior3d.contracts.engine import (
     Engine,
     Gaussians,
     KernelMap,
-    NeighbourEngine,
+    NeighborEngine,
     SparseEngine,
     SplatEngine,
     SplatOperator,
@@ -18,6 +18,7 @@ from prior3d.contracts.engine import (
 from prior3d.registry.engines import choose
 from prior3d.sparse import SparseTensor
 from prior3d.splat.operator import RenderedViews
+from prior3d.testing.members import check_members
 
 Bounds = dict[torch.dtype, float]
 
@@ -54,18 +55,19 @@ def check_engine(
     device = torch.device(device) if device is not None else _device_for(engine)
     obstacle = engine.obstacle(device, torch.float32)
     assert obstacle is None, f"nothing more can be checked on {device}: {obstacle}"
-    check = {"sparse": _check_sparse, "splat": _check_splat, "neighbours": _check_neighbours}[engine.job]
+    check = {"sparse": _check_sparse, "splat": _check_splat, "neighbors": _check_neighbors}[engine.job]
     check(engine, device, tolerance)
     return engine
 
 
 def _check_declarations(cls: type[Engine]) -> Engine:
-    bases = {"sparse": SparseEngine, "splat": SplatEngine, "neighbours": NeighbourEngine}
-    assert isinstance(cls, type) and issubclass(cls, Engine), f"{cls} is no subclass of prior3d's Engine"
+    bases = {"sparse": SparseEngine, "splat": SplatEngine, "neighbors": NeighborEngine}
+    assert isinstance(cls, type) and issubclass(cls, Engine), f"{cls} is not a subclass of prior3d's Engine"
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring"
     job = getattr(cls, "job", None)
     assert job in bases, f"{cls.__name__}: job is {job!r}, there are {', '.join(bases)}"
-    assert issubclass(cls, bases[job]), f"{cls.__name__} does the job {job} and is no {bases[job].__name__}"
+    assert issubclass(cls, bases[job]), f"{cls.__name__} does the job {job} and is not a {bases[job].__name__}"
+    check_members(cls)
     assert isinstance(cls.rank, int), f"{cls.__name__}: rank is {cls.rank!r}, should be an integer"
     needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < p.VAR_KEYWORD]
     needed = [parameter for parameter in needed if parameter.kind is not parameter.VAR_POSITIONAL]
@@ -349,7 +351,7 @@ def _check_operator(
 # neighbors
 
 
-def _check_neighbours(engine: NeighbourEngine, device: torch.device, tolerance: float | None) -> None:
+def _check_neighbors(engine: NeighborEngine, device: torch.device, tolerance: float | None) -> None:
     draws = torch.Generator().manual_seed(0)
     memory = torch.nn.functional.normalize(torch.randn(400, 24, generator=draws), dim=1).to(device)
     for asked, rows, k in ((300, 400, 9), (7, 400, 400), (1, 400, 1), (5, 1, 1), (0, 400, 3)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prior3d.contracts.exporter import Exporter
 from prior3d.errors import UserError
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 
 _MODEL = "test_resnet"
 
@@ -46,7 +47,8 @@ def check_exporter(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Exporter), f"{cls.__name__} is no subclass of prior3d.Exporter"
+    assert issubclass(cls, Exporter), f"{cls.__name__} is not a subclass of prior3d.Exporter"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: users read it in listings"
     assert cls.contract == Exporter.contract, f"written for contract {cls.contract}, this is {Exporter.contract}"
     exporter = cls(**validate_options(cls, dict(options or {}), cls.__name__))

@@ -24,6 +24,7 @@ from prior3d.errors import UserError, refusal_of
 from prior3d.probes import FrozenModel, ProbeData
 from prior3d.randomness import generator
 from prior3d.registry.schema import options_of, validate_options
+from prior3d.testing.members import check_members
 
 _SIZE = (48, 64)
 _STRIDE = 4
@@ -62,7 +63,8 @@ def check_probe(
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Probe), f"{cls.__name__} is no subclass of prior3d.Probe"
+    assert issubclass(cls, Probe), f"{cls.__name__} is not a subclass of prior3d.Probe"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is the protocol that reports print"
     keywords = validate_options(cls, dict(options or {}), cls.__name__)
 
@@ -138,32 +140,33 @@ def _check_scores(scores: object) -> None:
 
 
 def _check_metrics(probe: Probe, scores: Scores) -> None:
-    found = probe.summarise(scores.total())
-    assert found, "summarise returns no metric"
+    found = probe.summarize(scores.total())
+    assert isinstance(found, Mapping), f"summarize returns {type(found).__name__}, should be a dict of metrics by name"
+    assert found, "summarize returns no metric"
     for name, value in found.items():
         assert isinstance(value, float) and math.isfinite(value), f"the metric {name!r} is {value}, no finite float"
         assert any(name.startswith(begin) for begin in probe.meanings), f"nothing in `meanings` says what {name!r} is"
         for begin, (low, high) in probe.bounds.items():
             within = low - _BOUND <= value <= high + _BOUND
             assert not name.startswith(begin) or within, f"the metric {name!r} is {value}, beyond {low} to {high}"
-    twice = probe.summarise(scores.total(torch.full((len(scores.groups),), 2.0)))
+    twice = probe.summarize(scores.total(torch.full((len(scores.groups),), 2.0)))
     for name, value in found.items():
         assert math.isclose(value, twice.get(name, math.nan), rel_tol=1e-6, abs_tol=1e-9), (
             f"the metric {name!r} is {value}, and {twice.get(name)} where every group counts twice: no rate of sums"
         )
     for index in range(len(scores.groups)):  # a draw of the bootstrap
-        probe.summarise(scores.total(F.one_hot(torch.tensor(index), len(scores.groups)).float()))
+        probe.summarize(scores.total(F.one_hot(torch.tensor(index), len(scores.groups)).float()))
     declared = set(probe.lower_is_better)
     unknown = {name for name in declared if not any(name.startswith(begin) for begin in probe.meanings)}
     assert not unknown, f"lower_is_better names {sorted(unknown)}, which `meanings` does not know"
 
 
 def _check_controls(probe: Probe, scores: Scores, data: ProbeData) -> None:
-    metrics = probe.summarise(scores.total())
+    metrics = probe.summarize(scores.total())
     for name, control in probe.controls(data).items():
         _check_scores(control)
         assert control.groups == scores.groups, f"the control {name!r} is of other groups than the models"
-        extra = set(probe.summarise(control.total())) - set(metrics)
+        extra = set(probe.summarize(control.total())) - set(metrics)
         assert not extra, f"the control {name!r} has metrics that models have not: {sorted(extra)}"
         assert _equal(control, probe.controls(data)[name]), f"the control {name!r} differs the second time"
 
@@ -175,7 +178,7 @@ def _check_figures(probe: Probe, models: Mapping[str, FrozenModel], data: ProbeD
 
 
 def _check_informed(probe: Probe, scores: Mapping[str, Scores], informed: Sequence[str]) -> None:
-    known, blind = (probe.summarise(scores[name].total()) for name in ("informed", "blind"))
+    known, blind = (probe.summarize(scores[name].total()) for name in ("informed", "blind"))
     for name in informed:
         better = known[name] < blind[name] if name in probe.lower_is_better else known[name] > blind[name]
         assert better, f"{name!r} of features that hold the labels is {known[name]}, of noise {blind[name]}"
@@ -184,7 +187,7 @@ def _check_informed(probe: Probe, scores: Mapping[str, Scores], informed: Sequen
 def _check_small(probe: Probe, model: FrozenModel, what: str) -> None:
     scores = _measured_or_refused(probe, model, what)
     if scores is not None:
-        metrics = probe.summarise(scores.total())
+        metrics = probe.summarize(scores.total())
         assert any(math.isfinite(value) for value in metrics.values()), f"no metric is finite where {what}"
 
 

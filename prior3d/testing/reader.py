@@ -16,6 +16,7 @@ from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import pose_problem
 from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 
 _MOST_FILES = 60
 """Number of files to damage, one at a time, evenly spaced over the files of the folder."""
@@ -47,7 +48,8 @@ def check_reader(cls: type[Reader], root: Path | str, **options: object) -> Read
         AssertionError: names the rule that is broken.
     """
     root = Path(root)
-    assert issubclass(cls, Reader), f"{cls.__name__} is no subclass of prior3d's Reader"
+    assert issubclass(cls, Reader), f"{cls.__name__} is not a subclass of prior3d's Reader"
+    check_members(cls)
     assert inspect.getdoc(cls), f"{cls.__name__} has no docstring: it is what users read about the format"
     assert cls.contract == Reader.contract, f"written for contract {cls.contract}, this is {Reader.contract}"
     keywords = validate_options(cls, options, cls.__name__)
@@ -90,14 +92,14 @@ def _check_provides(reader: Reader) -> None:
 
 
 def _check_recognition(cls: type[Reader], root: Path, options: dict[str, object]) -> None:
-    sure = cls.recognises(root)
-    assert isinstance(sure, int) and sure > 0, f"does not recognise {root}: recognises gives {sure!r}"
+    sure = cls.recognizes(root)
+    assert isinstance(sure, int) and sure > 0, f"does not recognize {root}: recognizes gives {sure!r}"
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder)
-        assert cls.recognises(empty) == 0, "recognises an empty folder"
+        assert cls.recognizes(empty) == 0, "recognizes an empty folder"
         (empty / "notes").mkdir()
         (empty / "notes" / "notes.txt").write_text("not a recording\n", encoding="utf-8")
-        assert cls.recognises(empty) == 0, "recognises a folder with a text file"
+        assert cls.recognizes(empty) == 0, "recognizes a folder with a text file"
         for missing in (empty / "missing", empty / "notes"):
             refusal = refusal_of(lambda missing=missing: cls(missing, **options).scenes())
             assert refusal, f"takes the folder {missing.name!r}, which holds no scene, without a UserError"
@@ -109,7 +111,7 @@ def _check_recording(reader: Reader, recording: Recording) -> None:
     names = [frame.name for frame in frames]
     assert len(set(names)) == len(names), f"two frames have one name: {names}"
     assert any(frame.problem is None for frame in frames), "no frame can be used"
-    assert all(isinstance(note, str) and "\n" not in note for note in recording.notes), "a note is no line"
+    assert all(isinstance(note, str) and "\n" not in note for note in recording.notes), "a note is not one line"
     known = False
     for index, frame in enumerate(frames):
         _check_frame(frame, "depth" in reader.provides)
@@ -129,7 +131,7 @@ def _check_recording(reader: Reader, recording: Recording) -> None:
 def _check_frame(frame: Frame, has_depth: bool) -> None:
     where, camera = f"frame {frame.name}", frame.camera
     assert isinstance(frame.name, str) and frame.name, f"{where} has no name"
-    assert frame.problem is None or isinstance(frame.problem, str), f"{where}: its problem is no text"
+    assert frame.problem is None or isinstance(frame.problem, str), f"{where}: its problem is not text"
     if frame.problem is None:
         assert frame.world_from_camera is not None, f"{where} has neither a pose nor a problem"
         pose = np.asarray(frame.world_from_camera)

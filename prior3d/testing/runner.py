@@ -18,6 +18,7 @@ from prior3d.jobs.example import write, write_and_die, write_and_interrupt, writ
 from prior3d.jobs.running import StoreWork, damage_in, do_job, path_of, run_jobs
 from prior3d.jobs.store import Store
 from prior3d.registry.schema import validate_options
+from prior3d.testing.members import check_members
 
 _JOBS = 7
 
@@ -44,7 +45,8 @@ def check_runner(cls: type[Runner], *, seconds: float = 60.0, **options: object)
     Raises:
         AssertionError: names the rule that is broken.
     """
-    assert issubclass(cls, Runner), f"{cls.__name__} is no subclass of prior3d's Runner"
+    assert issubclass(cls, Runner), f"{cls.__name__} is not a subclass of prior3d's Runner"
+    check_members(cls)
     assert cls.contract == Runner.contract, f"written for contract {cls.contract}, this is {Runner.contract}"
     assert inspect.getdoc(cls) and inspect.getdoc(cls) != inspect.getdoc(Runner), (
         f"{cls.__name__} has no docstring: users read it in the recipe's schema"
@@ -106,7 +108,7 @@ class _Place:
         end = time.monotonic() + 5
         while (self.processes() or self.remains()) and time.monotonic() < end:
             time.sleep(0.02)
-        assert not self.processes(), f"processes go on after {after}"
+        assert not self.processes(), f"processes still run after {after}"
         assert not self.remains(), f"half-written results stay after {after}"
 
 
@@ -204,7 +206,7 @@ def _check_closed(place: _Place, runner: Runner) -> None:
     before = len(list((place.folder / "cache" / "checked").glob("[!.]*")))
     time.sleep(0.3)
     after = len(list((place.folder / "cache" / "checked").glob("[!.]*")))
-    assert before == after, "goes on with jobs after it was closed"
+    assert before == after, "does more jobs after it was closed"
     place.assert_clear("it was closed")
 
 

@@ -53,7 +53,7 @@ def check_view(view: View, fields: frozenset[str], table: FieldTable = FIELDS, c
     assert not extra, f"{place}: {', '.join(extra)} decoded and not asked for"
     _check_size(view, place)
     for name in sorted(held):
-        assert name in table, f"{place}: holds {name}, which is no field"
+        assert name in table, f"{place}: holds {name}, which is not a field"
         _check_numbers(table[name], view[name], f"{name} of {place}")
         _check_extent(table[name], view, f"{name} of {place}")
     for name in sorted(held & _PLAUSIBLE.keys()):

@@ -11,7 +11,7 @@ def orbit_pose(azimuth_degrees: float, elevation_degrees: float, pivot_depth: fl
 
     Args:
         azimuth_degrees: degrees to the right around the pivot.
-        elevation_degrees: degrees upwards.
+        elevation_degrees: degrees upward.
         pivot_depth: depth of the point that stays in the image center, in the space's unit.
 
     Returns:

@@ -39,7 +39,7 @@ def test_what_a_backbone_gives_is_what_its_spec_says(name, size, stride):
         assert tuple(maps.encoder[s].shape[-2:]) == tuple(-(-side // s) for side in size)
 
 
-def test_dense_features_of_a_vit_are_its_normalised_patch_tokens():
+def test_dense_features_of_a_vit_are_its_normalized_patch_tokens():
     backbone = Backbone("vit_tiny_patch16_224", (96, 128)).eval()
     images = torch.rand(2, 3, 96, 128)
     model = backbone.encoder.model
@@ -59,7 +59,7 @@ def test_pooled_features_are_timms_own():
     torch.testing.assert_close(pooled, expected)
 
 
-def test_images_are_normalised_by_the_models_own_statistics():
+def test_images_are_normalized_by_the_models_own_statistics():
     own = timm.create_model("vit_tiny_patch16_224", pretrained=False).pretrained_cfg
     assert Backbone("vit_tiny_patch16_224", (96, 128)).encoder.mean.flatten().tolist() == list(own["mean"])
     given = Backbone("resnet10t", (64, 64), mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0]).encoder
@@ -164,7 +164,7 @@ def test_a_step_of_one_value_per_channel_is_refused():
     backbone = Backbone("test_resnet", (32, 32), decoder_stride=8)
     set_trainable(backbone, "full", 1, {"dense"})
     with pytest.raises(
-        UserError, match=r"^batch_size: one image of 32 x 32 pixels per step gives encoder.model.layer4.0"
+        UserError, match=r"^batch_size: with one image of 32 x 32 pixels per step, the BatchNorm layer encoder.model"
     ):
         refuse_single_values(backbone, {"dense"})
     assert backbone.training
@@ -302,9 +302,15 @@ def test_images_are_not_padded_where_a_model_takes_them_as_they_are():
     ("name", "size", "words"),
     [
         ("levit_128s", (256, 256), "; use 224 x 224, or set timm_options: {img_size: [256, 256]} ("),
-        ("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
-        ("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height (96)"),
-        ("legacy_xception", (96, 128), "; no size near it was found that it takes: use another model (its map of stri"),
+        pytest.param(
+            *("halonet26t", (224, 224), "; use 256 x 256 (AssertionError in timm's code, without a reason)"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("gmixer_12_224", (96, 128), "; use 224 x 224, or set timm_options: {img_size: [96, 128]} (Input height"),
+            marks=pytest.mark.slow,
+        ),
+        ("legacy_xception", (96, 128), "; no nearby size that it takes was found: use another model (its map of stri"),
     ],
 )
 def test_advice_on_sizes_helps(name, size, words):

@@ -72,14 +72,17 @@ def test_unfolding_changes_nothing_but_what_training_and_re_estimation_do():
 
 def test_folded_layers_are_refused_where_they_train():
     net = make(True)
-    with pytest.raises(UserError, match=r"^probes.mine: the statistics of 1 of my net, a BatchNorm layer, are folded"):
+    with pytest.raises(UserError, match=r"^probes.mine: the statistics of the BatchNorm layer 1 of my net are folded"):
         refuse_folded(net, "my net", "probes.mine")
     net[1].requires_grad_(False)
-    with pytest.raises(UserError, match=r"^the statistics of 4 of my net.*, or leave the encoder frozen$"):
+    with pytest.raises(
+        UserError, match=r"^the statistics of the BatchNorm layer 4 of my net.*, or leave the encoder frozen$"
+    ):
         refuse_folded(net, "my net")
     net.requires_grad_(False)
     refuse_folded(net, "my net")
-    with pytest.raises(UserError, match=r"of 1 of my net.* unfold them with [^,]*$"):  # here nothing can be frozen
+    # here nothing can be frozen
+    with pytest.raises(UserError, match=r"BatchNorm layer 1 of.* unfold them with [^,]*$"):
         refuse_folded(net, "my net", all_train=True)
     trained = make(True)
     trained.train()(images()[0])

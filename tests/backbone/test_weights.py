@@ -63,7 +63,7 @@ def test_many_mismatches_are_counted(model):
         ("text.safetensors", b"hello", "is not a weight file: it is text, and begins with 'hello'"),
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS and .* git lfs pull"),
         ("empty.pth", b"", "is not a weight file: it is empty"),
-        ("noise.pth", bytes(range(200)), "cannot be read as plain weights: it is no torch file, is damaged"),
+        ("noise.pth", bytes(range(200)), "cannot be read as plain weights: it is not a torch file, is damaged"),
         ("noise.safetensors", bytes(range(200)), "is not a weight file, or is cut off: "),
     ],
 )
@@ -77,11 +77,11 @@ def test_what_is_no_weight_file_is_said_to_be_none(tmp_path, name, content, word
 def test_a_file_of_the_other_kind_says_what_it_is(model, tmp_path):
     save_file(model.state_dict(), tmp_path / "renamed.pth")
     with pytest.raises(
-        UserError, match=r"renamed.pth is a safetensors file by its content: rename it to end in .safetens"
+        UserError, match=r"the content of .*renamed.pth is a safetensors file: rename it to end in .safetens"
     ):
         read_weights(tmp_path / "renamed.pth")
     torch.save(model.state_dict(), tmp_path / "renamed.safetensors")
-    with pytest.raises(UserError, match=r"is a torch file by its content: rename it to end in .pth"):
+    with pytest.raises(UserError, match=r"is a torch file: rename it to end in .pth"):
         read_weights(tmp_path / "renamed.safetensors")
 
 
@@ -108,14 +108,14 @@ def test_a_type_that_could_run_code_is_named_with_what_to_do(model, tmp_path, le
 
 
 def test_a_run_folder_means_its_trained_encoder(model, tmp_path):
-    with pytest.raises(UserError, match=r"is a folder and no run: it holds no backbone.safetensors$"):
+    with pytest.raises(UserError, match=r"is a folder but not a run: it holds no backbone.safetensors$"):
         read_weights(tmp_path)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=r"; name a file in it, such as model.safetensors$"):
         read_weights(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(
-        UserError, match=r"is not complete: it holds no backbone.safetensors; go on with: prior3d-train --r"
+        UserError, match=r"is not complete: it holds no backbone.safetensors; resume it with: prior3d-train --r"
     ):
         read_weights(tmp_path)
     save_weights(tmp_path / "backbone.safetensors", model.state_dict(), {})
@@ -175,8 +175,8 @@ def test_a_prefix_of_all_names_is_taken_off_and_named(model):
     }
     note = load_encoder(model, given, "mine.pth")
     assert note == (
-        "mine.pth: the names of the encoder begin with 'student.backbone.', which is taken off; 2 tensors that are no"
-        " part of it are left out"
+        "mine.pth: the names of the encoder begin with 'student.backbone.', which is taken off; 2 tensors that do not"
+        " belong to it are left out"
     )
     assert all(torch.equal(given[f"student.backbone.{name}"], value) for name, value in model.state_dict().items())
     assert load_encoder(model, model.state_dict(), "mine.pth") is None

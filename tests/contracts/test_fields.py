@@ -217,7 +217,7 @@ def test_a_packed_field_without_a_row_can_be_kept(spec):
         ((Field("depth", "[B, V, H, W]", "float32", "d"),), {"image"}, "a field depth, which is one of prior3d's own"),
         ((Field("flow", "[B, V, H, W]", "float32", "d"),), {"image"}, "'flow': a plugin's own are called <plugin>/<f"),
         ((FLOW, HEAT, Field("acme/flow", "[B, V, H, W]", "float32", "d")), {"image"}, "both bring a field acme/flow"),
-        ((COLOR,), {"image"}, "acme/points_color is made from acme/points, which is no field"),
+        ((COLOR,), {"image"}, "acme/points_color is made from acme/points, which is not a field"),
     ],
 )
 def test_a_name_stands_for_one_thing(spec, fields, provides, expected):

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from prior3d.contracts.probe import Probe, measured, metrics_of
 from prior3d.contracts.scores import Scores, by_group
+from prior3d.errors import UserError
 
 
 def test_statistics_are_summed_by_group_and_groups_without_images_are_left_out():
@@ -32,3 +34,17 @@ def test_json_keeps_every_number():
 def test_a_statistic_of_another_number_of_groups_is_refused():
     with pytest.raises(ValueError, match="expected hits of 2 groups, got 3"):
         Scores(("a", "b"), {"hits": torch.zeros(3)})
+
+
+def test_what_a_probe_must_not_return_is_one_line():
+    class Wrong(Probe):
+        def measure(self, model, data, seed=0): ...
+
+        def summarize(self, total):
+            return 3.0
+
+    with pytest.raises(UserError, match=r"^measure returned dict, expected Scores, as by_group makes them"):
+        measured({"sum": 1.0})
+    scores = by_group(["a"], torch.zeros(1, dtype=torch.long), {"sum": torch.ones(1)})
+    with pytest.raises(UserError, match=r"^Wrong\.summarize returned float, expected a dict of metrics by name"):
+        metrics_of(Wrong(), scores)

@@ -23,20 +23,20 @@ def noise(height=40, width=30, top=256, dtype=np.uint8, channels=3):
 def test_color_is_rgb_bytes_whatever_the_file_holds(tmp_path):
     pixels = noise()
     Image.fromarray(pixels).save(tmp_path / "rgb.png")
-    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
     Image.fromarray(np.concatenate([pixels, pixels[..., :1]], -1)).save(tmp_path / "rgba.png")
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
     assert np.array_equal(read_color(tmp_path / "rgb.png"), pixels)
     assert np.array_equal(read_color(tmp_path / "rgba.png"), pixels)
-    assert np.array_equal(read_color(tmp_path / "grey.png"), np.repeat(pixels[..., :1], 3, -1))
+    assert np.array_equal(read_color(tmp_path / "gray.png"), np.repeat(pixels[..., :1], 3, -1))
     photo = read_color(tmp_path / "photo.jpg")
     assert photo.shape == pixels.shape and photo.dtype == np.uint8
     assert image_size(tmp_path / "photo.jpg") == (40, 30)
 
 
-def test_16_bits_of_grey_are_scaled_to_8(tmp_path):
+def test_16_bits_of_gray_are_scaled_to_8(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 256).round().astype(np.uint16), (4, 1))
-    for name in ("grey.png", "grey.tiff"):
+    for name in ("gray.png", "gray.tiff"):
         Image.fromarray(ramp).save(tmp_path / name)
         assert np.array_equal(read_color(tmp_path / name)[0, :, 1], np.arange(256)), name
 
@@ -45,11 +45,11 @@ def test_colors_of_palettes_and_opacity(tmp_path):
     pixels = noise()
     palette = Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE)
     palette.save(tmp_path / "palette.png")
-    grey_alpha = Image.merge("LA", [Image.fromarray(pixels[..., 0]), Image.fromarray(pixels[..., 1])])
-    grey_alpha.save(tmp_path / "grey_alpha.png")
+    gray_alpha = Image.merge("LA", [Image.fromarray(pixels[..., 0]), Image.fromarray(pixels[..., 1])])
+    gray_alpha.save(tmp_path / "gray_alpha.png")
     Image.fromarray(pixels[..., 0] > 127).save(tmp_path / "bits.png")
     assert np.array_equal(read_color(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
-    assert np.array_equal(read_color(tmp_path / "grey_alpha.png"), np.repeat(pixels[..., :1], 3, -1))
+    assert np.array_equal(read_color(tmp_path / "gray_alpha.png"), np.repeat(pixels[..., :1], 3, -1))
     assert np.array_equal(read_color(tmp_path / "bits.png")[..., 2], (pixels[..., 0] > 127) * 255)
 
 
@@ -157,12 +157,12 @@ def test_any_turned_bit_and_any_missing_byte_of_a_png_is_damage(tmp_path):
     ("reader", "name", "why"),
     [
         (read_color, "gone.png", "missing"),
-        (read_16bit, "eight.png", "expected a 16-bit grey image, got mode L"),
-        (read_16bit, "rgb.png", "expected a 16-bit grey image, got mode RGB"),
+        (read_16bit, "eight.png", "expected a 16-bit gray image, got mode L"),
+        (read_16bit, "rgb.png", "expected a 16-bit gray image, got mode RGB"),
         (read_array, "cube.npy", "expected one array of numbers with two axes"),
         (read_array, "objects.npy", "pickle"),
         (read_color, "float.tiff", "expected an image of 8 or 16 bits, got floating-point numbers"),
-        (read_16bit, "float.tiff", "expected a 16-bit grey image, got mode F"),
+        (read_16bit, "float.tiff", "expected a 16-bit gray image, got mode F"),
         (read_color, "text.png", "no image, or without its beginning"),
     ],
 )

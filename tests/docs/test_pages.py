@@ -1,5 +1,6 @@
 """The pages of docs/plugins: their files work as they stand and keep their contract, and their recipes are accepted."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prior3d import cli
+from prior3d import Exporter, Prior, Probe, cli
+from prior3d.contracts.fields import FIELDS
 from prior3d.registry import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +27,7 @@ def files_of(page: Path) -> dict[str, str]:
 
 @pytest.fixture
 def written(request, tmp_path, monkeypatch):
-    """The files of a page in a folder from which they can be imported, and its recipe run; forgotten afterwards."""
+    """The files of a page in a folder from which they can be imported, and its recipe run; forgotten afterward."""
     folder = tmp_path / "page"
     folder.mkdir()
     files = files_of(request.param)
@@ -89,6 +91,43 @@ def test_the_recipe_of_a_page_runs(written, tmp_path, capsys):
 def test_a_page_says_how_to_publish(page):
     text = page.read_text(encoding="utf-8")
     assert f'[project.entry-points."prior3d.{page.stem}"]' in text
+
+
+WITH_TABLES = {"priors": Prior, "probes": Probe, "exporters": Exporter}
+
+
+def rows(page: str) -> list[list[str]]:
+    """Return the cells of the rows of a page's tables."""
+    text = (ROOT / "docs" / "plugins" / f"{page}.md").read_text(encoding="utf-8")
+    return [re.split(r" (?<!\\\\)\| ", line[2:-2]) for line in text.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("page", WITH_TABLES)
+def test_the_tables_of_a_page_are_those_of_the_contract(page):
+    base = WITH_TABLES[page]
+    public = {name: value for name, value in vars(base).items() if not name.startswith("_")}
+    shown = dict(re.fullmatch(r"`(\w+)\((.*)\)`", row[0]).groups() for row in rows(page) if "(" in row[0])
+    methods = {name: list(inspect.signature(value).parameters)[1:] for name, value in public.items() if callable(value)}
+    methods.pop("zero", None)  # is called, not written
+    assert {
+        name: arguments.split(", ") if arguments else [] for name, arguments in shown.items() if name != "__init__"
+    } == methods
+    declared = {row[0].strip("`"): row[1] for row in rows(page) if len(row) == 3 and row[1].startswith("`")}
+    offline = {"contract", "prepares", "refresh_steps", "prepared_version", "prepared_options"}
+    assert set(declared) == set(public) - set(methods) - offline - {"zero"}
+    for name, default in declared.items():
+        value = public[name]
+        empty = {"frozenset()": frozenset(), "{}": {}}
+        given = empty[default.strip("`")] if default.strip("`") in empty else ast.literal_eval(default.strip("`"))
+        assert (dict(value) if isinstance(given, dict) else value) == given, name
+
+
+def test_the_fields_of_the_page_of_priors_are_those_of_the_table():
+    shown = [row for row in rows("priors") if row[1].startswith("[")]
+    fields = [field for field in FIELDS.values() if not field.probes_only]
+    assert shown == [[f"`{field.name}`", field.shape, field.meaning] for field in fields]
+    text = (ROOT / "docs" / "plugins" / "probes.md").read_text(encoding="utf-8")
+    assert not [name for name in FIELDS.probes_only if not name.endswith("_view") and f"`{name}`" not in text]
 
 
 def test_the_page_of_options_is_up_to_date():

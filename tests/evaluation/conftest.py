@@ -46,7 +46,7 @@ class Glow(Probe):
                      for part in data.features(model, "held_out"))
         return by_group(*data.groups("held_out"), {"sum": self.scale * values, "count": torch.ones(len(values))})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": float(total["sum"] / total["count"])}
 
     def controls(self, data):

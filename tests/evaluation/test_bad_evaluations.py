@@ -44,13 +44,16 @@ def copy(finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "which model? Give a run folder, a weight file or a model of timm; --help says more"),
+        ([], "no model is given: name a run folder, a weight file or a timm model; see --help"),
         (["no/such.safetensors"], "no such run folder or weight file: no/such.safetensors"),
-        (["resnet5o"], "resnet5o is no run folder and no weight file, and timm has no model 'resnet5o', did you mean"),
+        (
+            ["resnet5o"],
+            "resnet5o is neither a run folder nor a weight file, and timm has no model 'resnet5o', did you mean",
+        ),
         (["resnet10t", "priors.triplane={}"], "command line: priors.triplane: nothing is trained here: leave this out"),
-        (["resnet10t", "backbone.name=resnet18"], "command line: backbone.name: resnet10t is the model already"),
+        (["resnet10t", "backbone.name=resnet18"], "command line: backbone.name: resnet10t already is the model"),
         (["resnet10t", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-        (["resnet10t", "--control", "resnet10t", "backbone.pretrained=false"], "--control: there is nothing to be a"),
+        (["resnet10t", "--control", "resnet10t", "backbone.pretrained=false"], "--control: a control needs two models"),
         (["resnet10t", "backbone.pretrained=false", "--probes", "dept"], "defaults: probes.dept: unknown probe 'dept'"),
         (["resnet10t", "--probes", "depth", "probes.glow.x=1"], "command line: probes.glow.x: glow is not among the"),
         (["resnet10t", "--seeds", "0"], "--seeds: expected a number of at least 1, got 0"),
@@ -98,10 +101,10 @@ def test_weights_of_timm_that_cannot_be_fetched(refused):
 
 
 def test_a_folder_that_is_no_run_and_a_run_that_is_not_complete(refused, copy, tmp_path):
-    assert refused(tmp_path / "place").endswith("place is no run folder: it holds no recipe.yaml")
+    assert refused(tmp_path / "place").endswith("place is not a run folder: it holds no recipe.yaml")
     (copy / "backbone.safetensors").unlink()
     line = refused(copy)
-    assert line.endswith(f"it holds no backbone.safetensors; go on with: prior3d-train --resume {copy}")
+    assert line.endswith(f"it holds no backbone.safetensors; resume it with: prior3d-train --resume {copy}")
 
 
 def test_weights_that_do_not_fit_name_what_differs(refused, copy, finished):
@@ -131,7 +134,7 @@ def test_a_run_keeps_its_own_model(refused, finished):
 
 def test_a_control_of_another_size(refused, finished):
     line = refused("resnet10t", "backbone.pretrained=false", "--against", finished, "--control", finished)
-    assert line.startswith("--control: a control is of the size of the model: it has encoder channels {4: 40, ")
+    assert line.startswith("--control: the control must be as large as the model: it has encoder channels {4: 40, ")
 
 
 def test_data_without_labels(refused, finished, tmp_path):
@@ -258,7 +261,7 @@ def test_a_model_that_a_probe_cannot_measure_is_refused_before_anything_is_measu
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(refused, finished, tmp_path, more):
     file = tmp_path / "file"
     file.write_text("")
-    assert refused(finished, "--out", file, *more) == f"--out: {file} is no folder"
-    assert refused(finished, "--out", file / "below" / "it", *more) == f"--out: {file} is no folder"
+    assert refused(finished, "--out", file, *more) == f"--out: {file} is not a folder"
+    assert refused(finished, "--out", file / "below" / "it", *more) == f"--out: {file} is not a folder"
     line = refused(finished, "--out", "/proc/none", *more)
     assert line == "--out: cannot write to /proc: No such file or directory"

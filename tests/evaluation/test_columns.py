@@ -55,7 +55,7 @@ def test_maps_of_two_strides_are_noted_with_who_has_a_decoder(finished, alone):
     made = columns(finished, against=alone)
     assert (
         f"The maps of {alone.parent.name} have a cell for every 32 pixels (no decoder), those of {finished.name} for"
-        " every 4 pixels (a decoder): part of the difference is resolution, not what was learnt."
+        " every 4 pixels (a decoder): part of the difference is resolution, not what was learned."
     ) in notes_on_models(made)
 
 
@@ -64,7 +64,9 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
     mine = tmp_path / "mine.pth"
     torch.save(Backbone("resnet10t", (48, 64)).encoder.model.state_dict(), mine)
     for flag in ("against", "control"):
-        with pytest.raises(UserError, match=rf"^--{flag}: .*mine.pth does not say which model it is of") as refused:
+        with pytest.raises(
+            UserError, match=rf"^--{flag}: .*mine.pth does not say which model it belongs to"
+        ) as refused:
             columns(finished, **{flag: mine})
         assert "after --against or --control, name a file that says it: backbone.safetensors" in refused.value.message
         assert "prior3d.backbone.save_weights(file, weights, {'model': ...})" in refused.value.message
@@ -97,7 +99,7 @@ def test_models_that_are_compared_are_called_by_their_names(finished, tmp_path):
     made = columns(finished, against=other)
     assert list(made) == ["baseline", finished.name, f"baseline + {finished.name}", "baseline + random"]
     assert pairs_of(made) == [(finished.name, "baseline"), (f"baseline + {finished.name}", "baseline + random")]
-    assert notes_on_models(made)[0] == f"baseline and {finished.name} have the very same weights."
+    assert notes_on_models(made)[0] == f"baseline and {finished.name} have the same weights."
     assert list(columns(finished))[:2] == ["before", "after"]
 
 

@@ -132,7 +132,7 @@ def test_weights_of_others_say_which_model_they_are_of(evaluate, workshop, rooms
     torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth")
     arguments = ["--probes", "glow", "--plugin", workshop / "glow.py", "--out", tmp_path / "eval", *rooms]
     line = evaluate(tmp_path / "mine.pth", *arguments)[2]
-    assert "mine.pth does not say which model it is of: as MODEL it takes backbone.name=..., a model of timm;" in line
+    assert "mine.pth does not say which model it belongs to: as MODEL, add backbone.name=... with a timm model;" in line
     assert evaluate(tmp_path / "mine.pth", *arguments, "backbone.name=resnet10t")[0] == 0
     assert report_of(tmp_path / "eval")["models"]["model"]["backbone"] == "resnet10t"
 
@@ -218,7 +218,7 @@ class Named(Probe):
         logits = model.classify(torch.rand(2, 3, *data.size))
         return Scores(("a",), {"logits": torch.tensor([float(logits.shape[1])])})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"logits": float(total["logits"])}
 """
 

@@ -36,7 +36,7 @@ def test_cue_conflicts_are_known_by_the_names_of_folders_and_files(shared_data, 
     data = ["data.name=classification_folder", "data.test_fraction=1.0"]
     made = request(*data, f"data.root={shared_data / 'cue-conflict'}", labels=["all"])
     assert list(made.probes) == ["shape_bias"]
-    assert made.left_out["classification"].startswith("trains on labels, and its data has no training split")
+    assert made.left_out["classification"].startswith("trains on labels, but its data has no training split")
     for name in CLASSES:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}1.jpg").touch()

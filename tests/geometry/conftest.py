@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Frame(NamedTuple):
-    """One depth map [H, W] in metres, with its camera."""
+    """One depth map [H, W] in meters, with its camera."""
 
     depth: Tensor
     intrinsics: Tensor
@@ -30,7 +30,7 @@ def random_poses() -> Tensor:
 
 @pytest.fixture
 def odd_intrinsics() -> Tensor:
-    """Intrinsics [5, 3, 3], float64: plain, skewed, upside down, of a crop turned by 10 degrees, off centre."""
+    """Intrinsics [5, 3, 3], float64: plain, skewed, upside down, of a crop turned by 10 degrees, off center."""
     matrices = torch.tensor([[60.0, 0, 31], [0, 55, 23], [0, 0, 1]], dtype=torch.float64).repeat(5, 1, 1)
     matrices[1, 0, 1] = 7.0
     matrices[2, 1, 1] = -55.0
@@ -52,7 +52,7 @@ def read_frame(shared_data) -> Callable[..., Frame]:
         stored = np.asarray(Image.open(folder / f"{stem}.depth.png")).astype(np.float32)
         depth = torch.from_numpy(np.where(stored == 65535, 0, stored) / 1000)
         intrinsics = torch.from_numpy(np.loadtxt(folder / "camera-intrinsics.txt")).float()
-        intrinsics[:2, 2] += 0.5  # the files count the centre of the first pixel as 0
+        intrinsics[:2, 2] += 0.5  # the files count the center of the first pixel as 0
         height, width = depth.shape
         corner = torch.tensor([width, height]) * (1 - 1 / zoom) * place
         rows, columns = (

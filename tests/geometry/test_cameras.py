@@ -29,7 +29,7 @@ def test_pixel_centers_run_along_rows_from_half() -> None:
 
 def test_unproject_closed_form() -> None:
     depth = torch.zeros(6, 8)
-    depth[5, 7] = 2.0  # pixel centre (7.5, 5.5)
+    depth[5, 7] = 2.0  # pixel center (7.5, 5.5)
     points = unproject(depth, INTRINSICS)
     assert points.shape == (6, 8, 3)
     torch.testing.assert_close(points[5, 7], torch.tensor([2 * 3.5 / 100, 2 * 2.5 / 50, 2.0]))

@@ -18,7 +18,7 @@ IDENTITY = torch.eye(4)
 
 
 def cloud(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """World points [M, 3] and pixel centres [M, 2] of all known depth, by matrix algebra in float64."""
+    """World points [M, 3] and pixel centers [M, 2] of all known depth, by matrix algebra in float64."""
     depth, intrinsics, pose = (t.double().numpy() for t in (depth, intrinsics, world_from_camera))
     row, column = np.nonzero(depth > 0)
     pixels = np.stack([column, row], 1) + 0.5
@@ -36,7 +36,7 @@ def inside(points: np.ndarray, depth: Tensor, intrinsics: Tensor, world_from_cam
 
 
 def brute_force(view_a: tuple, view_b: tuple, max_distance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mutual nearest neighbours in world space: [M, 4] pixels in a and b; which a point and which b point is seen."""
+    """Mutual nearest neighbors in world space: [M, 4] pixels in a and b; which a point and which b point is seen."""
     (points_a, pixels_a), (points_b, pixels_b) = cloud(*view_a), cloud(*view_b)
     # Bounded searches are exact for what they find, and much quicker where the views share little.
     distance, in_b = cKDTree(points_b).query(points_a, distance_upper_bound=max_distance)
@@ -48,7 +48,7 @@ def brute_force(view_a: tuple, view_b: tuple, max_distance: float) -> tuple[np.n
 
 
 def distances(view_a: tuple, view_b: tuple, pixels_a: Tensor, pixels_b: Tensor) -> np.ndarray:
-    """World distance in metres of each match, in float64."""
+    """World distance in meters of each match, in float64."""
     found = []
     for view, pixels in ((view_a, pixels_a), (view_b, pixels_b)):
         points, centers = cloud(*view)
@@ -72,7 +72,7 @@ REAL_PAIRS = [  # scene, frames, step, zooms, degrees between the optical axes a
 
 
 @pytest.mark.parametrize(("scene", "first", "second", "step", "zooms", "degrees"), REAL_PAIRS)
-def test_matches_are_the_mutual_neighbours_of_real_frames(
+def test_matches_are_the_mutual_neighbors_of_real_frames(
     read_frame: Callable, scene: str, first: int, second: int, step: int, zooms: tuple, degrees: float
 ) -> None:
     view_a, view_b = read_frame(scene, first, step, zooms[0]), read_frame(scene, second, step, zooms[1], 0.4)
@@ -84,16 +84,16 @@ def test_matches_are_the_mutual_neighbours_of_real_frames(
     assert torch.equal(pixels_a, pixels_a.floor() + 0.5) and torch.equal(pixels_b, pixels_b.floor() + 0.5)
     assert distances(view_a, view_b, pixels_a, pixels_b).max() <= 0.02
 
-    neighbours, a_is_seen, b_is_seen = brute_force(view_a, view_b, 0.02)
+    neighbors, a_is_seen, b_is_seen = brute_force(view_a, view_b, 0.02)
     found = {tuple(match) for match in torch.cat([pixels_a, pixels_b], 1).tolist()}
     recall = [
-        np.mean([tuple(match) in found for match in neighbours[seen].tolist()])
+        np.mean([tuple(match) in found for match in neighbors[seen].tolist()])
         for seen in (a_is_seen, b_is_seen, a_is_seen & b_is_seen)
     ]
     assert len(found) > 100
     assert min(recall) >= 0.95
     assert recall[2] >= 0.99
-    true = {tuple(match) for match in neighbours.tolist()}
+    true = {tuple(match) for match in neighbors.tolist()}
     assert len(found & true) >= 0.995 * len(found)
 
 
@@ -160,13 +160,13 @@ def test_cameras_back_to_back_share_nothing() -> None:
     ("gap", "max_distance", "relative_distance", "matched"),
     [(0.019, 0.02, 0.0, True), (0.021, 0.02, 0.0, False), (0.021, 0.02, 0.011, True), (0.023, 0.02, 0.011, False)],
 )
-def test_the_limit_is_the_larger_of_metres_and_share_of_depth(
+def test_the_limit_is_the_larger_of_meters_and_share_of_depth(
     gap: float, max_distance: float, relative_distance: float, matched: bool
 ) -> None:
     near, far = torch.full((24, 32), 2.0), torch.full((24, 32), 2.0 + gap)
     for depths in ((near, far), (far, near)):
         pixels, _ = match_views(*depths, INTRINSICS, INTRINSICS, IDENTITY, IDENTITY, max_distance, relative_distance)
-        # Towards the border the walls' pixels drift apart sideways, too.
+        # Toward the border the walls' pixels drift apart sideways, too.
         assert (len(pixels) > 24 * 32 / 2) == matched
         assert matched or len(pixels) == 0
 

@@ -32,7 +32,7 @@ def test_exact_on_planes_up_to_the_border(normal):
     torch.testing.assert_close(found[:, known], expected[:, None].expand(-1, int(known.sum())), rtol=0, atol=1e-9)
 
 
-def test_unit_length_towards_the_camera_and_batched():
+def test_unit_length_toward_the_camera_and_batched():
     depth, _ = plane((0.5, -0.3, -1.0), 1.5)
     batch = torch.stack([depth, 2 * depth])[:, None].float()
     found = normals_from_depth(batch, CAMERA.expand(2, 1, 3, 3))

@@ -16,7 +16,7 @@ PAIRS = ("office", [(0, 5), (0, 25), (0, 45), (10, 40)]), ("kitchen-a", [(0, 5),
 
 
 def walls(*lefts: float, depth: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of one wall from cameras that stand beside each other, `lefts` in metres."""
+    """Views of one wall from cameras that stand beside each other, `lefts` in meters."""
     poses = torch.eye(4).repeat(len(lefts), 1, 1)
     poses[:, 0, 3] = torch.tensor(lefts)
     return torch.full((len(lefts), 48, 64), depth), INTRINSICS.expand(len(lefts), 3, 3), poses
@@ -79,7 +79,7 @@ def test_nothing_known_overlaps_with_nothing(unknown: float) -> None:
 @pytest.mark.parametrize(
     ("gap", "relative_distance", "expected"), [(0.018, 0.0, 1), (0.022, 0.0, 0), (0.038, 0.02, 1), (0.045, 0.02, 0)]
 )
-def test_the_limit_is_the_larger_of_metres_and_share_of_depth(
+def test_the_limit_is_the_larger_of_meters_and_share_of_depth(
     gap: float, relative_distance: float, expected: float
 ) -> None:
     depth, intrinsics, poses = walls(0.0, 0.0)

@@ -45,7 +45,7 @@ def test_neither_sides_scale_nor_shift_matters() -> None:
     assert exact < 1e-6
 
 
-def test_inverted_depth_is_penalised_and_pulled_back_not_mirrored() -> None:
+def test_inverted_depth_is_penalized_and_pulled_back_not_mirrored() -> None:
     _, target = correlated()
     prediction = (0.3 * torch.randn(3, 64, generator=torch.Generator().manual_seed(2)).double() - target / 5).detach()
 

@@ -48,10 +48,13 @@ def expect(result, *words):
         ("data.name=synthetic_room", "data.name: unknown dataset 'synthetic_room', did you mean 'synthetic_rooms'?"),
         ("backbone.weights=no.pth", "backbone.weights: no such file"),
         ("backbone.name=vit_tiny_patch16_224", "data.size: vit_tiny_patch16_224 cannot take images of 50 x 64 pixels"),
-        ("data.views=1", "priors.view_invariance: view_invariance needs 2 views of a scene, data.views is 1"),
+        ("data.views=1", "priors.view_invariance: view_invariance needs 2 views of a scene, but data.views is 1"),
         ("data.rooms=0", "data.rooms: "),
         ("data.pairs.min_overlap=0.999", "overlap"),
-        ("priors={triplane: {stride: 7}}", "priors.triplane: stride 7: the maps of convnext_atto have stride 4, 8"),
+        (
+            "priors={triplane: {stride: 7}}",
+            "priors.triplane: convnext_atto has no map of stride 7; its strides are 4, 8",
+        ),
         ("priors={gaussian_distillation: {teacher: ema}}", "backbone.ema"),
         ("priors={pixel_voxel: {engine: minkowski}}", "engine: unknown sparse engine 'minkowski'"),
     ],
@@ -190,10 +193,10 @@ def test_missing_intrinsics(attempt, frames):
 def test_counts_of_depth_and_color_that_differ(attempt, frames):
     scene = frames(4)
     (scene / "frame-000002.depth.png").unlink()
-    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame 2")
+    expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame is 2")
 
 
-@pytest.mark.parametrize("kind", ["depth", "color"])
+@pytest.mark.parametrize("kind", ["depth", pytest.param("color", marks=pytest.mark.slow)])
 def test_a_truncated_file_ends_the_run_or_is_skipped_and_named(attempt, frames, kind, capsys):
     scene = frames(8)
     path = scene / f"frame-000003.{kind}.png"

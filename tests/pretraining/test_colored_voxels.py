@@ -1,4 +1,4 @@
-"""A run of the real command whose voxels have colours."""
+"""A run of the real command whose voxels have colors."""
 
 import json
 

@@ -52,7 +52,7 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(command, recipe, argu
     out = ["--out", str(tmp_path / "out")] if command is cli.train else []
     assert command([str(recipe), *arguments(network()), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "command line: backbone.weights: the statistics of bn1 of mobilenetv2_035, a BatchNorm layer, are" in line
+    assert "command line: backbone.weights: the statistics of the BatchNorm layer bn1 of mobilenetv2_035 are" in line
     assert (
         "tools/unfold_batch_norm.py (prior3d.backbone.batch_norm.unfold_batch_norm), or leave the encoder frozen"
         in line
@@ -61,7 +61,10 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(command, recipe, argu
 
 
 def test_the_first_folded_layer_that_would_train_is_named(built):
-    with pytest.raises(UserError, match=r"^backbone\.weights: the statistics of blocks\.3\.0\.bn1 of mobilenetv2_035"):
+    with pytest.raises(
+        UserError,
+        match=r"^backbone\.weights: the statistics of the BatchNorm layer blocks\.3\.0\.bn1 of mobilenetv2_035",
+    ):
         built(network("blocks.3"))
     assert built(network("no layer")).backbone.encoder.name == MODEL
 
@@ -78,7 +81,7 @@ def test_weights_of_timm_are_named_by_the_key_that_asks_for_them(recipe, monkeyp
     monkeypatch.setattr(timm, "create_model", folded)
     monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
     loaded = load_recipe(recipe, [f"backbone.name={MODEL}", "backbone.pretrained=true"])
-    with pytest.raises(UserError, match=r"^backbone.pretrained: the statistics of bn1 of"):
+    with pytest.raises(UserError, match=r"^backbone.pretrained: the statistics of the BatchNorm layer bn1 of"):
         build(loaded, Registry(loaded.plugins))
 
 
@@ -101,7 +104,7 @@ def test_of_the_last_stages_only_those_that_train_count(recipe, arguments):
 
     backbone = make("bn1").train()
     assert not backbone.encoder.model.bn1.training and backbone.encoder.model.blocks[6][0].bn1.training
-    with pytest.raises(UserError, match=r"the statistics of blocks\.6\.0\.bn1 of"):
+    with pytest.raises(UserError, match=r"the statistics of the BatchNorm layer blocks\.6\.0\.bn1 of"):
         make("blocks.6")
 
 

@@ -131,13 +131,13 @@ def test_an_edited_recipe_is_refused_where_steps_depend_on_it(copy, capsys):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert cli.train(["--resume", str(copy)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "recipe.yaml:" in line and "optim.lr: a run goes on as it began: optim.lr was 0.01 and is 0.02" in line
+    assert "recipe.yaml:" in line and "optim.lr: a resumed run must not change: optim.lr was 0.01 and is 0.02" in line
     assert f"backbone.weights={copy}" in line
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     file.write_text(text)
     with pytest.raises(UserError, match=r"data\.batch_size was 2 and is 3"):
         prior3d.train(resume=copy, overrides={"data.batch_size": 3})
-    with pytest.raises(UserError, match=r"trainer\.max_steps: the run is at step 4 already"):
+    with pytest.raises(UserError, match=r"trainer\.max_steps: the run is already at step 4"):
         prior3d.train(resume=copy, overrides={"trainer.max_steps": 3})
 
 
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_is_cut_off_is_one_line_that_says_what_to_do(copy, siz
     assert f"{last} is damaged or cut off" in line and "begin at its first step again: remove it" in line
     (copy / "checkpoints" / "step-2.ckpt").write_bytes(content)
     assert cli.train(["--resume", str(copy)]) == 2
-    assert "to go on from step 2, copy step-2.ckpt over it" in capsys.readouterr().err
+    assert "to resume from step 2, copy step-2.ckpt over it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["initial.safetensors", "backbone.safetensors", "recipe.yaml"])
@@ -289,7 +289,7 @@ def test_memory_that_runs_out_is_one_line_with_advice(train, tmp_path):
     with pytest.raises(UserError) as refused:
         train({"priors.pull.fails_at": 2})
     text = str(refused.value)
-    assert "data.batch_size: the memory of the GPU does not hold a training step: lower this (it is 2)" in text
+    assert "data.batch_size: a training step does not fit into the memory of the GPU: lower this (it is 2)" in text
     assert "accumulate" in text and "bf16" in text
     assert not list((tmp_path / "out").rglob("*")), "nothing is left behind"
 
@@ -299,7 +299,7 @@ def test_memory_of_the_machine_that_runs_out_is_said_as_well():
         with enough_memory(8):
             torch.empty(2**60, dtype=torch.uint8)
 
-    with pytest.raises(UserError, match=r"data\.batch_size: the memory of this machine"):
+    with pytest.raises(UserError, match=r"data\.batch_size: a training step .* the memory of this machine"):
         allocate()
 
 
@@ -327,9 +327,9 @@ def test_a_full_disk_elsewhere_is_one_line_with_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "devices", "words"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "1"}, 1, "2 processes were started (the environment has WORLD_SIZE=2), and this"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, 1, "2 processes were started (the environment has WORLD_SIZE=2), but this"),
         ({"WORLD_SIZE": "4", "RANK": "0"}, 2, "4 processes were started"),
-        ({"RANK": "1"}, 1, "this is process 1 of several (the environment has RANK=1), and trainer.devices is 1"),
+        ({"RANK": "1"}, 1, "this is process 1 of several (the environment has RANK=1), but trainer.devices is 1"),
         ({"SLURM_PROCID": "3"}, 1, "SLURM_PROCID=3"),
     ],
 )

@@ -44,7 +44,7 @@ def interrupt(start, recipe, out, number, *overrides, delay=0.0):
     return checkpoint.parents[1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bit_identical(start, recipe, uninterrupted, tmp_path, workers):
     folder = interrupt(start, recipe, tmp_path, signal.SIGKILL, f"data.workers={workers}", delay=0.1 * workers)
     assert not (folder / "backbone.safetensors").exists(), "it was complete before it was killed"
@@ -52,7 +52,7 @@ def test_killed_and_resumed_is_bit_identical(start, recipe, uninterrupted, tmp_p
     assert equal(weights(folder), weights(uninterrupted))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_checkpoint_at_a_step_boundary(start, recipe, uninterrupted, tmp_path, number):
     folder = interrupt(start, recipe, tmp_path, number)
     summary = json.loads((folder / "summary.json").read_text())

@@ -6,6 +6,7 @@ import torch
 
 import prior3d
 from prior3d.contracts.prior import Prior
+from prior3d.errors import UserError
 
 SIZE = (64, 64)
 
@@ -134,3 +135,12 @@ def test_a_batch_that_lacks_a_field_is_refused():
         joint({"image": batch()["image"]})
     with pytest.raises(ValueError, match=r"expected image as \[B, V, 3, H, W\]"):
         joint(batch() | {"image": torch.rand(2, 3, *SIZE)})
+
+
+def test_a_prior_without_the_constructor_of_its_base_class_is_one_line(tmp_path):
+    text = "from prior3d import Prior\nclass Own(Prior):\n    def __init__(self, backbone): ...\n"
+    (tmp_path / "own.py").write_text(f"{text}    def forward(self, batch, features): ...\n")
+    backbone = prior3d.load("test_resnet", overrides={"backbone.pretrained": False}, size=SIZE)
+    with pytest.raises(UserError) as refused:
+        prior3d.Joint(backbone, ["own"], plugins=[str(tmp_path / "own.py")])
+    assert str(refused.value) == "priors.own: its constructor does not call super().__init__(backbone)"

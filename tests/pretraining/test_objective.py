@@ -3,6 +3,7 @@ import torch
 
 from prior3d.backbone import Backbone, set_trainable
 from prior3d.contracts.prior import Prior
+from prior3d.errors import UserError
 from prior3d.pretraining.health import compare_gradients
 from prior3d.pretraining.objective import JointObjective, Teacher, Term, encode
 from prior3d.randomness import reseed, stream_seed
@@ -144,3 +145,39 @@ def test_streams_differ_by_every_part_and_never_change():
     seeds = {stream_seed(*parts) for parts in (("a", 0), ("a", 1), ("b", 0), ("a", 0, 0), (0, "a"))}
     assert len(seeds) == 5
     assert stream_seed("step", 0, 1) == 7531875650895689201  # the same on every machine: runs resume elsewhere
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            lambda dense: dense.mean(),
+            "forward returned a tensor of shape [], expected a loss and a dict of scalars",
+        ),
+        (lambda dense: (dense.mean(), 3), "forward returned tuple, expected a loss and a dict of scalars"),
+        (lambda dense: (dense.mean((0, 1)), {}), "forward returned a loss of shape [64, 8, 8], expected a scalar"),
+        (lambda dense: (dense.mean(), {"a": "much"}), "forward logs 'a' as str, expected a scalar tensor"),
+        (
+            lambda dense: (dense.mean().detach(), {}),
+            "the loss is not connected to the features: it trains nothing; for a batch with nothing to learn from, "
+            "return self.zero(features)",
+        ),
+    ],
+)
+def test_what_a_prior_must_not_return_is_one_line(backbone, batch, returned, message):
+    class Wrong(Mean):
+        def forward(self, batch, features):
+            return returned(features["image"].dense)
+
+    objective = JointObjective({"a": Wrong(backbone.spec)}, {"a": Term(1.0)})
+    features = encode(backbone, batch, objective.encodes, objective.reads).features
+    with pytest.raises(UserError) as refused:
+        objective(batch, features, 0, seed)
+    assert str(refused.value) == f"priors.a: {message}"
+
+
+def test_frozen_features_need_no_gradient(backbone, batch):
+    objective = JointObjective({"a": Mean(backbone.spec)}, {"a": Term(1.0)})
+    with torch.no_grad():
+        features = encode(backbone, batch, objective.encodes, objective.reads).features
+    assert not objective(batch, features, 0, seed).total.requires_grad

@@ -106,7 +106,7 @@ def test_a_frozen_encoder_keeps_its_weights(train, tmp_path):
     assert all(torch.equal(initial[f"encoder.model.{name}"], trained[name]) for name in trained)
 
 
-def test_other_optimisers_schedules_and_precision_train(train, tmp_path):
+def test_other_optimizers_schedules_and_precision_train(train, tmp_path):
     folder = train(
         tmp_path,
         "optim.name=sgd",

@@ -26,7 +26,7 @@ class Glow(Probe):
         values = features.take(torch.arange(len(features))).float().abs().mean((1, 2, 3))
         return by_group(*data.groups("held_out"), {"sum": values, "count": torch.ones(len(values))})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": float(total["sum"] / total["count"])}
 '''
 

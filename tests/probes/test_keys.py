@@ -116,7 +116,7 @@ class Refusing(Probe):
     def measure(self, model, data, seed=0):
         raise UserError("no", self.key)
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {}
 
 

@@ -46,7 +46,7 @@ def fit(features, labels, schedule=None, seed=0, **options):
     return fitting.fit(features, schedule or Schedule(60, 4, 0.05), seed)
 
 
-def test_the_head_is_batch_normalisation_and_a_1x1_convolution():
+def test_the_head_is_batch_normalization_and_a_1x1_convolution():
     features = draw(6, 5, 4, 6) * 3 + 7
     norm, convolution = nn.BatchNorm2d(5, affine=False, momentum=1.0, eps=1e-12), nn.Conv2d(5, 3, 1)
     norm(features)
@@ -56,7 +56,7 @@ def test_the_head_is_batch_normalisation_and_a_1x1_convolution():
         torch.testing.assert_close(head(features), convolution(norm.eval()(features)), rtol=1e-4, atol=1e-5)
 
 
-def test_channels_are_standardised_by_the_whole_training_part():
+def test_channels_are_standardized_by_the_whole_training_part():
     features = draw(30, 4, 3, 5) * torch.tensor([1.0, 50.0, 1e-3, 2.0])[:, None, None] + 9
     labels = torch.zeros(30, 6, 10, dtype=torch.long)
     head = fit(maps_of(features.half()), labels, Schedule(1, 4, 0.1))
@@ -129,7 +129,7 @@ def test_what_is_activated_is_interpolated(problem):
     torch.testing.assert_close(torch.cat([predicted.flatten() for predicted in seen]).mean(), torch.tensor(1.0))
 
 
-def test_every_pixel_is_learnt_from_in_some_step():
+def test_every_pixel_is_learned_from_in_some_step():
     labels = torch.arange(2 * 24 * 32).view(2, 24, 32)
     seen = torch.zeros(labels.numel(), dtype=torch.bool)
 

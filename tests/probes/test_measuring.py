@@ -27,7 +27,7 @@ class Brightness(Probe):
         values = features.take(torch.arange(len(features))).float().mean((1, 2, 3))
         return by_group(names, groups, {"sum": values + seed, "count": torch.ones(len(values))})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"mean": float(total["sum"] / total["count"])}
 
     def controls(self, data):
@@ -86,7 +86,7 @@ def test_the_training_data_of_the_run_is_used_where_it_is_given(tmp_path, regist
     ("name", "probe", "message"),
     [
         ("bare", "brightness", "probes.b: needs semantic, which bare does not provide"),
-        ("alone", "trains", "probes.b: trains on labels, and its data has no training split, only test"),
+        ("alone", "trains", "probes.b: trains on labels, but its data has no training split, only test"),
         ("other", "brightness", "probes.b: 2 classes in the training split and 3 in the held-out one"),
     ],
 )
@@ -125,7 +125,7 @@ def tasks(squares):
     return [ProbeTask("b", Brightness(), parts, 3, None), ProbeTask("s", Seeded(), parts, 3, None)]
 
 
-class Grey(torch.nn.Module):
+class Gray(torch.nn.Module):
     size = (16, 24)
 
     def __init__(self, factor):
@@ -143,7 +143,7 @@ class Grey(torch.nn.Module):
 
 def test_models_are_measured_once_per_seed_and_not_again(tasks, tmp_path, monkeypatch):
     results = Results()
-    one, two = Grey(1.0), Grey(2.0)
+    one, two = Gray(1.0), Gray(2.0)
     Measuring("cpu").run(tasks, {"before": [one], "after": [two]}, results)
     assert len(results.scores["b"]["before"]) == 1 and len(results.scores["s"]["before"]) == 3
     metrics = results.metrics({"b": tasks[0].probe, "s": tasks[1].probe})
@@ -160,7 +160,7 @@ def test_models_are_measured_once_per_seed_and_not_again(tasks, tmp_path, monkey
 def test_features_of_models_side_by_side_are_those_read_for_each_alone(tasks, monkeypatch):
     reads, read = [], FrozenModel.read
     monkeypatch.setattr(FrozenModel, "read", lambda self, *a: reads.append(len(self.backbones)) or read(self, *a))
-    seen, one, two = {}, Grey(1.0), Grey(2.0)
+    seen, one, two = {}, Gray(1.0), Gray(2.0)
 
     def plot(task, models, data, shown):
         seen.update({name: data.features(model, "held_out") for name, model in models.items()})
@@ -194,7 +194,7 @@ def test_a_probe_of_classifiers_leaves_models_side_by_side_out(tasks):
         needs_classifier = True
 
     task, results = ProbeTask("n", Named(), tasks[0].parts, 1, None), Results()
-    Measuring("cpu").run([task], {"single": [Grey(1.0)], "both": [Grey(1.0), Grey(2.0)]}, results)
+    Measuring("cpu").run([task], {"single": [Gray(1.0)], "both": [Gray(1.0), Gray(2.0)]}, results)
     assert not results.has("n", "both") and results.has("n", "single")
 
 

@@ -27,7 +27,7 @@ from prior3d.probes.pictures.matched_clusters import _overlaps
 
 
 class Planted(nn.Module):
-    """Smooth nonlinear features of the colours of cells, moved by a matrix [C, 8] and an offset."""
+    """Smooth nonlinear features of the colors of cells, moved by a matrix [C, 8] and an offset."""
 
     def __init__(self, matrix=None, offset=0.0, stride=8, noise=0.0, size=(64, 96)):
         super().__init__()
@@ -110,7 +110,7 @@ def test_pictures_of_all_models_average_to_the_axes_of_all_channels_side_by_side
     assert list(axes.shares.values()) == pytest.approx(wanted, rel=1e-3)
 
 
-def test_a_model_without_a_factor_is_grey_where_the_other_shows_it():
+def test_a_model_without_a_factor_is_gray_where_the_other_shows_it():
     common, only_a = factors(400, 2).unbind(1)
     a = torch.stack([common, 0.8 * only_a], 1)
     b = torch.stack([common, torch.zeros(400)], 1)
@@ -130,7 +130,7 @@ def test_models_with_nothing_in_common_do_not_agree():
     assert abs(axes.agreement["b"]) < 0.1
 
 
-def test_a_constant_model_is_grey_and_harms_no_other():
+def test_a_constant_model_is_gray_and_harms_no_other():
     rows = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     constant = torch.full((200, 9), 1 / 3) + 1e-8 * torch.randn(200, 9)
     axes = fit_shared_axes({"a": rows, "constant": constant})
@@ -362,7 +362,7 @@ def test_of_many_images_some_are_drawn_and_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("prior3d.evaluation.pictures._MOST", 4)
     folder, said = save_images(tmp_path / "in", [(32, 32)] * 9), []
     written = write_pictures({"a": model()}, [folder], tmp_path / "out", 64, say=said.append)
-    assert said == ["9 images: 4 of them are drawn, evenly chosen; name fewer for others"]
+    assert said == ["9 images are too many: 4 of them, evenly chosen, are plotted; name fewer to choose"]
     assert [path.name for path in written] == ["pca.png", "clusters.png"]
 
 

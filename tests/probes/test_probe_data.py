@@ -80,3 +80,14 @@ def test_a_damaged_frame_is_one_line(squares, workers):
 def test_an_empty_part_is_refused(squares):
     with pytest.raises(UserError, match="the test split is empty"):
         ProbeData({"held_out": squares("test", counts=(0,))})
+
+
+def test_wrong_names_of_parts_kinds_and_fields_are_refused(data, pixels):
+    with pytest.raises(ValueError, match="expected one of train, held_out as part of the data, got 'test'"):
+        data.features(pixels, "test")
+    with pytest.raises(ValueError, match="as part of the data, got 'test'"):
+        data.field("test", "semantic")
+    with pytest.raises(ValueError, match="expected one of dense, encoder, pooled as kind of features, got 'dens'"):
+        data.features(pixels, "held_out", "dens")
+    with pytest.raises(ValueError, match=r"expected a field, got 'semantics'; there are .*, semantic, "):
+        data.field("held_out", "semantics")

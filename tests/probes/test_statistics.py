@@ -53,7 +53,7 @@ def test_resampled_metrics_are_those_of_repeated_groups():
         np.testing.assert_allclose(drawn[row], repeated.mean(1))
 
 
-def test_metrics_that_are_no_means_are_summarised_from_the_resampled_sums():
+def test_metrics_that_are_no_means_are_summarized_from_the_resampled_sums():
     counts = torch.tensor([[8.0, 2.0], [1.0, 9.0], [5.0, 5.0]])
     scores = [Scores(("a", "b", "c"), {"confusion": counts})]
     share = resample(scores, lambda t: {"share": float(t["confusion"][0] / t["confusion"].sum())}, torch.eye(3))

@@ -17,7 +17,7 @@ class Band:
     low: float = 0.0
 
 class MyPrior(Prior):
-    """Pulls towards mine.
+    """Pulls toward mine.
 
     More about it.
 
@@ -50,7 +50,7 @@ def test_every_section_is_there_and_no_other(schema):
 
 def test_a_prior_is_described_with_fixed_and_own_keys(schema):
     section = schema["$defs"]["priors.my_prior"]
-    assert section["description"] == "Pulls towards mine."
+    assert section["description"] == "Pulls toward mine."
     assert list(section["properties"]) == ["prior", "weight", "warmup", "bands", "strength"]
     assert section["required"] == ["bands"]
     assert section["additionalProperties"] is False

@@ -285,8 +285,8 @@ def test_a_shipped_recipe_is_found_by_its_name():
     ("name", "message"),
     [
         ("joimt", ", did you mean 'joint'?"),
-        ("missing.yaml", "no recipe 'missing.yaml': neither a file nor one of "),
-        (".", "no recipe '.': neither a file nor one of "),
+        ("missing.yaml", "no recipe 'missing.yaml': it is neither a file nor one of "),
+        (".", "no recipe '.': it is neither a file nor one of "),
     ],
 )
 def test_a_recipe_that_is_not_there(name, message):
@@ -370,8 +370,8 @@ def test_files_that_are_no_recipes(content, message):
             "prior: toy_prior,", "prior: toy_prio,",
             "r.yaml:11: priors.far.prior: unknown prior 'toy_prio', did you mean 'toy_prior'? (there are: ",
         ),
-        ("far:", "fa.r:", "r.yaml:11: priors.fa.r: labels of priors are letters, digits, - and _"),
-        ("far:", "keys:", "r.yaml:11: priors.keys: torch keeps this label for itself; choose another"),
+        ("far:", "fa.r:", "r.yaml:11: priors.fa.r: labels of priors may have only letters, digits, - and _"),
+        ("far:", "keys:", "r.yaml:11: priors.keys: torch reserves this label: choose another"),
         ("far:", "toy_prior:", "r.yaml:11: priors.toy_prior: given twice, first in line 9"),
         (
             "toy_probe", "toy_prob",
@@ -391,13 +391,13 @@ def test_files_that_are_no_recipes(content, message):
         ),
         (
             "backbone:", "optim: {momentum: 0.5}\nbackbone:",
-            "r.yaml:1: optim.momentum: only with name: sgd, and it is adamw",
+            "r.yaml:1: optim.momentum: needs name: sgd, but name is adamw",
         ),
         (
             "backbone:", "optim: {poly_power: 2}\nbackbone:",
-            "r.yaml:1: optim.poly_power: only with schedule: poly, and it is cosine",
+            "r.yaml:1: optim.poly_power: needs schedule: poly, but schedule is cosine",
         ),
-        ("decoder_stride: 4", "last_n: 2", "r.yaml:1: backbone.last_n: only with train: last_n, and it is full"),
+        ("decoder_stride: 4", "last_n: 2", "r.yaml:1: backbone.last_n: needs train: last_n, but train is full"),
         ("decoder_stride: 4", "ema: 1", "r.yaml:1: backbone.ema: expected a number below 1, got 1"),
         (
             "decoder_stride: 4", "pretrained: true, weights: x.pt",

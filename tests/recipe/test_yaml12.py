@@ -84,14 +84,14 @@ def test_paths_are_joined():
     [
         ("a: 1\nb: {c: 1, c: 2}\n", "r.yaml:2: b.c: given twice, first in line 2"),
         ("a: 1\n\na: 2\n", "r.yaml:3: a: given twice, first in line 1"),
-        ("x: &shared {b: 1}\n", "r.yaml:1: anchors (&shared) are not used in recipes"),
-        ("x: 1\ny: *shared\n", "r.yaml:2: aliases (*shared) are not used in recipes: write the value again"),
-        ("x: !!int 3\n", "r.yaml:1: tags (tag:yaml.org,2002:int) are not used in recipes"),
+        ("x: &shared {b: 1}\n", "r.yaml:1: anchors (&shared) are not allowed in recipes"),
+        ("x: 1\ny: *shared\n", "r.yaml:2: aliases (*shared) are not allowed in recipes: write the value again"),
+        ("x: !!int 3\n", "r.yaml:1: tags (tag:yaml.org,2002:int) are not allowed in recipes"),
         (
             "x:\n- !!python/object/apply:os.system [ls]\n",
-            "r.yaml:2: tags (tag:yaml.org,2002:python/object/apply:os.system) are not used in recipes",
+            "r.yaml:2: tags (tag:yaml.org,2002:python/object/apply:os.system) are not allowed in recipes",
         ),
-        ("x:\n  <<: {a: 1}\n", "r.yaml:2: x: merge keys (<<) are not used in recipes"),
+        ("x:\n  <<: {a: 1}\n", "r.yaml:2: x: merge keys (<<) are not allowed in recipes"),
         ("x:\n  12: 1\n", 'r.yaml:2: x: keys must be text, got 12; write "12"'),
         ("true: 1\n", 'r.yaml:1: keys must be text, got true; write "true"'),
         ("? [1, 2]\n: 3\n", "r.yaml:1: keys must be text, got a list or a mapping"),
@@ -120,7 +120,7 @@ def test_control_characters_are_refused():
     ("text", "message"),
     [
         ("[1", "command line: [1: expected ',' or ']', but got '<stream end>'"),
-        ("*a", "command line: *a: aliases (*a) are not used in recipes: write the value again"),
+        ("*a", "command line: *a: aliases (*a) are not allowed in recipes: write the value again"),
         ("a: b: c", "command line: a: b: c: mapping values are not allowed here"),
     ],
 )

@@ -283,7 +283,7 @@ def test_wrong_kind_and_wrong_contract(install):
     assert error_of("priors", "data") == f"prior 'data' (acme 2.3) {derive}, got class Dataset"
     assert error_of("priors", "f") == f"prior 'f' (acme 2.3) {derive}, got function"
     assert error_of("priors", "old") == (
-        "prior 'old' (acme 2.3) speaks version 0 of the Prior contract, this prior3d version 1"
+        "prior 'old' (acme 2.3) is made for version 0 of the Prior contract, but this prior3d has version 1"
     )
 
 
@@ -296,7 +296,7 @@ def test_wrong_kind_and_wrong_contract(install):
         (
             "x = 1\n",
             "plugin file mine.py holds no class that derives from one of Prior, Dataset, PosedDataset, SingleImages,"
-            " Reader, Probe, SparseEngine, SplatEngine, NeighbourEngine, Exporter, Runner",
+            " Reader, Probe, SparseEngine, SplatEngine, NeighborEngine, Exporter, Runner",
         ),
     ],
 )

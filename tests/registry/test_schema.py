@@ -251,8 +251,11 @@ class TensorDefault:
     ("make", "message"),
     [
         (NoBackbone, "its constructor must take backbone first"),
-        (Starred, "its constructor takes **kwargs: int: every option must be named, they are the recipe's schema"),
-        (Listed, "its constructor takes *args: int: every option must be named, they are the recipe's schema"),
+        (
+            Starred,
+            "its constructor takes **kwargs: int: every option must be named, because the names are keys of recipes",
+        ),
+        (Listed, "its constructor takes *args: int: every option must be named, because the names are keys of recipes"),
         (Untyped, "its option x has no type annotation"),
         (
             OnlyForCheckers,

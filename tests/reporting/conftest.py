@@ -27,7 +27,7 @@ class Hits(Probe):
     def measure(self, model, data, seed=0):
         raise AssertionError("nothing is measured here")
 
-    def summarise(self, total):
+    def summarize(self, total):
         share = float(total["hits"] / total["tries"])
         return {"hit": share, "missed": 1 - share}
 

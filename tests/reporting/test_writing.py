@@ -131,7 +131,7 @@ def test_nothing_is_called_better_that_does_not_beat_a_control(make_task, make_r
     assert (
         "gained, but the control raw patches has 0.900; of 2 metrics 0 better, 0 worse, 0 unclear, 2 gained" in headline
     )
-    assert "Gained is what has surely become better, and yet does not beat a control" in text
+    assert "Gained means surely better than before, but not better than a control" in text
     assert "** gained |" in text and "** better" not in text
     change = json.loads((tmp_path / "report.json").read_text())["probes"]["hits"]["metrics"]["hit"]["differences"]
     assert change["after - before"]["verdict"] == "gained"

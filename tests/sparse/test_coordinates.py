@@ -1,4 +1,4 @@
-"""Coordinate checks, kernel maps against brute force, the cache, quantisation and batching."""
+"""Coordinate checks, kernel maps against brute force, the cache, quantization and batching."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_bad_tensors():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_quantisation_equals_a_dictionary(packed):
+def test_quantization_equals_a_dictionary(packed):
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(2000, 3, generator=generator)
     batch = torch.randint(0, 3, (2000,), generator=generator) if packed else None
@@ -130,7 +130,7 @@ def test_quantisation_equals_a_dictionary(packed):
     assert (out.labels != 255).any()
 
 
-def test_quantisation_floors_below_zero_and_in_the_points_dtype():
+def test_quantization_floors_below_zero_and_in_the_points_dtype():
     points = torch.tensor([[-0.01, 0.0, 0.99], [-1.0, 1.0, -1.01]], dtype=torch.float64)
     assert sparse.sparse_quantize(points).coordinates.tolist() == [[-1, 0, 0], [-1, 1, -2]]
     assert sparse.sparse_quantize(points[:0]).coordinates.shape == (0, 3)
@@ -183,15 +183,15 @@ def test_several_levels_at_once_equal_one_after_the_other():
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (2, 1), (5, 1), (2, 2), (3, 2), (1, 2)])
-def test_the_table_of_neighbours_holds_the_pairs(kernel_size, stride):
+def test_the_table_of_neighbors_holds_the_pairs(kernel_size, stride):
     level = random_level(4)
     target = level if stride == 1 else level.coarser(stride)
     kernel_map = build_kernel_map(level, target, kernel_size)
     assert kernel_map.mirrored == (stride == 1 and kernel_size % 2 == 1)
-    tables = [kernel_map.neighbours(), kernel_map.transposed.neighbours()]  # before the pairs are listed
+    tables = [kernel_map.neighbors(), kernel_map.transposed.neighbors()]  # before the pairs are listed
     again = build_kernel_map(level, target, kernel_size)
     assert sum(again.counts) == len(again.in_rows)  # lists them
-    tables += [again.neighbours(), again.transposed.neighbours()]  # made of the pairs
+    tables += [again.neighbors(), again.transposed.neighbors()]  # made of the pairs
     for view, *made in ((kernel_map, tables[0], tables[2]), (kernel_map.transposed, tables[1], tables[3])):
         wanted = torch.full((kernel_size**3, view.out_size), -1, dtype=torch.int32)
         for k, (in_rows, out_rows) in enumerate(view.pairs):

@@ -151,7 +151,7 @@ def test_duplicates(recorded, how, name):
 
 
 @pytest.mark.parametrize("cloud", ["sq0", "sq1"])
-def test_quantisation(recorded, cloud):
+def test_quantization(recorded, cloud):
     points, labels = recorded[f"{cloud}/points"], recorded[f"{cloud}/labels"]
     out = sparse.sparse_quantize(points, 0.02, labels=labels)
     for prefix in ("", "lab_"):

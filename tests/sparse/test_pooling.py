@@ -1,4 +1,4 @@
-"""Pooling, normalisation and interpolation: closed forms, empty items, ties, and gradients."""
+"""Pooling, normalization and interpolation: closed forms, empty items, ties, and gradients."""
 
 import pytest
 import torch

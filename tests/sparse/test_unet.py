@@ -1,4 +1,4 @@
-"""U-Nets: the published layout, behaviour on a batch, and that they can be trained."""
+"""U-Nets: the published layout, behavior on a batch, and that they can be trained."""
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def test_skips_come_after_the_upsampled_channels(small):
 def test_every_parameter_gets_a_finite_gradient_and_training_helps(small):
     network = small.train()
     coordinates = sparse.batch_coordinates([cloud(2), cloud(3)])
-    target = (coordinates[:, 1:] % 8 < 4).float()  # a pattern that only position among neighbours tells
+    target = (coordinates[:, 1:] % 8 < 4).float()  # a pattern that only position among neighbors tells
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     losses = []
     for _ in range(12):

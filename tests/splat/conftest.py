@@ -60,7 +60,7 @@ def random_scene(count: int, channels: int, seed: int = 0) -> tuple[Gaussians, T
 
 
 def camera(turn: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Intrinsics with an off-centre principal point, and a pose turned about the vertical; float64."""
+    """Intrinsics with an off-center principal point, and a pose turned about the vertical; float64."""
     intrinsics = torch.tensor([[30.0, 0, 17.3], [0, 28, 12.1], [0, 0, 1]], dtype=torch.float64)
     cos, sin = math.cos(turn), math.sin(turn)
     world_from_camera = torch.eye(4, dtype=torch.float64)

@@ -60,7 +60,7 @@ def test_flat_gaussians_lie_in_the_plane_they_were_seen_on_wherever_the_world_is
     local = (gaussians.means - pose[:3, 3]) @ turn
     assert torch.allclose(local @ normal, torch.tensor(2.0), atol=1e-4)
     thin_axis = rotation_from_quaternion(gaussians.quaternions)[:, :, 2]
-    assert torch.allclose(thin_axis, -(turn @ normal).expand_as(thin_axis), atol=1e-3)  # towards the camera
+    assert torch.allclose(thin_axis, -(turn @ normal).expand_as(thin_axis), atol=1e-3)  # toward the camera
     assert torch.allclose(gaussians.scales[:, 2], 0.1 * gaussians.scales[:, 0])
 
 

@@ -1,4 +1,4 @@
-"""Real frames: colour of views never used, and features that agree between views."""
+"""Real frames: color of views never used, and features that agree between views."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def raw_features(images):
 
 
 def matches(depth, poses, a, b):
-    """Cells of view a whose centre's point view b sees too, and where (in grid_sample's coordinates)."""
+    """Cells of view a whose center's point view b sees too, and where (in grid_sample's coordinates)."""
     y, x = torch.meshgrid(torch.arange(24) * 5 + 2.5, torch.arange(32) * 5 + 2.5, indexing="ij")
     z = depth[a][2::5, 2::5]
     focal = INTRINSICS[0, 0]

@@ -21,7 +21,7 @@ def gradients(render, scene, values, weights):
 
 
 def facing(depth_m, opacities):
-    """Balls one behind the other on the optical axis of an identity pose that looks at a pixel's centre."""
+    """Balls one behind the other on the optical axis of an identity pose that looks at a pixel's center."""
     count = len(depth_m)
     means = torch.zeros(count, 3, dtype=torch.float64)
     means[:, 2] = torch.tensor(depth_m)

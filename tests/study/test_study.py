@@ -66,7 +66,7 @@ class Roughness(Probe):
         ones = torch.ones(len(values))
         return by_group(names, groups, {"sum": values, "count": ones, "seed": ones * seed})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"roughness": float(total["sum"] / total["count"]), "seed": float(total["seed"] / total["count"])}
 '''
 
@@ -251,10 +251,10 @@ def check_records(records):
 @pytest.mark.usefixtures("tuned")
 def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
     path, out, _ = study
-    misspelt = path.with_name("misspelt.yaml")
-    misspelt.write_text(path.read_text().replace("metric: roughness", "metric: roughnes"))
+    misspelled = path.with_name("misspelled.yaml")
+    misspelled.write_text(path.read_text().replace("metric: roughness", "metric: roughnes"))
     record = next(out.glob("units/initial/tune-*.json"))
-    log = _Log(Records(out, read_matrix(misspelt)), TUNE, 1)
+    log = _Log(Records(out, read_matrix(misspelled)), TUNE, 1)
     with pytest.raises(UserError, match="rough gives roughness, seed") as caught:
         log(Unit(TUNE, "initial", 0, 100), json.loads(record.read_text()), 1.0)
     assert caught.value.key == "endpoints.smooth.metric"

@@ -391,7 +391,7 @@ BROKEN = {
         changed("image", lambda v: v.transpose(2, 0, 1).copy()),
         r"\[3, 12, 16\], should be \[h, w, 3\]|size",
     ),
-    "grey images": (changed("image", lambda v: v[..., 0].copy()), r"image of .*\[12, 16\], should be \[h, w, 3\]"),
+    "gray images": (changed("image", lambda v: v[..., 0].copy()), r"image of .*\[12, 16\], should be \[h, w, 3\]"),
     "millimeters as whole numbers": (
         changed("depth", lambda v: (1000 * v).astype(np.uint16)),
         "should be floating point",

@@ -40,7 +40,7 @@ class Glow(Probe):
         values = features.take(torch.arange(len(features))).float().mean((1, 2, 3))
         return by_group(*data.groups("held_out"), {"sum": values, "count": torch.ones(len(values))})
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": float(total["sum"] / total["count"])}
 
 
@@ -53,28 +53,28 @@ class Total(Glow):
 
     bounds = {}  # noqa: RUF012
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": float(total["sum"])}
 
 
 class Unbounded(Glow):
     """Leaves its bounds."""
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": 7.0}
 
 
 class Unexplained(Glow):
     """Has a metric that nothing explains."""
 
-    def summarise(self, total):
-        return {**super().summarise(total), "shine": 0.0}
+    def summarize(self, total):
+        return {**super().summarize(total), "shine": 0.0}
 
 
 class NotANumber(Glow):
     """Divides by nothing."""
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"glow": float("nan")}
 
 

@@ -74,7 +74,7 @@ def test_encoding_tells_columns_from_rows_and_spans_the_image() -> None:
     torch.testing.assert_close(codes[0, :4], codes[3, :4])  # same column
     torch.testing.assert_close(codes[0, 4:], codes[2, 4:])  # same row
     assert codes.unique(dim=0).shape[0] == 6
-    # the centre cell of an odd grid is the image's centre at any size
+    # the center cell of an odd grid is the image's center at any size
     torch.testing.assert_close(grid_encoding(3, 3, 8)[4], grid_encoding(5, 5, 8)[12])
 
 

@@ -78,7 +78,7 @@ def test_half_precision_planes_are_read_in_float32_under_autocast() -> None:
     torch.testing.assert_close(read, sample_planes(planes.float(), points))
 
 
-def test_energy_is_per_plane_and_centring_removes_constants() -> None:
+def test_energy_is_per_plane_and_centering_removes_constants() -> None:
     planes = torch.zeros(2, 3, 4, 6, 6)
     planes[:, 1] = 3.0
     planes[:, 2, :, ::2] = 2.0

@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def disc_before_background() -> tuple[Tensor, Tensor]:
-    """RGB [1, 3, H, W] and depth [1, H, W] of a disc in front of a slanted wall, none of it centred."""
+    """RGB [1, 3, H, W] and depth [1, H, W] of a disc in front of a slanted wall, none of it centered."""
     y, x = torch.meshgrid(*2 * [(torch.arange(SIZE) + 0.5) / SIZE * 2 - 1], indexing="ij")
     disc = (x - 0.1) ** 2 + (y + 0.1) ** 2 < 0.45**2
     front = torch.stack([0.9 + 0 * x, 0.3 + 0.3 * x, 0.2 + 0 * x])
@@ -76,12 +76,12 @@ def test_one_image_is_overfitted(space: Space, kind: int) -> None:
     rgb, depth = disc_before_background()
     file = 900 / depth - 40 if kind else 30 * depth + 5  # in a unit of its own
     model = Model()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(80):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model.loss(space, rgb, file, torch.tensor([kind])).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         planes = model.decoder(model.tokens)
     picture, rendered, opacity = render_view(planes, model.field, space, SIZE, SIZE, 32)
@@ -95,15 +95,15 @@ def test_dense_head_overfits_the_same_image() -> None:
     torch.manual_seed(0)
     rgb, depth = disc_before_background()
     tokens, head = nn.Parameter(torch.randn(1, 64, 16, 16) / 2), DenseHead(64, width=32)
-    optimiser = torch.optim.AdamW([tokens, *head.parameters()], lr=3e-3)
+    optimizer = torch.optim.AdamW([tokens, *head.parameters()], lr=3e-3)
     mask = torch.ones_like(depth, dtype=torch.bool)
     for _ in range(60):
         picture, predicted = head(tokens, SIZE, SIZE)
         loss = F.smooth_l1_loss(picture, rgb)
         loss = loss + scale_and_shift_invariant_loss(1 / predicted, 900 / depth, mask, gradient_weight=0.1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert correlation(predicted, depth) > 0.9
 
 
@@ -112,16 +112,16 @@ def test_bf16_training_stays_finite_with_the_renderer_in_float32() -> None:
     rgb, depth = disc_before_background()
     rgb, depth = rgb.expand(2, -1, -1, -1), depth.expand(2, -1, -1)
     model, kind = Model(images=2), torch.tensor([0, 1])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(10):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert model.decoder(model.tokens).dtype == torch.bfloat16
             loss = model.loss(FrustumSpace(), rgb, depth, kind)
         assert loss.dtype == torch.float32
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
-        optimiser.step()
+        optimizer.step()
         assert loss.isfinite()
 
 
@@ -175,7 +175,7 @@ def test_a_ball_is_seen_where_it_projects_to(
     x, y, z, _ = (torch.linalg.inv(pose) @ torch.tensor([*center, 1.0])).tolist()
     half_width, half_height = space.half_extents(1.0)
     seen = opacity[0] > 0.5
-    # the outline of a ball off the axis is not quite centred on its centre's image: two pixels of 64
+    # the outline of a ball off the axis is not quite centered on its center's image: two pixels of 64
     assert column[seen].mean().item() == pytest.approx(x / z / half_width, abs=0.04)
     assert row[seen].mean().item() == pytest.approx(y / z / half_height, abs=0.04)
     assert depth[0][seen].min().item() == pytest.approx(z - 0.25, abs=0.05)

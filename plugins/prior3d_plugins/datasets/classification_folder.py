@@ -119,7 +119,7 @@ class ClassificationFolder(SingleImages):
         if empty:
             raise UserError(
                 f"{len(empty)} of {len(counts)} classes have no image in the training split, the first: {empty[0]};"
-                " hold less out",
+                " lower this share",
                 "test_fraction",
             )
 
@@ -147,7 +147,7 @@ def _domains(root: Path, trained: Sequence[str], tested: Sequence[str]) -> dict[
             raise UserError(f"no folder {unknown[0]} in {root}, only {', '.join(present) or 'none'}", key)
     if both := sorted(set(trained) & set(tested)):
         raise UserError(
-            f"{both[0]} is trained on, too: name it in one of the two, and hold some of it out by test_fraction",
+            f"{both[0]} is also trained on: name it in only one of the two, and hold part of it out with test_fraction",
             "test_domains",
         )
     trained = trained or [name for name in present if name not in tested]

@@ -136,7 +136,7 @@ class ImageFolder(SingleImages):
     def _declared_kind(self, declared: str | None, roots: int) -> int | None:
         if not self._pseudo_roots:
             if declared is not None:
-                raise UserError("there is no pseudo_depth it could be the kind of", "pseudo_kind")
+                raise UserError("there is no pseudo_depth that it could describe", "pseudo_kind")
             return None
         if len(self._pseudo_roots) != roots:
             raise UserError(
@@ -146,8 +146,8 @@ class ImageFolder(SingleImages):
         kinds = {declared, *(_kind_in(root) for root in self._pseudo_roots)} - {None}
         if not kinds:
             raise UserError(
-                "say whether the pseudo-depth is depth or disparity, here or in its kind.json: the two are not affine"
-                " in each other",
+                "say whether the pseudo-depth is depth or disparity, here or in its kind.json: neither is an affine"
+                " function of the other",
                 "pseudo_kind",
             )
         if len(kinds) > 1:

@@ -18,7 +18,7 @@ from prior3d.data.posed import (
     SurfaceOptions,
     existing_root,
     make_reader,
-    recognising,
+    recognizing,
 )
 
 _LAYOUTS = {"frames": "sevenscenes", "scannet": "scannet"}
@@ -152,7 +152,7 @@ class PosedRGBD(RecordedScenes):
             "invalid_depth": invalid_depth,
         }
         if layout == "auto":  # both, since a set can mix scenes of the two
-            found = recognising(existing_root(root), _LAYOUTS.values())
+            found = recognizing(existing_root(root), _LAYOUTS.values())
             formats = [name for name in _LAYOUTS.values() if name in found]
         else:
             formats = [_LAYOUTS[layout]]

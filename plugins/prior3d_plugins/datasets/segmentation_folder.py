@@ -160,7 +160,7 @@ class SegmentationFolder(SingleImages):
             wrong = int(ids[mask < 0].min())
             count = len(self.class_names)
             raise UserError(
-                f"{path} holds the class id {wrong}, and the {count} classes have the ids 0 to {count - 1}: give all"
+                f"{path} holds the class id {wrong}, but the {count} classes have the ids 0 to {count - 1}: give all"
                 " classes, or list ids that do not count in `ignore`",
                 "classes",
             )

@@ -41,13 +41,13 @@ class Timm(Exporter):
         """
         file = target / f"{str(description['model']).replace('/', '_')}.safetensors" if target.is_dir() else target
         if file.suffix != ".safetensors":
-            raise UserError(f"{target} must end in .safetensors, or be a folder that is there")
+            raise UserError(f"{target} must end in .safetensors, or be an existing folder")
         if not file.parent.is_dir():
             raise UserError(f"there is no folder {file.parent}")
         again = _create(description)
         unlike = _unlike(model.state_dict(), again.state_dict())
         if unlike:
-            raise UserError(f"timm's {description['model']} has another form than this model: {unlike}")
+            raise UserError(f"this model differs from timm's {description['model']}: {unlike}")
         facts = {"what": "encoder", **description}
         part = file.with_name(f".{file.stem}.part.safetensors")
         try:
@@ -86,7 +86,7 @@ def _compare(model: nn.Module, again: nn.Module) -> None:
     difference, largest = (ours - theirs).abs().max().item(), ours.abs().max().item()
     if not difference <= _TOLERANCE * max(largest, 1e-12):
         raise UserError(
-            f"features of what was written differ by {difference:.2g} of {largest:.2g}: nothing is exported"
+            f"the features of the written file differ by {difference:.2g} of {largest:.2g}: nothing is exported"
         )
 
 

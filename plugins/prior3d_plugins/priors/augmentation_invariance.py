@@ -57,7 +57,7 @@ class AugmentationInvariance(Prior):
         return loss, {"matches": kept_fraction(match.valid)}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the matches between the two crops of the first image."""
+        """Plot the matches between the two crops of the first image."""
         match = self._sample(batch)
         crops, valid = batch["image_crops"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))

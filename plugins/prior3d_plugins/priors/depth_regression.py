@@ -59,7 +59,7 @@ class DepthRegression(Prior):
         return sum(terms.values()) / 3, terms
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw predicted and measured depth of the first views side by side."""
+        """Plot predicted and measured depth of the first views side by side."""
         predicted, target = self._predict(batch, features["image"].dense), self._target(batch)
         images = batch["image"].flatten(0, 1)
         return {"depth": plot_depth(images[:3], predicted[:3, 0], target[:3, 0])}

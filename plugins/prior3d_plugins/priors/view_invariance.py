@@ -96,7 +96,7 @@ class ViewInvariance(Prior):
         return loss, {"matches": found}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the matches of the first sample across its first two views."""
+        """Plot the matches of the first sample across its first two views."""
         match = self._sample(batch, 1)
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))

@@ -77,18 +77,18 @@ class Classification(Probe):
         head = fit_logistic(train.take, trained, classes, penalty)
         predicted = {"linear": head.predict(held_out.take, len(held_out))}
         if self.k:
-            predicted["k-NN"] = self._neighbours(train, held_out, trained, classes)
+            predicted["k-NN"] = self._neighbors(train, held_out, trained, classes)
         return _score(data, predicted, classes)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return each method's accuracy (0..1), over images and, where hits are kept by class, over classes."""
-        labelled = total["images"]
+        labeled = total["images"]
         found = {}
         for name in ("linear", "k-NN"):
             if (hits := total.get(f"{name} hits")) is not None:
-                found[f"top-1, {name}"] = float(hits.sum() / labelled.sum())
-                if len(labelled) > 1:
-                    found[f"mean per class, {name}"] = float((hits / labelled)[labelled > 0].mean())
+                found[f"top-1, {name}"] = float(hits.sum() / labeled.sum())
+                if len(labeled) > 1:
+                    found[f"mean per class, {name}"] = float((hits / labeled)[labeled > 0].mean())
         return found
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:
@@ -98,7 +98,7 @@ class Classification(Probe):
         guessed = majority.expand(len(data.frames["held_out"]))
         return {"majority class": _score(data, {"linear": guessed}, classes)}
 
-    def _neighbours(self, train: FrozenVectors, held_out: FrozenVectors, trained: Tensor, classes: int) -> Tensor:
+    def _neighbors(self, train: FrozenVectors, held_out: FrozenVectors, trained: Tensor, classes: int) -> Tensor:
         memory = train.take(torch.arange(len(train)), unit_length=True)
         trained, predicted = trained.to(memory.device), []
         for rows in torch.arange(len(held_out)).split(_QUERIES):

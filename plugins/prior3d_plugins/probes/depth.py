@@ -70,7 +70,7 @@ class Depth(Probe):
     bounds = MappingProxyType(dict.fromkeys(("RMSE m", "AbsRel", "log10"), (0, math.inf)) | {"delta1": (0, 1)})
     meanings = MappingProxyType(
         {
-            "RMSE m": "root of the mean squared error, metres",
+            "RMSE m": "root of the mean squared error, meters",
             "AbsRel": "mean error as a share of the true depth",
             "log10": "mean error of the decimal logarithm: errors in factors, near and far alike",
             "delta1": "share of pixels within a factor of 1.25 of the true depth",
@@ -112,7 +112,7 @@ class Depth(Probe):
         shown = upsample(head(held_out.take(rows_shown(data))), size)[:, 0].half().cpu()
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return means over images: RMSE in meters, relative error, log10 error, share within a factor of 1.25."""
         return {name: float(total[statistic] / total["images"]) for name, statistic in _METRICS.items()}
 

@@ -135,13 +135,13 @@ class FinetuneSegmentation(Probe):
             counts |= counted(("labelled", _name("hits", share), _name("predicted", share)), batches)
         return by_group(*data.groups("held_out"), counts)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return mean IoU over the classes that occur, and pixel accuracy (0..1), at each share of the labels."""
-        metrics, labelled = {}, total["labelled"]
+        metrics, labeled = {}, total["labelled"]
         for share in self.labels:
             hits = total[_name("hits", share)]
-            metrics[_name("mIoU", share)] = mean_iou(hits, total[_name("predicted", share)], labelled)
-            metrics[_name("accuracy", share)] = float(hits.sum() / labelled.sum())
+            metrics[_name("mIoU", share)] = mean_iou(hits, total[_name("predicted", share)], labeled)
+            metrics[_name("accuracy", share)] = float(hits.sum() / labeled.sum())
         return metrics
 
     def controls(self, data: ProbeData) -> Mapping[str, Scores]:

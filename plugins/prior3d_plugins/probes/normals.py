@@ -98,7 +98,7 @@ class Normals(Probe):
         shown = F.normalize(predict(rows_shown(data)), dim=1).half().cpu()
         return Measured(by_group(*data.groups("held_out"), errors), shown)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return the mean and median angle in degrees, and the shares of pixels (0..1) below 11.25, 22.5 and 30."""
         pixels = total["pixels"]
         shares = {
@@ -129,7 +129,7 @@ class Normals(Probe):
             normals = data.field(part, "normals")
             return lambda rows: normals.take(rows, device).float()
         if "intrinsics" not in provides:
-            raise UserError("the data has neither normals nor, to compute them from its depth, intrinsics", "data")
+            raise UserError("the data has no normals, and no intrinsics to compute them from depth", "data")
         depth, intrinsics = data.field(part, "depth"), data.field(part, "intrinsics")
         return lambda rows: normals_from_depth(depth.take(rows, device), intrinsics.take(rows, device), self.edge)
 

@@ -98,13 +98,13 @@ class Segmentation(Probe):
         held_out = FrozenMaps(model, data, "held_out", self.features)
         methods = {"linear": self._linear(train, held_out, data, frequency, seed)}
         if self.memory:
-            methods["k-NN"] = self._neighbours(train, held_out, data, classes, seed)
+            methods["k-NN"] = self._neighbors(train, held_out, data, classes, seed)
         counts = _score(methods, held_out, data, classes)
         size = data.field("held_out", "semantic").shape[-2:]
         shown = upsample(methods["linear"](rows_shown(data)), size).argmax(1).to(torch.uint8).cpu()
         return Measured(by_group(*data.groups("held_out"), counts), shown)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return the mean IoU (0..1) of both methods and the pixel accuracy of the linear head."""
         found = {
             f"mIoU, {name}": mean_iou(total[f"{name} hits"], total[f"{name} predicted"], total["labelled"])
@@ -138,7 +138,7 @@ class Segmentation(Probe):
         head = fitting.fit(train, self.schedule, seed)
         return lambda rows: head(held_out.take(rows))
 
-    def _neighbours(self, train: FrozenMaps, held_out: FrozenMaps, data: ProbeData, classes: int, seed: int) -> Predict:
+    def _neighbors(self, train: FrozenMaps, held_out: FrozenMaps, data: ProbeData, classes: int, seed: int) -> Predict:
         memory, labels = _remember(train, data, self.memory, seed)
 
         def predict(rows: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def _remember(train: FrozenMaps, data: ProbeData, most: int, seed: int) -> tuple
         labels.append(classes[image, cell])
     labels = torch.cat(labels).long()
     if not len(labels):
-        raise UserError("no training image has a label at the centre of a feature cell: set memory: 0 for no k-NN")
+        raise UserError("no training image has a label at the center of a feature cell: set memory: 0 for no k-NN")
     return torch.cat(kept), labels.to(train.device)
 
 

@@ -62,7 +62,7 @@ class ScanNet(Reader):
         self._folders = find_scenes(self.root, _is_scene, "the folders color, depth and pose")
 
     @classmethod
-    def recognises(cls, folder: Path) -> int:
+    def recognizes(cls, folder: Path) -> int:
         """Return `BY_NAMES` if a folder is or contains exported scenes."""
         return BY_NAMES if has_scene(folder, _is_scene) else 0
 

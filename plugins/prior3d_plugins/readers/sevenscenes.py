@@ -63,7 +63,7 @@ class SevenScenes(Reader):
         self._folders = find_scenes(self.root, _is_scene, expected)
 
     @classmethod
-    def recognises(cls, folder: Path) -> int:
+    def recognizes(cls, folder: Path) -> int:
         """Return `BY_NAMES` if a folder or one of its subfolders has frames of this format."""
         return BY_NAMES if has_scene(folder, _is_scene) else 0
 

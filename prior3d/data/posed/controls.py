@@ -122,7 +122,7 @@ def with_control(dataset: Dataset, control: Control | None) -> Dataset:
     """
     former = dataset.pair_options.control if isinstance(dataset, PosedDataset) else None
     if control is not None and former not in (None, control):
-        raise UserError(f"{control}, and the former names in pairs say {former}: keep one", "control")
+        raise UserError(f"this is {control}, but the older options in pairs say {former}: keep one of them", "control")
     if control is None and former is None:
         return dataset
     if not isinstance(dataset, PosedDataset):

@@ -141,7 +141,7 @@ def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> 
 
 
 def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
-    """Return whether one of the first folders is a scene, searching the root first; `recognises` uses it."""
+    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it."""
     return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
 
 
@@ -175,7 +175,7 @@ def match_frames(scene: str, folder: Path, color: FileNames, depth: FileNames, p
         counts = ", ".join(f"{len(files)} {names.what}" for names, files in zip(sorts, found, strict=True))
         lacks = " and no ".join(names.what for names in lacking)
         raise UserError(
-            f"scene {scene} has {counts} files; the first unmatched is frame {first}, with no {lacks}"
+            f"scene {scene} has {counts} files; the first unmatched frame is {first}: it has no {lacks}"
             f" ({'; '.join(names.seen_instead(folder) for names in lacking)})",
             "root",
         )

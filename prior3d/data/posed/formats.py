@@ -28,7 +28,7 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
             option is wrong.
     """
     folder = existing_root(root)
-    cls = _recognised(folder) if format == AUTO else current().get("readers", format, "format")
+    cls = _recognized(folder) if format == AUTO else current().get("readers", format, "format")
     with section(options_key) if options_key else nullcontext():
         checked = validate_options(cls, plain(options), "")
     with section(options_key, elsewhere={"root": "root"}) if options_key else nullcontext():
@@ -43,7 +43,7 @@ def existing_root(root: Path) -> Path:
     return folder
 
 
-def recognising(folder: Path, formats: Collection[str] | None = None) -> dict[str, int]:
+def recognizing(folder: Path, formats: Collection[str] | None = None) -> dict[str, int]:
     """Return {format: confidence} of the formats that recognize a folder, the most confident first.
 
     Args:
@@ -58,19 +58,19 @@ def recognising(folder: Path, formats: Collection[str] | None = None) -> dict[st
         if formats is None or plugin.name in formats:
             broken.append(plugin.name)
             with suppress(UserError):  # a broken plugin ends only the runs that name it
-                asked[plugin.name] = registry.get("readers", plugin.name).recognises(folder)
+                asked[plugin.name] = registry.get("readers", plugin.name).recognizes(folder)
                 broken.pop()
     found = {name: sure for name, sure in sorted(asked.items(), key=lambda item: -item[1]) if sure > 0}
     if not found:
-        doubt = f"; not asked, as they are broken: {', '.join(broken)}" if broken else ""
+        doubt = f"; these were not asked because they are broken: {', '.join(broken)}" if broken else ""
         names = ", ".join(asked) or "none is installed"
-        raise UserError(f"no format ({names}) recognises {folder}: {seen_in(folder)}{doubt}", "root")
+        raise UserError(f"no format ({names}) recognizes {folder}: {seen_in(folder)}{doubt}", "root")
     return found
 
 
-def _recognised(folder: Path) -> type[Reader]:
-    found = recognising(folder)
+def _recognized(folder: Path) -> type[Reader]:
+    found = recognizing(folder)
     best = [name for name, sure in found.items() if sure == max(found.values())]
     if len(best) > 1:
-        raise UserError(f"{' and '.join(best)} both recognise {folder}: set the one it is", "format")
+        raise UserError(f"{' and '.join(best)} both recognize {folder}: set the right one", "format")
     return current().get("readers", best[0], "format")

@@ -37,7 +37,7 @@ class Reading(NamedTuple):
     Attributes:
         mend: How to fix the data if this reading fits better than the given one.
         inverted: Poses are camera_from_world.
-        flipped: Poses have OpenGL axes (y up, z backwards).
+        flipped: Poses have OpenGL axes (y up, z backward).
         scale: Factor on depth.
         still: Nothing moves: the reference for poses without any meaning.
     """
@@ -55,7 +55,7 @@ STILL = "no motion"
 READINGS: Mapping[str, Reading] = {
     GIVEN: Reading("nothing"),
     "inverted poses": Reading("the poses seem to be camera_from_world: invert them", inverted=True),
-    "OpenGL axes": Reading("the poses seem to have OpenGL axes (y up, z backwards): flip y and z", flipped=True),
+    "OpenGL axes": Reading("the poses seem to have OpenGL axes (y up, z backward): flip y and z", flipped=True),
     "inverted poses with OpenGL axes": Reading(
         "the poses seem to be camera_from_world with OpenGL axes: invert them, then flip y and z",
         inverted=True,

@@ -149,7 +149,7 @@ class RecordedScenes(PosedDataset):
         self.provides = _provided(readers)
         self.fields = tuple(dict.fromkeys(field for reader in readers for field in reader.fields))
         if spec.views > 1 and "depth" not in self.provides:
-            raise UserError("this format has no depth, from which pairs of views are found; set views: 1", "views")
+            raise UserError("this format has no depth, which is needed to find pairs of views: set views: 1", "views")
         self._table = table_of(self)
         self._open: dict[int, OpenScene] = {}
         self._checked: list[Checked] = []

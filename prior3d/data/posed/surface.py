@@ -98,7 +98,7 @@ class Surface:
         """
         points = np.asarray(points, np.float32)
         if colors is not None and (colors.dtype != np.uint8 or colors.shape != points.shape):
-            raise ValueError(f"expected colours uint8 {points.shape}, got {colors.dtype} {colors.shape}")
+            raise ValueError(f"expected colors uint8 {points.shape}, got {colors.dtype} {colors.shape}")
         blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
         order = np.lexsort((*points.T, *blocks.T))
         points = points[order]
@@ -210,7 +210,7 @@ def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.
     if color:
         if surface.colors is None:
             raise ValueError(
-                f"expected a surface with colours, as {type(dataset).__name__} provides surface_color, got one without"
+                f"expected a surface with colors, as {type(dataset).__name__} provides surface_color, got one without"
                 f" for scene {dataset.scenes[scene]}"
             )
         sample["surface_color"] = torch.from_numpy(surface.colors[rows]).float() / 255

@@ -11,7 +11,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601, as in JPEG)."""
 
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_GREY = np.ones((3, 1)) * LUMA
+_GRAY = np.ones((3, 1)) * LUMA
 
 NEEDS_DRAWS = 8
 """Number of uniform numbers per image, for all options: no option shifts the draws of another."""
@@ -52,7 +52,7 @@ def draw_change(
     brightness, contrast, saturation = (max(0.0, 1 + change) for change in signed[:3])
     if u[5] < probabilities[1]:
         saturation = 0.0
-    matrix = brightness * (saturation * np.eye(3) + (1 - saturation) * _GREY) @ _hue_rotation(signed[3])
+    matrix = brightness * (saturation * np.eye(3) + (1 - saturation) * _GRAY) @ _hue_rotation(signed[3])
     blur = sigma[0] + (sigma[1] - sigma[0]) * u[7] if u[6] < probabilities[2] else 0.0
     return ColorChange(matrix, contrast, blur)
 

@@ -82,7 +82,7 @@ def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, 
     first = next(iter(maps))
     beneath = {
         name: f"shows {axes.shares[name]:.0%} of its variance"
-        + ("" if name == first else f"\ncolours as in {first}: r = {axes.agreement[name]:.2f}")
+        + ("" if name == first else f"\ncolors as in {first}: r = {axes.agreement[name]:.2f}")
         for name in maps
     }
     pictures = {name: [axes.colors(name, features) for features in own] for name, own in maps.items()}
@@ -96,9 +96,9 @@ def cluster_figure(
     """Plot the clusters of features; `names` label the images."""
     first = next(iter(maps))
     palette = _palette(len(clusters.centers[first]))
-    beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} coloured as in {first}" for name in maps}
+    beneath = {name: "" if name == first else f"{clusters.agreement[name]:.0%} colored as in {first}" for name in maps}
     pictures = {name: [palette[clusters.labels(name, features)] for features in own] for name, own in maps.items()}
-    title = f"{len(palette)} clusters" + (" of each model, colours matched by overlap" if len(maps) > 1 else "")
+    title = f"{len(palette)} clusters" + (" of each model, colors matched by overlap" if len(maps) > 1 else "")
     return _grid(title, images, pictures, beneath, names)
 
 
@@ -123,7 +123,7 @@ def _grid(
         extent = (0, image.shape[-1], image.shape[-2], 0)
         panels[row][0].imshow(to_picture(image), extent=extent)
         for panel, own in zip(panels[row][1:], pictures.values(), strict=True):
-            # Draw cells without interpolation: smoothing would invent a resolution that the features do not have.
+            # Plot cells without interpolation: smoothing would invent a resolution that the features do not have.
             panel.imshow(own[row], extent=extent, interpolation="nearest")
         if names:
             panels[row][0].set_ylabel(_wrapped(names[row], heights[row], _TEXT - 2), fontsize=_TEXT - 2)

@@ -206,7 +206,7 @@ def test_the_former_names_among_the_pair_options_give_the_same_samples(cache, co
 def test_controls_that_make_no_sense_are_refused(cache):
     data = rooms(cache)
     assert with_control(data, None) is data
-    with pytest.raises(UserError, match="control: permuted, and the former names in pairs say self"):
+    with pytest.raises(UserError, match="control: this is permuted, but the older options in pairs say self"):
         with_control(SyntheticRooms(data.spec, pairs=FORMER[SELF]), PERMUTED)
     (cache / "images").mkdir()
     Image.new("RGB", (8, 8)).save(cache / "images" / "a.png")

@@ -6,7 +6,7 @@ from prior3d.data.posed import pairs
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, angle_bin, describe_pairs, mine_pairs
 
 HEIGHT, WIDTH, FOCAL, DISTANCE = 40, 60, 50.0, 2.0
-VIEW_WIDTH = DISTANCE * WIDTH / FOCAL  # metres of the wall that a view shows
+VIEW_WIDTH = DISTANCE * WIDTH / FOCAL  # meters of the wall that a view shows
 
 
 def intrinsics(count: int) -> torch.Tensor:

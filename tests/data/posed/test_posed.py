@@ -14,7 +14,7 @@ FIELDS = frozenset({"image", "depth", "intrinsics", "world_from_camera"})
 
 
 class Wall(PosedDataset):
-    """Scenes of cameras 2 m before a wall, `step` metres apart; a view shows 3.2 m of it."""
+    """Scenes of cameras 2 m before a wall, `step` meters apart; a view shows 3.2 m of it."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Wall(PosedDataset):
             view.size = SIZE
         if "world_from_camera" in fields:
             view["world_from_camera"] = np.eye(4)
-            view["world_from_camera"][0, 3] = 1e4 + self.step * frame  # metres: float32 ends at a millimetre here
+            view["world_from_camera"][0, 3] = 1e4 + self.step * frame  # meters: float32 ends at a millimeter here
         return view
 
 
@@ -74,7 +74,7 @@ def test_pairs_are_mined_once_and_then_read_from_the_cache(spec):
     again.prepare()
     assert again.loaded == []
     table = again.pairs(0)
-    # 0.8 of 3.2 m apart: 0.75 for neighbours, 0.5 for the next
+    # 0.8 of 3.2 m apart: 0.75 for neighbors, 0.5 for the next
     pairs = set(zip(table.first.tolist(), table.second.tolist(), strict=True))
     assert pairs == {(a, a + k) for k in (1, 2) for a in range(6 - k)}
 

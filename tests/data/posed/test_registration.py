@@ -33,11 +33,11 @@ def plane(normal, distance, camera, size):
 def test_two_planes_hide_and_reveal_each_other_as_computed_by_hand():
     depth = np.full((80, 100), 5.0, dtype=np.float32)
     depth[30:50, 20:30] = 1.0
-    # colour camera 0.1 m to the right of the depth camera: things move left by 100 px * 0.1 m / depth
+    # color camera 0.1 m to the right of the depth camera: things move left by 100 px * 0.1 m / depth
     seen = CameraPair(intrinsics(), intrinsics(), moved(x=-0.1)).register(depth)
     expected = np.full((80, 100), 5.0, dtype=np.float32)
     expected[:, 98:] = 0  # beyond the depth camera's view
-    expected[30:50, 18:28] = 0  # behind the near plane, seen by the colour camera only ...
+    expected[30:50, 18:28] = 0  # behind the near plane, seen by the color camera only ...
     expected[30:50, 10:20] = 1.0  # ... part of which the near plane hides there too
     assert np.array_equal(seen, expected)
 
@@ -77,7 +77,7 @@ def test_tilted_planes_stay_closed_and_in_place(tilt, rotation):
     truth = plane(in_color, 1.5 + in_color @ color_from_depth[:3, 3], color_camera, size)
     middle = np.s_[20:-20, 20:-20]
     assert (seen[middle] > 0).all(), "holes"
-    # a pixel may take the depth of a point seen by up to 0.6 colour pixels away along x and y
+    # a pixel may take the depth of a point seen by up to 0.6 color pixels away along x and y
     slope = 0.6 * sum(np.abs(np.gradient(truth, axis=axis)) for axis in (0, 1))
     assert (np.abs(seen - truth) <= 1.1 * slope + 1e-5)[middle].all()
 
@@ -118,7 +118,7 @@ def test_what_the_sensor_did_not_measure_stays_unknown():
 
 def test_cameras_of_one_center_need_a_look_up_only():
     depth = np.arange(1, 8001, dtype=np.float32).reshape(80, 100)
-    pair = CameraPair(intrinsics(), intrinsics(50, (50, 40)), np.eye(4))  # the colour camera sees twice as wide
+    pair = CameraPair(intrinsics(), intrinsics(50, (50, 40)), np.eye(4))  # the color camera sees twice as wide
     seen = pair.register(depth)
     assert (seen[:20] == 0).all() and (seen[60:] == 0).all() and (seen[:, :25] == 0).all() and (seen[:, 75:] == 0).all()
     rows, columns = np.mgrid[20:60, 25:75]

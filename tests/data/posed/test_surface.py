@@ -144,7 +144,7 @@ def test_edges_are_steps_and_the_borders_of_what_is_known():
     expected[:, 4:6] = False
     expected[[0, 0, 1], [0, 1, 0]] = False
     assert np.array_equal(away_from_edges(depth, 570.0, 0.02), expected)
-    # at 75 degrees to the line of sight neighbouring pixels are that far apart, and on one surface all the same
+    # at 75 degrees to the line of sight neighboring pixels are that far apart, and on one surface all the same
     slope = 2 * (1 + np.tan(np.radians(75)) / 50) ** np.arange(8, dtype=np.float32)
     assert away_from_edges(np.tile(slope, (6, 1)), 50.0, 0.02).all()
     assert not away_from_edges(np.tile(slope, (6, 1)), 570.0, 0.02).any()
@@ -220,9 +220,9 @@ def test_colors_follow_their_points_through_sorting_and_boxes(tmp_path):
     again = pickle.loads(pickle.dumps(surface))
     assert np.array_equal(again.colors, surface.colors)
     assert saved(points, tmp_path / "plain").colors is None
-    assert saved(points[:9], tmp_path).colors is None, "colours of other points, saved here before, are gone"
+    assert saved(points[:9], tmp_path).colors is None, "colors of other points, saved here before, are gone"
     for wrong in (colors[1:], colors.astype(np.float32)):
-        with pytest.raises(ValueError, match="expected colours uint8"):
+        with pytest.raises(ValueError, match="expected colors uint8"):
             Surface.save(points, tmp_path, wrong)
 
 
@@ -335,7 +335,7 @@ def test_samples_carry_the_color_of_each_point_only_if_asked_and_whatever_augmen
         DrawnSamples(dataset, frozenset(chosen), options, 0, False)[2] for chosen in ({"surface", "image"}, fields)
     )
     assert "surface_color" not in plain
-    assert torch.equal(plain["surface"], colored["surface"]), "colours change nothing that is drawn"
+    assert torch.equal(plain["surface"], colored["surface"]), "colors change nothing that is drawn"
     colors, surface = colored["surface_color"], dataset.surface(int(colored["scene"]))
     assert colors.dtype == torch.float32 and colors.shape == colored["surface"].shape
     color_at = {tuple(point): color for point, color in zip(surface.points.tolist(), surface.colors, strict=True)}
@@ -351,7 +351,7 @@ def test_colors_of_a_surface_without_any_are_refused(tmp_path):
     dataset.prepare()
     dataset._surfaces = {scene: saved(np.zeros((5, 3)), tmp_path / "plain") for scene in range(2)}
     samples = DrawnSamples(dataset, frozenset({"surface_color"}), None, 0, False)
-    with pytest.raises(ValueError, match="with colours, as Walls provides surface_color, got one without for scene"):
+    with pytest.raises(ValueError, match="with colors, as Walls provides surface_color, got one without for scene"):
         samples[0]
 
 

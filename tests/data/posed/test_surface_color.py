@@ -1,4 +1,4 @@
-"""Colours of fused surfaces: the right pixel where two cameras took colour and depth, and on real frames."""
+"""Colors of fused surfaces: the right pixel where two cameras took color and depth, and on real frames."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ SIZE = (48, 64)
 
 
 def write_wall(folder, color_size):
-    """Two frames of a box at 1 m before a wall at 2 m; a pixel of the colour image says where it is, blue is the box.
+    """Two frames of a box at 1 m before a wall at 2 m; a pixel of the color image says where it is, blue is the box.
 
-    The depth camera sees the box from column 20 to 40; the colour camera, 8 cm to the right, from 16 to 36.
+    The depth camera sees the box from column 20 to 40; the color camera, 8 cm to the right, from 16 to 36.
     """
     folder.mkdir()
     (folder / "camera-intrinsics.txt").write_text("50 0 31.5\n0 50 23.5\n0 0 1\n")
@@ -42,7 +42,7 @@ def test_points_have_the_color_that_the_color_camera_beside_the_depth_camera_saw
         surface = PosedRGBD(spec, root=root, surface=SurfaceOptions(0.005), **options).surface(0)
         pixels = 50 * zoom * (surface.points[:, :2] - [shift, 0]) / surface.points[:, 2:] + [32 * zoom, 24 * zoom]
         assert len(surface) > 0.7 * 48 * 64
-        # of the colour pixels on a depth pixel any will do
+        # of the color pixels on a depth pixel any will do
         assert np.abs(surface.colors[:, :2] + 0.5 - pixels).max() <= zoom / 2 + 0.01
         is_box, blue = surface.points[:, 2] < 1.5, surface.colors[:, 2] == 255
         assert is_box.sum() > 500 and np.array_equal(is_box, blue) == bool(options)

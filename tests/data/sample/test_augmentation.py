@@ -37,13 +37,13 @@ def seeded(seed=0):
 
 
 def pixel_centers(size=SIZE):
-    """Homogeneous centres of all pixels, [3, H, W] float64."""
+    """Homogeneous centers of all pixels, [3, H, W] float64."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     return np.stack([x, y, np.ones(size)])
 
 
 def source_pixels(view, sample, index=0):
-    """Where the output's pixel centres lie in the source, by the intrinsics before and after alone, [2, H, W]."""
+    """Where the output's pixel centers lie in the source, by the intrinsics before and after alone, [2, H, W]."""
     after = sample["intrinsics"][index].double().numpy()
     rays = np.einsum("ij,jhw->ihw", np.linalg.inv(after), pixel_centers())
     return np.einsum("ij,jhw->ihw", view["intrinsics"], rays)[:2]
@@ -90,7 +90,7 @@ def test_unprojected_depth_stays_on_its_plane():
         rays = np.einsum("ij,jhw->ihw", np.linalg.inv(intrinsics), pixel_centers())
         return np.abs(np.einsum("i,ihw->hw", normal, rays * sample["depth"][0].double().numpy()) - distance)
 
-    # a ray through a pixel's centre meets depth measured half a source pixel away at most, along x and along y
+    # a ray through a pixel's center meets depth measured half a source pixel away at most, along x and along y
     bound = 0.5 * (0.3 / 150 + 0.2 / 149) * view["depth"].max()
     assert residual(sample["intrinsics"][0].double().numpy()).max() < bound + 1e-5
     assert residual(view["intrinsics"]).max() > 10 * bound, "the unmoved intrinsics would have passed as well"
@@ -112,7 +112,7 @@ def test_crops_are_related_by_their_homographies(options):
     for index in range(2):
         image_from_crop = np.linalg.inv(sample["crop_from_image"][index].double().numpy())
         x, y = np.einsum("ij,jhw->ihw", image_from_crop, pixel_centers())[:2]
-        # the image's colours are linear in its coordinates: read them off in the middle and extrapolate
+        # the image's colors are linear in its coordinates: read them off in the middle and extrapolate
         per_column, per_row = (whole[0, 24, 54] - whole[0, 24, 10]) / 44, (whole[1, 40, 32] - whole[1, 8, 32]) / 32
         red = whole[0, 24, 10] + per_column * (x - 10.5)
         green = whole[1, 8, 32] + per_row * (y - 8.5)
@@ -215,7 +215,7 @@ def test_shrinking_averages_rather_than_skips_pixels():
     view["image"] = np.repeat((np.indices(SOURCE).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=-1)
     for size in ((30, 40), (12, 16)):
         image = assemble([view], size, None, frozenset({"image"}), seeded())["image"]
-        assert (image.int() - 127).abs().max() <= 3, "a pattern of single pixels must turn grey, not alias"
+        assert (image.int() - 127).abs().max() <= 3, "a pattern of single pixels must turn gray, not alias"
 
 
 def test_flips_move_all_maps_together_and_are_refused_for_poses():
@@ -282,9 +282,9 @@ def test_color_change_is_brightness_saturation_hue_contrast_one_after_the_other(
     brightness, contrast, saturation = 1 + 0.4 * 0.8, 1 + 0.3 * 0.6, 1 - 0.2 * 0.8
     image = noise()
     expected = image.astype(np.float64) * brightness
-    grey = expected @ LUMA
-    expected = saturation * expected + (1 - saturation) * grey[..., None]
-    expected = contrast * (expected - grey.mean()) + grey.mean()
+    gray = expected @ LUMA
+    expected = saturation * expected + (1 - saturation) * gray[..., None]
+    expected = contrast * (expected - gray.mean()) + gray.mean()
     assert np.abs(apply_change(image, change) - np.clip(expected, 0, 255)).max() <= 0.51
 
 
@@ -298,9 +298,9 @@ def test_hue_turns_colors_but_keeps_brightness():
     assert np.allclose(third @ third @ third, np.eye(3)), "three thirds of the circle are a full turn"
 
 
-def test_grey_images_have_no_color_and_blur_lowers_variance_only():
-    grey = apply_change(noise(), change_of([0.9, 0, 0, 0, 0, 0.0, 0.9, 0.5], probabilities=(0.0, 1.0, 0.0)))
-    assert (np.ptp(grey.astype(int), axis=-1) <= 1).all()
+def test_gray_images_have_no_color_and_blur_lowers_variance_only():
+    gray = apply_change(noise(), change_of([0.9, 0, 0, 0, 0, 0.0, 0.9, 0.5], probabilities=(0.0, 1.0, 0.0)))
+    assert (np.ptp(gray.astype(int), axis=-1) <= 1).all()
     blurred = apply_change(noise(), change_of([0.9, 0, 0, 0, 0, 0.9, 0.0, 0.5], probabilities=(0.0, 0.0, 1.0)))
     assert blurred.std() < 0.5 * noise().std()
     assert abs(blurred.mean() - noise().mean()) < 1.5

@@ -1,4 +1,4 @@
-"""Images by class folder, split and domain: what is listed, labelled and refused."""
+"""Images by class folder, split and domain: what is listed, labeled and refused."""
 
 import pickle
 
@@ -140,7 +140,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
         ({"root": split}, {}, r"3 classes in .*train and 2 in .*test: owl has images in train and none in test; both"),
         ({"root": domains, "train_domains": ("photo",)}, {}, r"rat has images in art and none in photo"),
         ({"root": domains, "train_domains": ("foto",)}, {}, r"^train_domains: no folder foto in .*, only art, ph"),
-        ({"root": domains, "train_domains": ("art",), "test_domains": ("art",)}, {}, r"^test_domains: art is tra"),
+        ({"root": domains, "train_domains": ("art",), "test_domains": ("art",)}, {}, r"^test_domains: art is also tra"),
         (
             {"root": domains, "train_domains": ("art",), "folders": SplitFolders("a")},
             {},

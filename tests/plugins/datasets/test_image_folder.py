@@ -171,7 +171,7 @@ def test_the_kind_may_be_declared_in_the_recipe(tmp_path):
     [
         (None, None, r"^pseudo_kind: say whether the pseudo-depth is depth or disparity"),
         ('{"kind": "depth"}', "disparity", r"^pseudo_kind: pseudo-depth is said to be both depth and disparity"),
-        ('{"kind": "metres"}', None, r'^pseudo_depth: expected \{"kind": "depth"\} or .* in .*kind\.json'),
+        ('{"kind": "meters"}', None, r'^pseudo_depth: expected \{"kind": "depth"\} or .* in .*kind\.json'),
         ('["depth"]', "depth", r"^pseudo_depth: expected"),
         ("{kind", None, r"^pseudo_depth: .*kind\.json is not JSON"),
     ],

@@ -112,7 +112,7 @@ def test_exported_scannet(tmp_path):
     assert np.abs(view["image"].astype(int) - 100).max() <= 2, "frames are ordered by number, not by name"
     assert np.allclose(view["world_from_camera"], pose(10))
     assert np.allclose(view["intrinsics"], [[40, 0, 10], [0, 32, 6], [0, 0, 1]])
-    # at the depth maps' size the colour camera has fx = 16, fy = 16, c = (4, 3): twice the focal length of the other
+    # at the depth maps' size the color camera has fx = 16, fy = 16, c = (4, 3): twice the focal length of the other
     source = np.arange(1, 49).reshape(6, 8) / 1000
     rows, columns = (np.floor((np.arange(n) + 0.5 - n / 2) / 2 + n / 2).astype(int) for n in (6, 8))
     assert np.allclose(view["depth"], source[rows[:, None], columns])
@@ -222,7 +222,7 @@ def test_calibration_is_for_the_scenes_it_names(tmp_path):
     assert dataset.load(1, 0, ALL)["intrinsics"][0, 0] == 16
     assert np.array_equal(dataset.load(2, 0, ALL)["depth"], raw.load(2, 0, ALL)["depth"])
     seen, before = dataset.load(0, 1, ALL), raw.load(0, 1, ALL)
-    # 1.001 m away things move by about one pixel to the left; the pose is that of the colour camera
+    # 1.001 m away things move by about one pixel to the left; the pose is that of the color camera
     assert np.array_equal(seen["depth"][1:, :-1], before["depth"][1:, 1:]) and (seen["depth"][1:, -1] == 0).all()
     depth_camera_in_world = before["world_from_camera"] @ [0, 0, 0, 1]
     color_camera_in_world = before["world_from_camera"] @ [1.01 / 8, 0, 0, 1]
@@ -267,13 +267,13 @@ def remove(name):
     [
         (
             remove("frame-000001.depth.png"),
-            r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched is frame 1, with no depth"
+            r"^root: scene s has 3 color, 2 depth, 3 pose files; the first unmatched frame is 1: it has no depth"
             r" \(depth is read from \.png; no file has another extension\)",
         ),
-        (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame 2, with no color"),
+        (remove("frame-000002.color.png"), "has 2 color, 3 depth, 3 pose files; .* frame is 2: it has no color"),
         (
             lambda folder: (folder / "frame-000009.color.png").touch(),
-            "has 4 color, .* frame 9, with no depth",
+            "has 4 color, .* frame is 9: it has no depth",
         ),
         (
             remove("camera-intrinsics.txt"),
@@ -301,7 +301,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
         ({"root": tmp_path / "nowhere"}, r"^root: no folder .*nowhere"),
-        ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognises .*empty: it is empty"),
+        ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognizes .*empty: it is empty"),
         ({"layout": "scannet"}, r"^root: no scene in .*: expected the folders color, depth and pose; there is s/$"),
         ({"scenes": ("kitchen",)}, r"^scenes: no scene kitchen; there are s"),
         ({"test_scenes": ("t",)}, r"^test_scenes: no scene t"),
@@ -358,7 +358,7 @@ def resize(path):
         ("frame-000001.color.png", truncate, "truncated"),
         ("frame-000001.depth.png", lambda path: path.unlink(), "missing"),
         ("frame-000001.color.png", resize, "4x3 pixels, where the scene's images have 8x6"),
-        ("frame-000001.depth.png", lambda path: Image.fromarray(color(1)).save(path), "expected a 16-bit grey image"),
+        ("frame-000001.depth.png", lambda path: Image.fromarray(color(1)).save(path), "expected a 16-bit gray image"),
     ],
 )
 def test_damaged_files_are_named_when_decoded(tmp_path, name, change, why):
@@ -486,11 +486,11 @@ def test_a_scene_of_8_bit_depth_is_refused_and_a_single_map_is_damage(tmp_path):
     Image.new("L", (8, 6), 9).save(eight)
     dataset = PosedRGBD(spec(), root=tmp_path)
     dataset.verify()
-    with pytest.raises(DamagedFile, match="expected a 16-bit grey image, got mode L"):
+    with pytest.raises(DamagedFile, match="expected a 16-bit gray image, got mode L"):
         dataset.load(0, 0, ALL)
     resave(tmp_path, lambda image: Image.new("L", image.size, 9), "*.depth.png")
     message = (
-        r"^root: none of 3 files can be used, the first: .*000000\.depth\.png: expected a 16-bit grey image, got mode L"
+        r"^root: none of 3 files can be used, the first: .*000000\.depth\.png: expected a 16-bit gray image, got mode L"
     )
     with pytest.raises(UserError, match=message):
         PosedRGBD(spec(), root=tmp_path).verify()
@@ -504,7 +504,7 @@ def test_damage_is_named_where_it_leaves_no_pairs(tmp_path):
         PosedRGBD(spec(views=2, cache=tmp_path / "cache"), root=tmp_path / "s").prepare()
 
 
-def test_16_bit_grey_color_is_scaled(tmp_path):
+def test_16_bit_gray_color_is_scaled(tmp_path):
     write_frames(tmp_path)
     resave(tmp_path, lambda image: Image.fromarray(np.full((6, 8), 32896, np.uint16)))
     assert (PosedRGBD(spec(), root=tmp_path).load(0, 0, ALL)["image"] == 128).all()
@@ -531,8 +531,8 @@ def test_messages_name_the_extensions_read_and_the_files_seen(tmp_path):
     with pytest.raises(UserError) as caught:
         PosedRGBD(spec(), root=tmp_path).verify()
     assert caught.value.message == (
-        "scene a has 5 color, 0 depth, 5 pose files; the first unmatched is frame 0, with no depth (depth is read from"
-        " .png; seen: frame-000000.depth.tiff, frame-000001.depth.tiff, frame-000002.depth.tiff and 2 more)"
+        "scene a has 5 color, 0 depth, 5 pose files; the first unmatched frame is 0: it has no depth (depth is read"
+        " from .png; seen: frame-000000.depth.tiff, frame-000001.depth.tiff, frame-000002.depth.tiff and 2 more)"
     )
     folder = write_scannet(tmp_path / "b" / "s")
     for path in (folder / "color").iterdir():
@@ -583,10 +583,10 @@ def test_what_is_wrong_with_formats_and_their_options_is_located(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     cases = [
-        ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognise .*mixed: set the one it is"),
+        ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognize .*mixed: set the right one"),
         (
             {"root": tmp_path / "other"},
-            r"root: no format \(scannet, sevenscenes\) recognises .*other: there is notes\.txt",
+            r"root: no format \(scannet, sevenscenes\) recognizes .*other: there is notes\.txt",
         ),
         ({"format": "scanet"}, "format: unknown reader 'scanet', did you mean 'scannet'"),
         ({"format": "scannet"}, "root: no scene in .*data: expected the folders color, depth and pose; there is a/"),

@@ -1,4 +1,4 @@
-"""Noise and highlights: what keeps colour from solving matching."""
+"""Noise and highlights: what keeps color from solving matching."""
 
 import numpy as np
 import pytest
@@ -25,10 +25,10 @@ def images(rooms: SyntheticRooms) -> np.ndarray:
     return np.stack([rooms.load(0, frame, FIELDS)["image"] for frame in range(rooms.frames)]).astype(float)
 
 
-def plain_room(gloss: float, shininess: float = 20.0, grey: float = 0.3) -> Room:
-    """A room of one grey, its lamp at (2, 2.5, 1.8)."""
-    grey = np.full((2, 3), grey)
-    surfaces = tuple(Texture("stripes", np.eye(3, 4), grey, np.zeros((8, 4)), gloss, shininess) for _ in range(6))
+def plain_room(gloss: float, shininess: float = 20.0, gray: float = 0.3) -> Room:
+    """A room of one gray, its lamp at (2, 2.5, 1.8)."""
+    gray = np.full((2, 3), gray)
+    surfaces = tuple(Texture("stripes", np.eye(3, 4), gray, np.zeros((8, 4)), gloss, shininess) for _ in range(6))
     size = np.array([4.0, 5.0, 2.5])
     return Room(size, surfaces, (), np.array([2.0, 2.5, 1.8]), draw_trajectory(np.random.default_rng(0), size))
 

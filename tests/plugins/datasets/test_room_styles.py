@@ -8,7 +8,7 @@ from scipy import stats
 
 from prior3d.contracts.dataset import DataSpec
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES, VARIANTS
 from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
 from prior3d_plugins.datasets.synthetic_rooms.rooms import SURFACES, Room, draw_room
 from prior3d_plugins.datasets.synthetic_rooms.styles import PALETTES, SPLITS, Style, style_of
@@ -19,7 +19,7 @@ def rooms_of(style: Style, count: int) -> list[Room]:
 
 
 def covers(rooms: list[Room]) -> list[tuple[str, str, np.ndarray]]:
-    """Every texture of some rooms: class of what it covers, pattern, mean colour."""
+    """Every texture of some rooms: class of what it covers, pattern, mean color."""
     found = []
     for room in rooms:
         covered = list(zip(SURFACES, room.surfaces, strict=True))

@@ -56,16 +56,16 @@ def test_images_come_with_their_masks(tmp_path):
 
 def test_masks_of_other_modes(tmp_path):
     fill(tmp_path, names=("a", "b", "c", "d"))
-    grey = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
-    palette = Image.fromarray(grey, "P")
+    gray = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    palette = Image.fromarray(gray, "P")
     palette.putpalette([200, 10, 10, 0, 0, 0, 255, 255, 255])
     palette.save(tmp_path / "train/labels/a.png")
-    put(tmp_path / "train/labels/b.png", grey.astype(np.uint16))
-    put(tmp_path / "train/labels/c.png", grey > 0, "1")
+    put(tmp_path / "train/labels/b.png", gray.astype(np.uint16))
+    put(tmp_path / "train/labels/c.png", gray > 0, "1")
     dataset = SegmentationFolder(spec(), root=tmp_path, classes=3)
-    assert np.array_equal(dataset.load(0, 0, BOTH)["semantic"], grey)
-    assert np.array_equal(dataset.load(0, 1, BOTH)["semantic"], grey)
-    assert np.array_equal(dataset.load(0, 2, BOTH)["semantic"], grey > 0)
+    assert np.array_equal(dataset.load(0, 0, BOTH)["semantic"], gray)
+    assert np.array_equal(dataset.load(0, 1, BOTH)["semantic"], gray)
+    assert np.array_equal(dataset.load(0, 2, BOTH)["semantic"], gray > 0)
 
 
 def test_splits_are_the_folders_that_exist(tmp_path):
@@ -96,7 +96,7 @@ def test_without_split_folders_a_hash_holds_out(tmp_path):
 
 def test_an_id_that_is_no_class_is_named(tmp_path):
     dataset = SegmentationFolder(spec(), root=fill(tmp_path, ids=(0, 1, 11)), classes=3)
-    message = r"^classes: .*labels/a\.png holds the class id 11, and the 3 classes have the ids 0 to 2"
+    message = r"^classes: .*labels/a\.png holds the class id 11, but the 3 classes have the ids 0 to 2"
     with pytest.raises(UserError, match=message):
         dataset.verify()
     with pytest.raises(UserError, match=message):

@@ -10,7 +10,7 @@ from prior3d.contracts.dataset import DataSpec, View
 from prior3d.errors import UserError
 from prior3d.geometry import project, unproject
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms, rendering
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES, VARIANTS
 from prior3d_plugins.datasets.synthetic_rooms.design import Design
 from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
 from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive, intersect, unit_normals
@@ -46,7 +46,7 @@ def furnished(kind: str, primitives: list[Primitive], pose: np.ndarray) -> Piece
 
 
 def camera_rays(pose: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Rays [H, W, 3] in world axes in float64, one metre long along the optical axis."""
+    """Rays [H, W, 3] in world axes in float64, one meter long along the optical axis."""
     rows, columns = np.indices(SIZE) + 0.5
     pixels = np.stack([columns, rows, np.ones(SIZE)], axis=-1)
     return pixels @ np.linalg.inv(intrinsics).T @ pose[:3, :3].T
@@ -148,7 +148,7 @@ def test_rays_enter_a_solid_where_marching_along_them_does(shape):
     normals = unit_normals(primitive, points).numpy()
     np.testing.assert_allclose(np.linalg.norm(normals, axis=0), 1, atol=1e-5)
     surface = points.numpy() * half[:, None]
-    for sign in (1, -1):  # a step outwards leaves the solid, a step inwards stays within
+    for sign in (1, -1):  # a step outward leaves the solid, a step inward stays within
         stepped = inside(shape, (surface + sign * 1e-3 * normals).T, half, 0.0)
         assert (stepped == (sign < 0)).mean() > 0.98
 
@@ -187,10 +187,10 @@ def test_normals_are_the_slope_of_the_depth_in_camera_axes(cache):
         normals = view["normals"]
         assert (normals.shape, normals.dtype) == ((96, 128, 3), np.float32)
         np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
-        assert ((normals * points).sum(-1) < 0).mean() > 0.999  # towards the camera, which is at 0
+        assert ((normals * points).sum(-1) < 0).mean() > 0.999  # toward the camera, which is at 0
         middle = normals[1:-1, 1:-1]
-        neighbours = normals[1:-1, 2:], normals[1:-1, :-2], normals[2:, 1:-1], normals[:-2, 1:-1]
-        flat = np.all([(middle * other).sum(-1) > 0.9999 for other in neighbours], axis=0)
+        neighbors = normals[1:-1, 2:], normals[1:-1, :-2], normals[2:, 1:-1], normals[:-2, 1:-1]
+        flat = np.all([(middle * other).sum(-1) > 0.9999 for other in neighbors], axis=0)
         angle = np.degrees(np.arccos(np.clip((slope * middle).sum(-1), -1, 1)))
         assert flat.mean() > 0.5
         assert (angle[flat] < 0.5).mean() > 0.8  # the rest steps from one face to a parallel one
@@ -238,7 +238,7 @@ def test_views_agree_on_depth_class_and_color(cache):
             assert np.mean(shares) == pytest.approx(overlap, abs=0.15)
     assert len(same_class) >= 10
     assert np.concatenate(same_class).mean() > 0.96
-    # Half a pixel off in a fine pattern is another colour; but most points have one colour for all views.
+    # Half a pixel off in a fine pattern is another color; but most points have one color for all views.
     assert np.median(np.concatenate(color_gap)) < 6
     assert np.median(np.abs(np.diff(a["image"].reshape(-1, 3)[::577].astype(float), axis=0)).mean(-1)) > 30
 
@@ -256,6 +256,7 @@ def test_exposure_changes_brightness_and_nothing_else(cache):
     assert all(np.exp(-0.3 * 1.25) < gain < np.exp(0.3 * 1.25) for gain in gains)
 
 
+@pytest.mark.slow
 def test_pairs_fill_all_angle_bins(cache):
     rooms = dataset(cache, size=(96, 128), rooms=6)
     rooms.prepare()
@@ -324,6 +325,7 @@ def test_furniture_stands_in_the_room_apart_and_out_of_the_cameras_way():
                 assert (np.minimum(high, other_high) - np.maximum(low, other_low)).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_every_class_is_seen_and_every_variant_is_sound(cache):
     rooms = dataset(cache, rooms=12, frames=8)
     share = np.bincount(
@@ -343,6 +345,7 @@ def test_every_class_is_seen_and_every_variant_is_sound(cache):
                 assert all(half > 0.005 for p in design.primitives for half in p.half), (kind, variant)
 
 
+@pytest.mark.slow
 def test_textures_say_nothing_about_what_they_cover():
     counts, colors = np.zeros((len(CLASSES), len(FAMILIES))), [[] for _ in CLASSES]
     for seed in range(80):

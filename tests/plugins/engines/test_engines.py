@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prior3d import cli
-from prior3d.contracts.engine import NeighbourEngine, SparseEngine, SplatEngine
+from prior3d.contracts.engine import NeighborEngine, SparseEngine, SplatEngine
 from prior3d.errors import UserError
 from prior3d.registry import Registry, current, engines, in_force
 from prior3d.registry.engines import EngineChoice, choose, names
@@ -15,8 +15,8 @@ from prior3d.sparse import Convolution, SparseTensor
 from prior3d.sparse.reference import convolve
 from prior3d.splat.reference import rasterize_views
 from prior3d.testing import check_engine
-from prior3d_plugins.engines.neighbours_faiss import NeighboursFaiss
-from prior3d_plugins.engines.neighbours_torch import NeighboursTorch
+from prior3d_plugins.engines.neighbors_faiss import NeighborsFaiss
+from prior3d_plugins.engines.neighbors_torch import NeighborsTorch
 from prior3d_plugins.engines.sparse_torch import SparseTorch
 from prior3d_plugins.engines.sparse_triton import SparseTriton
 from prior3d_plugins.engines.splat_gsplat import SplatGsplat
@@ -72,7 +72,7 @@ def convolution(engine):
 def test_names_are_by_job_with_or_without_it():
     assert names("sparse") == ("torch", "triton")
     assert names("splat") == ("gsplat", "torch")
-    assert names("neighbours") == ("faiss", "torch")
+    assert names("neighbors") == ("faiss", "torch")
     assert choose("splat", "splat/torch", CPU, torch.float32) is choose("splat", "torch", CPU, torch.float32)
 
 
@@ -114,7 +114,7 @@ def test_a_broken_engine_breaks_only_those_who_name_it(tmp_path, caplog):
     registry = Registry([file])
     assert type(choose("sparse", "auto", CPU, torch.float32, registry)) is SparseTorch
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "sparse engine fast is passed over by auto" in caplog.text and "no_such_module" in caplog.text
+    assert "auto skips the sparse engine fast" in caplog.text and "no_such_module" in caplog.text
     with pytest.raises(UserError, match=r"engine: engine 'sparse/fast' .* cannot be imported: ModuleNotFoundError"):
         choose("sparse", "fast", CPU, torch.float32, registry)
 
@@ -187,14 +187,14 @@ def test_a_recipe_whose_engine_cannot_be_had_ends_in_one_line(quick, run, tmp_pa
         assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("cls", [SparseTorch, SplatTorch, NeighboursFaiss, NeighboursTorch])
+@pytest.mark.parametrize("cls", [SparseTorch, SplatTorch, NeighborsFaiss, NeighborsTorch])
 def test_the_built_in_engines_keep_to_the_contract(cls):
     check_engine(cls, device="cpu")
 
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("cls", [SparseTorch, SparseTriton, SplatTorch, SplatGsplat, NeighboursFaiss, NeighboursTorch])
+@pytest.mark.parametrize("cls", [SparseTorch, SparseTriton, SplatTorch, SplatGsplat, NeighborsFaiss, NeighborsTorch])
 def test_the_built_in_engines_keep_to_the_contract_on_cuda(cls):
     obstacle = cls().obstacle(torch.device("cuda"), torch.float32)
     if obstacle:
@@ -395,7 +395,7 @@ def test_broken_splat_engines_are_caught(cls, message):
         check_engine(cls, device="cpu")
 
 
-class Neighbours(NeighbourEngine):
+class Neighbors(NeighborEngine):
     """By products."""
 
     def obstacle(self, device, dtype):
@@ -405,24 +405,24 @@ class Neighbours(NeighbourEngine):
         return tuple((queries @ memory.T).topk(k, dim=1))
 
 
-class Unsorted(Neighbours):
+class Unsorted(Neighbors):
     def nearest(self, memory, queries, k):
         return tuple(part.flip(1) for part in super().nearest(memory, queries, k))
 
 
-class ByDistance(Neighbours):
+class ByDistance(Neighbors):
     def nearest(self, memory, queries, k):
         similarities, rows = super().nearest(memory, queries, k)
         return 2 - 2 * similarities, rows
 
 
-class Approximate(Neighbours):
+class Approximate(Neighbors):
     def nearest(self, memory, queries, k):
         half = max(k, len(memory) // 2)
         return super().nearest(memory[:half], queries, k)
 
 
-class Int32(Neighbours):
+class Int32(Neighbors):
     def nearest(self, memory, queries, k):
         similarities, rows = super().nearest(memory, queries, k)
         return similarities, rows.int()
@@ -437,7 +437,7 @@ class Int32(Neighbours):
         (Int32, "should be int64"),
     ],
 )
-def test_broken_neighbour_engines_are_caught(cls, message):
+def test_broken_neighbor_engines_are_caught(cls, message):
     cls.__doc__ = "Broken."
     with pytest.raises(AssertionError, match=message):
         check_engine(cls, device="cpu")

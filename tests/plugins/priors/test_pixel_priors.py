@@ -19,7 +19,7 @@ from prior3d_plugins.priors.view_invariance import ViewInvariance
     [
         (ViewInvariance, {}),
         (ViewInvariance, {"negatives": "batch", "exclude_radius": 0.1}),
-        (ViewInvariance, {"exclude_radius": 0.1, "points": 5000}),
+        (ViewInvariance, {"exclude_radius": 0.1, "points": 500}),
         (ViewInvariance, {"negatives": "ranks", "exclude_radius": 0.1}),
         (AugmentationInvariance, {}),
         (AugmentationInvariance, {"negatives": "batch", "points": 20}),

@@ -18,7 +18,7 @@ from prior3d.registry.schema import validate_options
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
 from prior3d_plugins.datasets.posed import PosedRGBD
 from prior3d_plugins.priors.pixel_voxel import PixelVoxel
-from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, random_grids, voxelise, within_reach
+from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, random_grids, voxelize, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import match_pixels, sample_matches
 
 SIZE = (96, 128)
@@ -58,7 +58,9 @@ def test_bad_options_are_refused_by_name(options, message):
 
 
 def test_an_engine_that_cannot_be_had_is_an_error_of_the_users_making():
-    with pytest.raises(UserError, match=r"^engine: unknown sparse engine 'minkowski' \(there are: auto, torch, triton\)"):
+    with pytest.raises(
+        UserError, match=r"^engine: unknown sparse engine 'minkowski' \(there are: auto, torch, triton\)"
+    ):
         PixelVoxel(example_backbone(), engine="minkowski")
 
 
@@ -118,7 +120,7 @@ def points_by_hand(batch, view, pixels):
 def test_every_match_on_real_frames_is_what_brute_force_finds(office, voxel_size):
     torch.manual_seed(0)
     grids = random_grids(cameras(office)[2], voxel_size, 180.0, "y")
-    voxels = voxelise(points_of(office), grids, 10**6).coordinates
+    voxels = voxelize(points_of(office), grids, 10**6).coordinates
     match = all_matches(office, voxels, grids)
     steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]
     for view in range(4):
@@ -249,14 +251,14 @@ def test_the_loss_compares_a_pixel_with_the_voxel_it_sees(office):
 
 def test_turn_and_shift_leave_the_matches_the_same():
     batch = example_batch()
-    size = 0.083  # metres; the room's walls at 0.5 and 2 m are not at the border of a voxel
+    size = 0.083  # meters; the room's walls at 0.5 and 2 m are not at the border of a voxel
     straight = random_grids(cameras(batch)[2], size, 0.0, "z")._replace(shift=torch.zeros(4, 3))
     quarter = straight._replace(turn=torch.full((4,), torch.pi / 2), shift=torch.zeros(4, 3))
     anyhow = random_grids(cameras(batch)[2], size, 180.0, "z")
     assert len({*anyhow.turn.tolist()}) == 4 and anyhow.turn.abs().max() > 0.5
     found = {}
     for name, grids in {"straight": straight, "quarter": quarter, "anyhow": anyhow}.items():
-        voxels = voxelise(points_of(batch), grids, 10**6).coordinates
+        voxels = voxelize(points_of(batch), grids, 10**6).coordinates
         torch.manual_seed(0)
         match = all_matches(batch, voxels, grids, stride=1)
         found[name] = match, grids.centers(voxels)[match.voxels], len(voxels)
@@ -293,8 +295,8 @@ def test_chunks_are_turned_about_the_vertical_only(up):
 
 def test_the_nearest_voxels_of_each_chunk_stay(office):
     grids = random_grids(cameras(office)[2], 0.1, 180.0, "y")
-    everything = voxelise(points_of(office), grids, 10**6).coordinates
-    kept = voxelise(points_of(office), grids, 200).coordinates
+    everything = voxelize(points_of(office), grids, 10**6).coordinates
+    kept = voxelize(points_of(office), grids, 200).coordinates
     assert torch.bincount(kept[:, 0].long()).tolist() == [200] * 4
     for view in range(4):
         distance = [
@@ -415,7 +417,7 @@ def test_the_picture_is_of_the_first_views_own_chunk(office):
     assert list(figures) == ["matches"] and len(panels) == 3
     assert panels[0].get_title().startswith("384 matched pixels")
     dots, squares = panels[0].collections[0], panels[1].collections[0]
-    # a matched pixel's nearest voxels in the image have about its colour: the same height
+    # a matched pixel's nearest voxels in the image have about its color: the same height
     assert len(squares.get_offsets()) > 500
     distance = np.linalg.norm(dots.get_offsets()[:, None] - squares.get_offsets()[None], axis=-1)
     difference = dots.get_facecolors() - squares.get_facecolors()[distance.argmin(1)]
@@ -427,11 +429,11 @@ def test_the_picture_is_of_the_first_views_own_chunk(office):
 def test_cuda_finds_the_same_matches():
     batch = example_batch()
     grids = random_grids(cameras(batch)[2], 0.1, 180.0, "z")
-    voxels = voxelise(points_of(batch), grids, 10**6).coordinates
+    voxels = voxelize(points_of(batch), grids, 10**6).coordinates
     here = all_matches(batch, voxels, grids, stride=1)
     on_gpu = {name: value.cuda() for name, value in batch.items()}
     there_grids = Grids(grids.origin.cuda(), grids.turn.cuda(), grids.shift.cuda(), grids.voxel_size, grids.axes)
-    there_voxels = voxelise(points_of(on_gpu), there_grids, 10**6).coordinates
+    there_voxels = voxelize(points_of(on_gpu), there_grids, 10**6).coordinates
     there = all_matches(on_gpu, there_voxels, there_grids, stride=1)
     assert torch.equal(there.valid.cpu(), here.valid)
     same = there_voxels[there.voxels].cpu() == voxels[here.voxels]

@@ -1,4 +1,4 @@
-"""Coloured voxels for the pixel-voxel prior: colours stay with their voxels, reach the network, change no default."""
+"""Colored voxels for the pixel-voxel prior: colors stay with their voxels, reach the network, change no default."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from prior3d.sparse import SparseTensor
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
 from prior3d_plugins.datasets.synthetic_rooms import SyntheticRooms
 from prior3d_plugins.priors.pixel_voxel import PixelVoxel
-from prior3d_plugins.priors.pixel_voxel.chunks import Points, random_grids, voxelise
+from prior3d_plugins.priors.pixel_voxel.chunks import Points, random_grids, voxelize
 
 SIZE = (48, 64)
 
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
-    """A batch of two samples of two augmented views of rooms, with coloured surfaces."""
+    """A batch of two samples of two augmented views of rooms, with colored surfaces."""
     spec = DataSpec(SIZE, 2, "train", tmp_path_factory.mktemp("cache"))
     surface = SurfaceOptions(voxel_size=0.05, min_frames=1, max_points=20_000)
     dataset = SyntheticRooms(spec, rooms=2, frames=8, surface=surface)
@@ -58,7 +58,7 @@ def test_a_voxel_has_the_mean_color_of_its_points_also_where_voxels_are_cut(room
     points = Points(rooms["surface"], rooms["surface_view"], rooms["surface_color"])
     torch.manual_seed(0)
     grids = random_grids(rooms["world_from_camera"].flatten(0, 1), 0.1, 180.0, "z")
-    voxels = voxelise(points, grids, most)
+    voxels = voxelize(points, grids, most)
     cells = torch.cat([points.chunk[:, None], grids.positions(*points[:2]).floor().long()], 1).tolist()
     by_voxel = {}
     for cell, color in zip(map(tuple, cells), points.colors.double(), strict=True):
@@ -66,13 +66,13 @@ def test_a_voxel_has_the_mean_color_of_its_points_also_where_voxels_are_cut(room
     expected = torch.stack([torch.stack(by_voxel[tuple(voxel)]).mean(0) for voxel in voxels.coordinates.tolist()])
     torch.testing.assert_close(voxels.colors, expected.float())
     assert len(voxels.coordinates) == min(most * 4, len(by_voxel)) and expected.std(0).min() > 0.05
-    plain = voxelise(points._replace(colors=None), grids, most)
+    plain = voxelize(points._replace(colors=None), grids, most)
     assert plain.colors is None and torch.equal(plain.coordinates, voxels.coordinates)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": "first"}, {"chunk_far": 1.5}])
 def test_the_network_is_given_occupancy_and_centered_colors_of_its_own_voxels(options):
-    """Colours that are a code of the place they lie at stay within what a voxel's size makes of it."""
+    """Colors that are a code of the place they lie at stay within what a voxel's size makes of it."""
     batch = example_batch()
     batch["surface_color"] = batch["surface"] / 8 + 0.5
     sample = prior_for(voxels="color", **options)._sample(batch)
@@ -100,7 +100,7 @@ def test_colors_change_the_loss_of_color_and_only_of_color(rooms):
 
 
 def test_occupancy_is_as_it_was_before_there_were_colors():
-    """The same parameters, draws and, to the bit, loss as of a network that is given ones, without any colours."""
+    """The same parameters, draws and, to the bit, loss as of a network that is given ones, without any colors."""
     torch.manual_seed(0)
     prior, batch = PixelVoxel(example_backbone(), voxel_size=0.1), example_batch()
     torch.manual_seed(0)

@@ -111,7 +111,7 @@ def test_metrics_are_those_of_scikit_learn(data):
     assert 0.3 < found["top-1, k-NN"] < 0.95
 
 
-def test_neighbours_vote_as_counted_by_hand(data):
+def test_neighbors_vote_as_counted_by_hand(data):
     (x, y), (x_test, y_test) = vectors(mixed, data, "train"), vectors(mixed, data, "held_out")
     cosine = nn.functional.normalize(x_test, dim=1) @ nn.functional.normalize(x, dim=1).T
     right = 0

@@ -154,14 +154,14 @@ def test_scores_are_additive_over_scenes_and_told_in_detail_later(rooms):
     probe = Correspondence(**DETAIL)
     scores = probe.measure(FrozenModel([Planted(rooms, 4, of_point=True)]), rooms).scores
     assert scores.groups == ("test-000", "test-001")
-    assert len(Correspondence().summarise(scores.total())) <= 6
+    assert len(Correspondence().summarize(scores.total())) <= 6
     one = scores.total(torch.tensor([1.0, 0.0]))
     assert (
         one["points"].sum() + scores.total(torch.tensor([0.0, 1.0]))["points"].sum() == scores.total()["points"].sum()
     )
-    assert set(probe.summarise(one)) <= set(probe.summarise(scores.total()))
+    assert set(probe.summarize(one)) <= set(probe.summarize(scores.total()))
     brief = Correspondence(pairs_per_bin=3).measure(FrozenModel([Constant()]), rooms).scores
-    assert "recall@5cm, all" not in probe.summarise(brief.total())  # never measured: left out
+    assert "recall@5cm, all" not in probe.summarize(brief.total())  # never measured: left out
 
 
 def test_a_larger_radius_finds_more_and_the_choice_of_pairs_is_fixed(rooms):

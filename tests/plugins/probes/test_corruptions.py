@@ -41,11 +41,11 @@ def test_an_image_is_corrupted_alike_in_any_batch(images, corruption):
 
 
 def test_noise_is_gaussian_of_the_severity_and_differs_between_images():
-    grey = torch.full((2, 3, 200, 200), 0.5)
-    noise = corrupt(grey, "noise", 1, ["x", "y"]) - 0.5
+    gray = torch.full((2, 3, 200, 200), 0.5)
+    noise = corrupt(gray, "noise", 1, ["x", "y"]) - 0.5
     assert noise.std() == pytest.approx(0.08, rel=0.02) and abs(noise.mean()) < 2e-3
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.02
-    more = corrupt(grey, "noise", 2, ["x", "y"]) - 0.5
+    more = corrupt(gray, "noise", 2, ["x", "y"]) - 0.5
     assert np.corrcoef(noise.ravel(), more.ravel())[0, 1] > 0.99
 
 

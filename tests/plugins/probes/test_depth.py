@@ -25,7 +25,7 @@ def slopes(rng, frame):
 
 
 def answer(depth, choice):
-    """Depth at the centre of each cell, as one channel of two."""
+    """Depth at the center of each cell, as one channel of two."""
     centers = depth[:, None, 1::CELL, 1::CELL] / 2 + depth[:, None, 2::CELL, 2::CELL] / 2
     centers[:, :, 0] = depth[:, None, 2, 1::CELL]
     return torch.cat([centers, torch.randn(centers.shape, generator=choice)], 1)
@@ -120,7 +120,7 @@ def test_an_empty_range_is_refused():
 @pytest.mark.parametrize(
     ("unit", "message"), [(1000.0, "runs from .* to .* m: check the data's unit"), (0.0, "unknown")]
 )
-def test_depth_that_cannot_be_learnt_is_refused_in_words(open_data, measured, unit, message):
+def test_depth_that_cannot_be_learned_is_refused_in_words(open_data, measured, unit, message):
     def wrong(rng, frame):
         return {"depth": unit * slopes(rng, frame)["depth"]}
 

@@ -22,7 +22,7 @@ PALETTE = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
 
 
 class Quarters(Dataset):
-    """Images of four quarters; each shows the colour of its class, or of a class drawn independently."""
+    """Images of four quarters; each shows the color of its class, or of a class drawn independently."""
 
     provides = frozenset({"image", "semantic"})
     splits = ("train", "test")
@@ -199,11 +199,9 @@ def test_metrics_are_those_of_torchmetrics():
     draws = generator("predictions")
     truth, predicted = torch.randint(0, 4, (2, 5, 12, 16), generator=draws)
     truth[torch.rand(truth.shape, generator=draws) < 0.2] = 255
-    labelled, hits, claimed = (
-        counts.sum(0).double() for counts in count_hits(predicted, truth, 5)
-    )  # class 4 is absent
-    total = {"labelled": labelled, "hits, 100 % of labels": hits, "predicted, 100 % of labels": claimed}
-    found = probe().summarise(total)
+    labeled, hits, claimed = (counts.sum(0).double() for counts in count_hits(predicted, truth, 5))  # class 4 is absent
+    total = {"labelled": labeled, "hits, 100 % of labels": hits, "predicted, 100 % of labels": claimed}
+    found = probe().summarize(total)
     iou = multiclass_jaccard_index(predicted, truth, 5, ignore_index=255)
     right = multiclass_accuracy(predicted, truth, 5, ignore_index=255, average="micro")
     assert found == pytest.approx({"mIoU, 100 % of labels": float(iou), "accuracy, 100 % of labels": float(right)})
@@ -212,7 +210,7 @@ def test_metrics_are_those_of_torchmetrics():
 def test_what_cannot_be_measured_is_said_in_words(opened):
     with pytest.raises(UserError, match="test_vit has no decoder of its own"):
         probe(decoder="pretrained").measure(frozen("test_vit"), opened())
-    with pytest.raises(UserError, match="no labelled pixel"):
+    with pytest.raises(UserError, match="no labeled pixel"):
         probe().measure(frozen("test_convnext"), opened(unknown=True))
     with pytest.raises(UserError, match="coarsest stride of test_vit is 16"):
         probe(decoder_stride=32).measure(frozen("test_vit"), opened())
@@ -220,7 +218,7 @@ def test_what_cannot_be_measured_is_said_in_words(opened):
         construct(FinetuneSegmentation, key="probes.finetune", options={"labels": [0.5, 0.5]})
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 batch normalisation goes by the batch all the same
+@pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 batch normalization goes by the batch all the same
 def test_folded_statistics_are_refused_whether_the_weights_move_or_not(opened, scale):
     model = frozen("test_resnet")
     (backbone,) = model.backbones
@@ -230,7 +228,7 @@ def test_folded_statistics_are_refused_whether_the_weights_move_or_not(opened, s
             torch.nn.init.normal_(layer.bias, 0.2, 0.2)
     first = next(name for name, layer in network.named_modules() if isinstance(layer, torch.nn.BatchNorm2d))
     tuned = probe(encoder_lr_scale=scale, steps=2)
-    words = f"^the statistics of {first} of test_resnet, a BatchNorm layer, are folded .*unfold_batch_norm"
+    words = f"^the statistics of the BatchNorm layer {first} of test_resnet are folded .*unfold_batch_norm"
     with pytest.raises(UserError, match=words):
         tuned.check(backbone)
     with pytest.raises(UserError, match=words):

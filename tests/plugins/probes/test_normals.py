@@ -82,7 +82,7 @@ def test_the_median_is_interpolated_within_its_bin():
         "within": torch.tensor([7.0, 7.0, 7.0]),
         "histogram": histogram,
     }
-    found = Normals().summarise(total)
+    found = Normals().summarize(total)
     assert found["median deg"] == pytest.approx(10.5 + 0.5 * 1 / 4)
     assert found["mean deg"] == 10
     assert found["under 30 deg"] == 7 / 8
@@ -139,4 +139,4 @@ def test_the_seed_decides_and_the_picture_shows_unknown_white(open_data, planted
     assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "truth", "it"]
     truth = np.asarray(figure.axes[1].images[0].get_array())
     assert (truth[:3] == 1).all()
-    assert truth[5, 5, 2] > 0.8  # towards the camera is blue
+    assert truth[5, 5, 2] > 0.8  # toward the camera is blue

@@ -20,7 +20,7 @@ SIDE = 32
 
 
 def draw(label, domain, number):
-    """A bright bar, upright or lying, on grey; in the domain `negative` bright and dark are swapped."""
+    """A bright bar, upright or lying, on gray; in the domain `negative` bright and dark are swapped."""
     rng = np.random.default_rng([label, number])
     image = np.full((SIDE, SIDE), 90.0)
     start = rng.integers(6, 20)
@@ -72,21 +72,21 @@ class Reads(nn.Module):
 
 def edges(images):
     """Strength of edges along each axis: what bars differ in, dark or bright."""
-    grey = images.mean(1)
-    return torch.stack([grey.diff(dim=1).abs().amax((1, 2)), grey.diff(dim=2).abs().amax((1, 2))], 1)
+    gray = images.mean(1)
+    return torch.stack([gray.diff(dim=1).abs().amax((1, 2)), gray.diff(dim=2).abs().amax((1, 2))], 1)
 
 
 def skewed(images):
     """How rows and columns differ, with the sign of the difference: the other way round where bars are dark."""
-    grey = images.mean(1)
-    means = grey.mean(2), grey.mean(1)
+    gray = images.mean(1)
+    means = gray.mean(2), gray.mean(1)
     return torch.stack([((mean - mean.mean(1, keepdim=True)) * 20).pow(3).mean(1) for mean in means], 1)
 
 
 def strong_edges(images):
     """How many edges of a fixed strength there are along each axis: none once contrast is lost."""
-    grey = images.mean(1)
-    return torch.stack([(grey.diff(dim=axis).abs() > 0.3).float().mean((1, 2)) for axis in (1, 2)], 1)
+    gray = images.mean(1)
+    return torch.stack([(gray.diff(dim=axis).abs() > 0.3).float().mean((1, 2)) for axis in (1, 2)], 1)
 
 
 def measure(function, data, **options):

@@ -23,7 +23,7 @@ def blocks(rng, frame):
 
 
 def sparse(rng, frame):
-    """The same, partly unlabelled."""
+    """The same, partly unlabeled."""
     classes = blocks(rng, frame)["semantic"]
     classes[rng.random(SIZE) < 0.3] = 255
     return {"semantic": classes}
@@ -148,8 +148,8 @@ def test_the_memory_is_even_over_images_and_leaves_the_ignored_out(open_data, pl
     assert len(most) == 24 * 12
 
 
-@pytest.mark.parametrize(("wrong", "message"), [(255, "train split has no labelled pixel"), (5, "only 5 classes have")])
-def test_labels_that_cannot_be_learnt_are_refused_in_words(open_data, measured, wrong, message):
+@pytest.mark.parametrize(("wrong", "message"), [(255, "train split has no labeled pixel"), (5, "only 5 classes have")])
+def test_labels_that_cannot_be_learned_are_refused_in_words(open_data, measured, wrong, message):
     def all_wrong(rng, frame):
         return {"semantic": np.full(SIZE, wrong, np.uint8)}
 

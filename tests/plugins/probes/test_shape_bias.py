@@ -126,7 +126,7 @@ def test_probabilities_are_averaged_over_members():
     probabilities = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
     expected = [[float(row[list(m)].mean()) for m in SIXTEEN_CLASSES.values()] for row in probabilities]
     np.testing.assert_allclose(sixteen_from_imagenet(logits), expected, rtol=1e-9)
-    np.testing.assert_allclose(sixteen_from_imagenet(torch.zeros(1, 1000)), 1e-3)  # no class is favoured by its size
+    np.testing.assert_allclose(sixteen_from_imagenet(torch.zeros(1, 1000)), 1e-3)  # no class is favored by its size
     with pytest.raises(ValueError, match=r"expected logits \[N, 1000\], got \[2, 1001\]"):
         sixteen_from_imagenet(torch.zeros(2, 1001))
 
@@ -187,13 +187,13 @@ def test_accuracy_on_clean_photographs_stands_beside_it(data, clean):
 
     half = metrics_of(probe, probe.measure(FrozenModel([], classify=off), data))
     assert half["clean top-1 of 1000"] == pytest.approx(float((names < 500).double().mean()))
-    assert half["clean top-1 of 1000"] < half["clean top-1 of 16"] < 1  # most neighbours of a dog are dogs
+    assert half["clean top-1 of 1000"] < half["clean top-1 of 16"] < 1  # most neighbors of a dog are dogs
     few = ShapeBias(clean=clean, clean_images=50)
     assert few.measure(FrozenModel([], classify=off), data).statistics["clean 1000"].sum() == 50
 
 
 class Colors(nn.Module):
-    """Stands in for a backbone: its pooled feature holds the class of the shape, normalised."""
+    """Stands in for a backbone: its pooled feature holds the class of the shape, normalized."""
 
     size = SIZE
 
@@ -233,7 +233,7 @@ def test_a_classifier_gets_the_statistics_of_clean_photographs(data, clean):
     ShapeBias(clean=clean).measure(FrozenModel([], classify=head), data)
     assert head.norm.num_batches_tracked == 0 and kept[-1] is not head
     assert kept[-1].norm.running_mean[2] == pytest.approx(200 / 255, abs=1e-5)  # conflicts have no blue
-    with pytest.raises(UserError, match="clean: needs clean photographs for a model with BatchNorm"):
+    with pytest.raises(UserError, match="clean: a model with BatchNorm layers needs clean photographs"):
         ShapeBias().measure(FrozenModel([], classify=head), data)
 
 
@@ -269,7 +269,7 @@ def test_weights_without_a_classifier_have_none():
 
 
 def test_what_a_user_can_get_wrong_is_said(root, data, clean, tmp_path):
-    with pytest.raises(UserError, match=r"needs the classifier that the weights came with, .* or set head: linear"):
+    with pytest.raises(UserError, match=r"needs a classifier that comes with the weights, .* or set head: linear"):
         ShapeBias().measure(FrozenModel([]), data)
     with pytest.raises(ValueError, match="head: linear is fitted to clean photographs: name their folder"):
         ShapeBias(head="linear")
@@ -283,7 +283,7 @@ def test_what_a_user_can_get_wrong_is_said(root, data, clean, tmp_path):
         save(tmp_path / "other" / ("lamp" if name == "knife" else name) / f"{name}1-dog1.png", 0, 0)
     cases = [
         ("plain", r"at the end of a name, as in cat7-elephant1\.jpg, got .*airplane1"),
-        ("other", r"expected folders of the 16 classes airplane, .*; knife is only in one of the two"),
+        ("other", r"expected folders of the 16 classes airplane, .*; knife is in only one of the two"),
     ]
     for folder, message in cases:
         refused = opened(tmp_path / folder)
@@ -323,7 +323,7 @@ def test_a_gpu_gives_the_same_scores(data, clean):
 
 
 def test_a_decoder_has_no_part_in_the_classifier(data):
-    """Its batch normalisation must not ask for photographs where the encoder has none."""
+    """Its batch normalization must not ask for photographs where the encoder has none."""
     backbone = Backbone("convnext_atto", (32, 32), decoder_stride=4, channels=8).eval()
     weights = {"head.fc.weight": torch.randn(1000, 320), "head.fc.bias": torch.zeros(1000)}
     found = ShapeBias().measure(FrozenModel([backbone], classify=checkpoint_classifier(backbone, weights)), data)
@@ -338,5 +338,5 @@ def test_a_model_that_training_gives_statistics_is_refused_before_it_trains(clea
     ShapeBias().check(backbone)
     ShapeBias(clean=clean).check(backbone, trains=True)
     ShapeBias().check(Backbone("convnext_atto", (64, 64), decoder_stride=4, channels=8), trains=True)
-    with pytest.raises(UserError, match="clean: needs clean photographs"):
+    with pytest.raises(UserError, match="clean: a model with BatchNorm layers needs clean photographs"):
         ShapeBias().check(backbone, trains=True)

@@ -46,7 +46,7 @@ class Made(Reader):
         self._folders = find_scenes(self.root, is_scene, "poses.csv")
 
     @classmethod
-    def recognises(cls, folder: Path) -> int:
+    def recognizes(cls, folder: Path) -> int:
         """Look for `poses.csv`."""
         return BY_MARKER if has_scene(folder, is_scene) else 0
 
@@ -117,7 +117,7 @@ def test_the_built_in_readers_keep_to_the_contract(tmp_path, cls, format):
     assert reader.scenes() == ["a/1", "b"]
     assert [frame.problem for frame in reader.open("a/1").frames] == [None, "no pose", None]
     other = ScanNet if cls is SevenScenes else SevenScenes
-    assert other.recognises(tmp_path / "scans") == 0
+    assert other.recognizes(tmp_path / "scans") == 0
 
 
 def test_real_recordings_keep_to_the_contract(shared_data, tmp_path):
@@ -302,8 +302,8 @@ def takes_any_folder(self, root, *, unit: float = 1.0):
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"recognises": classmethod(lambda cls, folder: 0)}, "does not recognise"),
-        ({"recognises": classmethod(lambda cls, folder: 1)}, "recognises an empty folder"),
+        ({"recognizes": classmethod(lambda cls, folder: 0)}, "does not recognize"),
+        ({"recognizes": classmethod(lambda cls, folder: 1)}, "recognizes an empty folder"),
         ({"scenes": lambda self: ["b/1", "a"]}, "scenes are not sorted"),
         ({"scenes": lambda self: []}, "takes the folder 'missing'|finds no scene"),
         ({"provides": frozenset({"image", "depth", "flow"})}, "provides 'flow', which is in no table"),
@@ -322,7 +322,7 @@ from prior3d.errors import UserError
 
 class Tapes(Reader):
     @classmethod
-    def recognises(cls, folder):
+    def recognizes(cls, folder):
         return 30 * (folder / "tape.bin").is_file()
 
     def scenes(self):
@@ -333,11 +333,11 @@ class Tapes(Reader):
 """
 
 
-def test_a_reader_of_a_plugin_file_is_asked_whether_it_recognises_the_data(tmp_path):
+def test_a_reader_of_a_plugin_file_is_asked_whether_it_recognizes_the_data(tmp_path):
     (tmp_path / "tapes.py").write_text(TAPES)
     (tmp_path / "tape.bin").touch()
     spec, options = DataSpec(SIZE, 1, "train", tmp_path / "cache"), {"root": str(tmp_path)}
     with pytest.raises(UserError, match=r"^data\.root: no tape drive"):
         construct(Posed, spec, key="data", options=options, registry=Registry([tmp_path / "tapes.py"]))
-    with pytest.raises(UserError, match=r"^data\.root: no format \(scannet, sevenscenes\) recognises"):
+    with pytest.raises(UserError, match=r"^data\.root: no format \(scannet, sevenscenes\) recognizes"):
         construct(Posed, spec, key="data", options=options)

@@ -185,7 +185,7 @@ class Untyped(Local):
         (WaitsInOrder, "hangs: not done with 'shared'"),
         (IgnoresBusy, "yields a job that another process is at before its result is there"),
         (IgnoresCtrlC, "Ctrl-C does not end the run"),
-        (GoesOnAfterTheEnd, "goes on with jobs after it was closed"),
+        (GoesOnAfterTheEnd, "does more jobs after it was closed"),
         (NoDocstring, "has no docstring"),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_runner_whose_constructor_is_no_schema_is_caught():
     ("broken", "message"),
     [
         (WaitsForTheKilled, "hangs: not done with 'killed'"),
-        (LeavesProcesses, "processes go on after the last job"),
+        (LeavesProcesses, "processes still run after the last job"),
     ],
 )
 def test_broken_runners_of_processes_are_caught(broken, message):

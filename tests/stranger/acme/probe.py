@@ -12,7 +12,7 @@ class FlowError(Probe):
     """How well a linear map of frozen features tells the flow; the control knows only the mean flow.
 
     Args:
-        ridge: pull of the linear map towards 0.
+        ridge: pull of the linear map toward 0.
     """
 
     needs = ("image", "acme/flow")
@@ -31,7 +31,7 @@ class FlowError(Probe):
         found = torch.cat([cells, torch.ones_like(cells[..., :1])], -1) @ weight
         return Measured(self._scores(found - flow, data), found[0].norm(dim=-1))
 
-    def summarise(self, total):
+    def summarize(self, total):
         return {"flow RMSE": float((total["squares"] / total["cells"]).sqrt())}
 
     def controls(self, data):

@@ -18,7 +18,7 @@ class Trip(Reader):
     fields = (Field("acme/flow", "[B, V, 2, H, W]", "float32", "to the next stop, shares of the image", "vectors"),)
 
     @classmethod
-    def recognises(cls, folder):
+    def recognizes(cls, folder):
         return BY_MARKER if next(folder.glob("**/trip.json"), None) else 0
 
     def scenes(self):

@@ -11,7 +11,7 @@ from prior3d import DataSpec, Progress, SceneJob, UserError, View
 from prior3d.data.posed import DEFAULT_PAIRS, DEFAULT_SURFACE, PairOptions, PosedDataset, SurfaceOptions
 from prior3d.files import content_key
 from prior3d.jobs import do_job
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES
 from prior3d_plugins.datasets.synthetic_rooms.rendering import render
 from prior3d_plugins.datasets.synthetic_rooms.rooms import draw_room
 from prior3d_plugins.datasets.synthetic_rooms.sensor import draw_sensor

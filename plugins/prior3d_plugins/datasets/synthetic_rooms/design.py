@@ -1,6 +1,6 @@
 """Designs of furniture, and the few shapes that all are made of.
 
-A design has its own frame: meters, z up from the floor, its back towards -y.
+A design has its own frame: meters, z up from the floor, its back toward -y.
 """
 
 from dataclasses import dataclass

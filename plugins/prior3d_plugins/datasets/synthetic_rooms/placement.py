@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import draw_design
+from prior3d_plugins.datasets.synthetic_rooms.catalog import draw_design
 from prior3d_plugins.datasets.synthetic_rooms.design import Design
 from prior3d_plugins.datasets.synthetic_rooms.trajectories import Trajectory
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prior3d.geometry import full_precision
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES
 from prior3d_plugins.datasets.synthetic_rooms.primitives import NEAR, dot, facing, intersect, slabs, unit_normals
 from prior3d_plugins.datasets.synthetic_rooms.rooms import SURFACES, Piece, Room
 from prior3d_plugins.datasets.synthetic_rooms.sensor import Sensor
@@ -24,8 +24,8 @@ class Rendering:
     Attributes:
         image: Images [F, H, W, 3] uint8 RGB.
         depth: Depth [F, H, W] float32 along the optical axis, meters; a closed room has no unknown depth.
-        semantic: Class ids [F, H, W] uint8, see `catalogue.CLASSES`.
-        normals: Unit vectors [F, H, W, 3] int8 in world axes times 127, towards the camera.
+        semantic: Class ids [F, H, W] uint8, see `catalog.CLASSES`.
+        normals: Unit vectors [F, H, W, 3] int8 in world axes times 127, toward the camera.
     """
 
     image: np.ndarray
@@ -182,9 +182,9 @@ def _colors(textures: list[Texture], hits: _Hits, points: Tensor, footprint: Ten
 
 def _shading(room: Room, points: Tensor, normals: Tensor) -> Tensor:
     """Return the view-independent brightness [N] of each point: a lamp, ambient light, darker corners."""
-    towards = points.new_tensor(room.light)[:, None] - points
-    square = dot(towards, towards)
-    lamp = (dot(towards, normals) / square.sqrt()).clamp(min=0) / (1 + square / 16)
+    toward = points.new_tensor(room.light)[:, None] - points
+    square = dot(toward, toward)
+    lamp = (dot(toward, normals) / square.sqrt()).clamp(min=0) / (1 + square / 16)
     sky = 0.5 + 0.08 * normals[2] + 0.05 * normals[0]
     wall = torch.minimum(points, points.new_tensor(room.size)[:, None] - points)
     corner = 1 - 0.3 * (torch.exp(-wall / 0.15).sum(0) - 1).clamp(0, 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES
 from prior3d_plugins.datasets.synthetic_rooms.design import Design
 from prior3d_plugins.datasets.synthetic_rooms.placement import furnish
 from prior3d_plugins.datasets.synthetic_rooms.styles import Style

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from prior3d import Split
-from prior3d_plugins.datasets.synthetic_rooms.catalogue import CLASSES, VARIANTS
+from prior3d_plugins.datasets.synthetic_rooms.catalog import CLASSES, VARIANTS
 from prior3d_plugins.datasets.synthetic_rooms.patterns import FAMILIES
 from prior3d_plugins.datasets.synthetic_rooms.textures import Texture, draw_texture
 

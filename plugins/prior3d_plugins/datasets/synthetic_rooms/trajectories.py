@@ -65,8 +65,8 @@ def look_at(centers: np.ndarray, targets: np.ndarray, roll: np.ndarray) -> np.nd
     Returns:
         Poses world_from_camera [F, 4, 4].
     """
-    forward = _normalised(targets - centers)
-    level = _normalised(np.cross(forward, [0.0, 0.0, 1.0]))
+    forward = _normalized(targets - centers)
+    level = _normalized(np.cross(forward, [0.0, 0.0, 1.0]))
     down = np.cross(forward, level)
     cosine, sine = np.cos(roll)[:, None], np.sin(roll)[:, None]
     poses = np.tile(np.eye(4), (len(centers), 1, 1))
@@ -88,5 +88,5 @@ def _circle(turn: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(turn), np.sin(turn)])
 
 
-def _normalised(vectors: np.ndarray) -> np.ndarray:
+def _normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -68,13 +68,13 @@ def pairs_of(kernel_map: KernelMap) -> Pairs:
 
 
 def _make_tiles(kernel_map: KernelMap) -> Tiles:
-    neighbours = kernel_map.neighbours().contiguous()
-    (size, rows), device = neighbours.shape, neighbours.device
-    order = _by_code(neighbours, kernel_map.near)
+    neighbors = kernel_map.neighbors().contiguous()
+    (size, rows), device = neighbors.shape, neighbors.device
+    order = _by_code(neighbors, kernel_map.near)
     padded = triton.cdiv(rows, TILES[-1]) * TILES[-1]
     table = torch.empty(size, padded, dtype=torch.int32, device=device)
     if rows:
-        kernels.fill_table[(padded // TILES[-1],)](neighbours, order, table, rows, padded, size, BLOCK=TILES[-1])
+        kernels.fill_table[(padded // TILES[-1],)](neighbors, order, table, rows, padded, size, BLOCK=TILES[-1])
     lists = []
     for tile in TILES:
         count = triton.cdiv(rows, tile)
@@ -85,18 +85,18 @@ def _make_tiles(kernel_map: KernelMap) -> Tiles:
     return Tiles(table, order, *lists)
 
 
-def _by_code(neighbours: Tensor, near: Tensor | None) -> Tensor:
+def _by_code(neighbors: Tensor, near: Tensor | None) -> Tensor:
     """Return the output rows [N] int32 by the Gray code of their offsets; rows of one code stay near each other."""
-    size, rows = neighbours.shape
+    size, rows = neighbors.shape
     if size == 1 or rows == 0:
-        return torch.arange(rows, dtype=torch.int32, device=neighbours.device)
+        return torch.arange(rows, dtype=torch.int32, device=neighbors.device)
     # The rarest offset decides first: it is what fewest tiles should contain.
-    bits = (neighbours >= 0).sum(1).argsort(descending=True, stable=True).argsort()
+    bits = (neighbors >= 0).sum(1).argsort(descending=True, stable=True).argsort()
     if size > _BITS:
         bits = bits * _BITS // size
-    codes = torch.empty(rows, dtype=torch.long, device=neighbours.device)
+    codes = torch.empty(rows, dtype=torch.long, device=neighbors.device)
     kernels.row_codes[(triton.cdiv(rows, _BLOCK),)](
-        neighbours, bits, codes if near is None else near, codes, rows, size, HAS_NEAR=near is not None, BLOCK=_BLOCK
+        neighbors, bits, codes if near is None else near, codes, rows, size, HAS_NEAR=near is not None, BLOCK=_BLOCK
     )
     order = codes.argsort(stable=True)
     return (order if near is None else near[order]).int()

@@ -11,7 +11,7 @@ def interpreted() -> bool:
 
 @triton.jit
 def row_codes(
-    neighbours,  # [K, N] input row of each output row, -1 for none
+    neighbors,  # [K, N] input row of each output row, -1 for none
     bits,  # [K] bit of each offset, the rarest offset highest
     near,  # [N] output rows, near ones together
     codes,  # [N] int64
@@ -31,8 +31,8 @@ def row_codes(
         row = tl.load(near + place, mask=inside, other=0)
     code = tl.zeros((BLOCK,), dtype=tl.int64)
     for k in range(0, size):
-        neighbour = tl.load(neighbours + tl.cast(k, tl.int64) * rows + row, mask=inside, other=-1)
-        code = code | ((neighbour >= 0).to(tl.int64) << tl.load(bits + k))
+        neighbor = tl.load(neighbors + tl.cast(k, tl.int64) * rows + row, mask=inside, other=-1)
+        code = code | ((neighbor >= 0).to(tl.int64) << tl.load(bits + k))
     code = code ^ (code >> 1)
     code = code ^ (code >> 2)
     code = code ^ (code >> 4)
@@ -44,7 +44,7 @@ def row_codes(
 
 @triton.jit
 def fill_table(
-    neighbours,  # [K, N]
+    neighbors,  # [K, N]
     order,  # [N] row at each place
     table,  # [K, padded] neighbors of the row at each place, -1 past the last
     rows,  # N
@@ -58,8 +58,8 @@ def fill_table(
     row = tl.load(order + place, mask=inside, other=0)
     for k in range(0, size):
         wide = tl.cast(k, tl.int64)
-        neighbour = tl.load(neighbours + wide * rows + row, mask=inside, other=-1)
-        tl.store(table + wide * padded + place, neighbour)
+        neighbor = tl.load(neighbors + wide * rows + row, mask=inside, other=-1)
+        tl.store(table + wide * padded + place, neighbor)
 
 
 @triton.jit
@@ -76,8 +76,8 @@ def list_offsets(
     listed = offsets + tile * (size + 1)
     count = tile * 0
     for k in range(0, size):
-        neighbour = tl.load(table + tl.cast(k, tl.int64) * padded + place)
-        occupied = (tl.max(neighbour, axis=0) >= 0).to(tl.int32)
+        neighbor = tl.load(table + tl.cast(k, tl.int64) * padded + place)
+        occupied = (tl.max(neighbor, axis=0) >= 0).to(tl.int32)
         tl.store(listed + 1 + count, k, mask=occupied > 0)
         count += occupied
     tl.store(listed, count)

@@ -121,7 +121,7 @@ def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting
     count = views["frame"].shape[1]
     if count < options.min_views:
         raise UserError(
-            f"scene {scene.name}: {count} frames, and a point must be seen by {options.min_views} (min_views)"
+            f"scene {scene.name}: {count} frames, but a point must be seen by {options.min_views} (min_views)"
         )
     poses = views["world_from_camera"][0]
     gaussians = _lay_gaussians(scene.name, views, options)

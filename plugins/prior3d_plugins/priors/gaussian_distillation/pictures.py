@@ -8,7 +8,7 @@ from prior3d.figures import panels, principal_colors, to_picture
 
 
 def plot_distillation(images: Tensor, targets: Tensor, known: Tensor, students: Tensor) -> Figure:
-    """Draw a row per view; cells without a target are white.
+    """Plot a row per view; cells without a target are white.
 
     Args:
         images: [N, 3, H, W] in 0..1.

@@ -95,10 +95,10 @@ class GaussianDistillation(Prior):
     ) -> None:
         super().__init__(backbone)
         if teacher == "reference" and (start_step or refresh_every):
-            raise UserError("start_step and refresh_every are of teacher: ema; the reference never changes")
+            raise UserError("start_step and refresh_every need teacher: ema; the reference never changes")
         if stride is not None and stride not in backbone.encoder_channels:
             strides = ", ".join(map(str, sorted(backbone.encoder_channels)))
-            raise UserError(f"stride {stride}: the maps of {backbone.name} have stride {strides}")
+            raise UserError(f"{backbone.name} has no map of stride {stride}; its strides are {strides}")
         self.stride = stride
         self.grid = Grid.of(backbone, stride, fineness)
         self.lifting = Lifting(lift, frames, spacing, min_views, self.grid, EngineChoice("splat", engine))
@@ -143,7 +143,7 @@ class GaussianDistillation(Prior):
         return loss + zero, {**terms, **scalars}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the first views of the batch, their targets, features and mask, once there are targets."""
+        """Plot the first views of the batch, their targets, features and mask, once there are targets."""
         if self._scenes is None:
             return {}
         maps = self._map(features["image"])

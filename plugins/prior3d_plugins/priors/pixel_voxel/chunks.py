@@ -89,7 +89,7 @@ class Voxels(NamedTuple):
     colors: Tensor | None
 
 
-def voxelise(points: Points, grids: Grids, max_voxels: int) -> Voxels:
+def voxelize(points: Points, grids: Grids, max_voxels: int) -> Voxels:
     """Return the occupied voxels of points, with mean colors if the points have any.
 
     In a chunk with more than `max_voxels`, those nearest to the camera stay: the chunk is smaller but as dense.

@@ -65,7 +65,7 @@ def match_pixels(
     chunk = torch.arange(len(depth), device=depth.device)[:, None].expand(at.shape)
     positions = grids.positions(points, chunk)
     rows = _around(voxels, chunk, positions.floor().long())
-    steps = _neighbourhood(depth.device)
+    steps = _neighborhood(depth.device)
     distance = (positions.floor()[..., None, :] + steps + 0.5 - positions[..., None, :]).square().sum(-1)
     middle = len(steps) // 2
     distance[..., middle] = -1.0  # the voxel that holds the point comes before any other
@@ -105,7 +105,7 @@ def _pixel_per_cell(depth: Tensor, grid: tuple[int, int], stride: int) -> tuple[
     return torch.stack([column + 0.5, row + 0.5], dim=-1), at
 
 
-def _neighbourhood(device: torch.device) -> Tensor:
+def _neighborhood(device: torch.device) -> Tensor:
     """Return the steps [27, 3] to a voxel and those around it, x fastest; the middle step is zero."""
     step = torch.arange(-1, 2, device=device)
     z, y, x = torch.meshgrid(step, step, step, indexing="ij")

@@ -20,7 +20,7 @@ def plot_matches(
     world_from_camera: Tensor,  # [4, 4]
     axes: tuple[int, int, int],  # world axes: two horizontal ones, then the vertical one
 ) -> Figure:
-    """Draw matched pixels, the chunk's voxels projected into the image, and the chunk from above.
+    """Plot matched pixels, the chunk's voxels projected into the image, and the chunk from above.
 
     A voxel's color is its height, and a matched pixel has the color of its voxel: in the first two panels, the same
     place has the same color. From above, voxels without a match are gray.

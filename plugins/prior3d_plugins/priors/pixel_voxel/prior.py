@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.losses import gather_cells, kept_fraction, masked_point_info_nce
 from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
-from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelise, within_reach
+from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelize, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
 from prior3d_plugins.priors.pixel_voxel.pictures import plot_matches
 
@@ -123,7 +123,7 @@ class PixelVoxel(Prior):
         return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the matches of the first view next to its chunk."""
+        """Plot the matches of the first view next to its chunk."""
         sample = self._sample(batch)
         if sample is None:
             return {}
@@ -149,7 +149,7 @@ class PixelVoxel(Prior):
         points = self._points(batch, intrinsics, poses)
         if len(points.positions) == 0:
             return None
-        voxels = voxelise(points, grids, self.max_voxels)
+        voxels = voxelize(points, grids, self.max_voxels)
         spec = self.backbone
         match = match_pixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, voxels.coordinates, grids)
         return _Sample(voxels.coordinates, _inputs(voxels), grids, sample_matches(match, self.points))
@@ -175,7 +175,7 @@ class PixelVoxel(Prior):
         """Return the mask of pairs that are not negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
 
         def close(points: Tensor) -> Tensor:
-            # Not by matrix products: TF32 and cancellation would cost centimeters.
+            # No matrix product: TF32 and cancellation would cost centimeters.
             return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
 
         if self.negatives == "pair":

@@ -18,14 +18,14 @@ _ORBIT_VIEWS, _ORBIT_DEGREES = 4, 10.0
 def plot_reconstruction(
     decoder: VolumeDecoder | DenseDecoder, tokens: Tensor, images: Tensor, given: Tensor | None, disparity: list[bool]
 ) -> dict[str, Figure]:
-    """Draw a decoder's output for each image, a row per image; for a volume, also its look from other cameras.
+    """Plot a decoder's output for each image, a row per image; for a volume, also its look from other cameras.
 
     Args:
         decoder: either decoder.
         tokens: [N, C, h, w] encoder map.
         images: [N, 3, H, W] in 0..1, as the encoder saw them.
         given: [N, H, W] depth or disparity to learn from, if any; 0 = unknown.
-        disparity: for each image, whether `given` is disparity; rendered depth is then drawn inverted.
+        disparity: for each image, whether `given` is disparity; rendered depth is then plotted inverted.
     """
     rgb, depth = decoder.picture(tokens, _small(images.shape[-2:]))
     shown = {"image": images, "rendered": rgb, "rendered depth": depth}
@@ -47,7 +47,7 @@ def _small(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _grid(columns: dict[str, Tensor]) -> Figure:
-    """Draw a row per image and a column per title: color [N, 3, H, W], or depth [N, H, W] in its own range."""
+    """Plot a row per image and a column per title: color [N, 3, H, W], or depth [N, H, W] in its own range."""
     figure, axes = panels(len(next(iter(columns.values()))), len(columns))
     for column, (title, pictures) in enumerate(columns.items()):
         axes[0][column].set_title(title, fontsize=8)

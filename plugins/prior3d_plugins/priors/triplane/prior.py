@@ -127,7 +127,7 @@ class Triplane(Prior):
         return total + self._connection(feature), {**terms, **scalars}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
-        """Draw the rendering of the first view of two samples; for a volume, also a small orbit."""
+        """Plot the rendering of the first view of two samples; for a volume, also a small orbit."""
         tokens = features["image"].encoder[self.stride][:2, 0]
         given, disparity = None, [False] * len(tokens)
         if self.weights["depth_loss"]:
@@ -167,7 +167,7 @@ class Triplane(Prior):
 def _stride(backbone: BackboneSpec, asked: int | None) -> int:
     strides = sorted(backbone.encoder_channels)
     if asked is not None and asked not in strides:
-        raise UserError(f"stride {asked}: the maps of {backbone.name} have stride {', '.join(map(str, strides))}")
+        raise UserError(f"{backbone.name} has no map of stride {asked}; its strides are {', '.join(map(str, strides))}")
     return asked or max((stride for stride in strides if stride <= 16), default=strides[0])
 
 

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from prior3d.geometry import pixel_centers
 from prior3d_plugins.probes.correspondence.view_pairs import PosedView, SharedPoints, cell_centers
 
-CENTIMETRES = (1, 2, 5)
+CENTIMETERS = (1, 2, 5)
 PIXELS = (5, 10, 20)
 ROWS = 480
 """Image height that `PIXELS` refer to, as in Probe3D's ScanNet: errors in other images are scaled to it."""
 
-THRESHOLDS = (*(f"{limit}cm" for limit in CENTIMETRES), *(f"{limit}px of {ROWS} rows" for limit in PIXELS))
+THRESHOLDS = (*(f"{limit}cm" for limit in CENTIMETERS), *(f"{limit}px of {ROWS} rows" for limit in PIXELS))
 """Thresholds of `match_pixels`."""
 
 _SIMILARITIES = 2**24
@@ -120,4 +120,4 @@ def _within(pair: DescribedPair, found: Tensor) -> Tensor:
     """Return whether pixels [M, 2] of the second view are within each threshold of the points: [M, T]."""
     off_cm = 100 * (pair.b.points_at(found) - pair.shared.points).norm(dim=1)
     off_pixels = (found - pair.shared.target).norm(dim=1) * ROWS / pair.b.size[0]
-    return torch.stack([*(off_cm <= limit for limit in CENTIMETRES), *(off_pixels <= limit for limit in PIXELS)], 1)
+    return torch.stack([*(off_cm <= limit for limit in CENTIMETERS), *(off_pixels <= limit for limit in PIXELS)], 1)

@@ -119,7 +119,7 @@ class Correspondence(Probe):
         features = FrozenMaps(model, data, "held_out", self.features)
         return self._score(data, lambda rows: features.take(rows, unit_length=True), model.device)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return recall (0..1), overall and by view angle, and the feature distance ratio; all metrics with detail."""
         same, other, points = (total[name] for name in ("distance, same", "distance, other", "points"))
         metrics = _by_bin(f"recall@{self.pixels:g}px", total["found"], points)

@@ -49,7 +49,7 @@ def corrupt(images: Tensor, corruption: Corruption, level: int, names: Sequence[
 
     Reference:
         Hendrycks and Dietterich, 2019, arXiv 1903.12261: severities of Gaussian noise, Gaussian blur, contrast and JPEG
-        compression in ImageNet-C. There, images are 224 x 224 pixels and are saved as JPEG files afterwards.
+        compression in ImageNet-C. There, images are 224 x 224 pixels and are saved as JPEG files afterward.
     """
     if corruption not in CORRUPTIONS or level not in LEVELS:
         raise ValueError(f"expected one of {', '.join(CORRUPTIONS)} at a level of 1 to 5, got {corruption}, {level}")

@@ -82,7 +82,7 @@ class Robustness(Probe):
             statistics |= _by_corruption(model, data, head, rows, labels)
         return Scores(tuple(names_of(data, "held_out")), statistics)
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return the accuracy (0..1) by domain and by corruption, and each one's drop from clean images."""
         accuracy = {
             name.removeprefix("images, "): float(total[name.replace("images", "hits")] / count)
@@ -121,7 +121,7 @@ def _domains(data: ProbeData) -> list[str]:
     """Return the domain of each held-out image; "in domain" for domains that are trained on."""
     trained, scenes = set(data.parts["train"].scenes), data.parts["held_out"].scenes
     if taken := {"in domain", "other domains", "corruptions", *CORRUPTIONS} & set(scenes):
-        raise UserError(f"a domain cannot be called {taken.pop()}, which has a meaning in this table", "data")
+        raise UserError(f"a domain cannot be called {taken.pop()}, which has another meaning in this table", "data")
     return ["in domain" if scenes[scene] in trained else scenes[scene] for scene, _ in data.frames["held_out"]]
 
 

@@ -112,7 +112,7 @@ class ShapeBias(Probe):
         """Return the clean photographs."""
         return [] if self.clean is None else [self.clean / name for name in list_files(self.clean, IMAGE_ENDINGS)]
 
-    def summarise(self, total: Totals) -> Metrics:
+    def summarize(self, total: Totals) -> Metrics:
         """Return rates (0..1) over all conflicts, accuracy on clean photographs, and the rates by class."""
         shape, texture, conflicts = total["shape"], total["texture"], total["conflicts"]
         found = {
@@ -136,7 +136,7 @@ class ShapeBias(Probe):
         logits = model.classify
         if logits is None:
             raise UserError(
-                "needs the classifier that the weights came with, and this model has none: start from weights that hold"
+                "needs a classifier that comes with the weights, but this model has none: start from weights that hold"
                 " one, or set head: linear"
             )
         if photographs is not None and isinstance(logits, nn.Module):
@@ -148,8 +148,8 @@ class ShapeBias(Probe):
     def _refuse_statistics(self, network: nn.Module, folded: bool = False) -> None:
         if self.clean is None and has_statistics(network, folded):
             raise UserError(
-                "needs clean photographs for a model with BatchNorm layers, name their folder: with the statistics of"
-                " cue conflicts, the same weights name twice as many shapes, and half the photographs",
+                "a model with BatchNorm layers needs clean photographs, name their folder: with the statistics of"
+                " cue conflicts, the same weights recognize twice as many shapes and half as many photographs",
                 "clean",
             )
 
@@ -177,11 +177,11 @@ class _Conflicts:
 
 def _check_conflicts(dataset: Dataset) -> None:
     if not isinstance(dataset, SingleImages):
-        raise DoesNotFit("the class of the texture stands in file names: use a classification_folder", "name")
+        raise DoesNotFit("the class of the texture is read from file names: use a classification_folder", "name")
     if dataset.class_names != CLASSES:
         differing = sorted(set(dataset.class_names) ^ set(CLASSES))
         raise DoesNotFit(
-            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is only in one of the two", "root"
+            f"expected folders of the 16 classes {', '.join(CLASSES)}; {differing[0]} is in only one of the two", "root"
         )
 
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours against brute force, votes against a count by hand."""
+"""Nearest neighbors against brute force, votes against a count by hand."""
 
 import importlib
 import sys
@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from prior3d.errors import UserError
-from prior3d.probes.neighbours import nearest, vote
+from prior3d.probes.neighbors import nearest, vote
 from prior3d.randomness import generator
-from prior3d_plugins.engines.neighbours_faiss import NeighboursFaiss
+from prior3d_plugins.engines.neighbors_faiss import NeighborsFaiss
 
 
 def unit_rows(count, channels=16, stream="rows"):
@@ -34,13 +34,13 @@ def test_equals_brute_force(engine, queries):
 def test_chunks_change_nothing(monkeypatch):
     memory, asked = unit_rows(50), unit_rows(33, stream="queries")
     whole = nearest(memory, asked, 3, "torch")
-    monkeypatch.setattr("prior3d_plugins.engines.neighbours_torch._CHUNK", 200)
+    monkeypatch.setattr("prior3d_plugins.engines.neighbors_torch._CHUNK", 200)
     in_chunks = nearest(memory, asked, 3, "torch")
     assert torch.equal(whole[1], in_chunks[1])
 
 
 @pytest.mark.parametrize("engine", ["faiss", "torch"])
-def test_a_small_memory_gives_fewer_neighbours_and_no_query_none(engine):
+def test_a_small_memory_gives_fewer_neighbors_and_no_query_none(engine):
     similarities, rows = nearest(unit_rows(3), unit_rows(5), 20, engine)
     assert similarities.shape == rows.shape == (5, 3)
     assert rows.min() >= 0
@@ -78,7 +78,7 @@ def test_a_low_temperature_follows_the_nearest_and_a_high_one_the_majority():
 
 def test_without_faiss_its_name_says_what_to_install_and_auto_does_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    message = "^engine: neighbours engine 'faiss' cannot run here: FAISS is not installed: pip install faiss-cpu"
+    message = "^engine: neighbors engine 'faiss' cannot run here: FAISS is not installed: pip install faiss-cpu"
     with pytest.raises(UserError, match=message):
         nearest(unit_rows(3), unit_rows(2), 1, "faiss")
     assert nearest(unit_rows(3), unit_rows(3), 1)[1][:, 0].tolist() == [0, 1, 2]
@@ -86,7 +86,7 @@ def test_without_faiss_its_name_says_what_to_install_and_auto_does_without(monke
 
 def test_an_unknown_engine_is_refused():
     with pytest.raises(
-        UserError, match=r"unknown neighbours engine 'fais', did you mean 'faiss'\? .*auto, faiss, torch"
+        UserError, match=r"unknown neighbors engine 'fais', did you mean 'faiss'\? .*auto, faiss, torch"
     ):
         nearest(unit_rows(3), unit_rows(2), 1, "fais")
 
@@ -104,9 +104,9 @@ def faiss_on_gpu():
 
 
 def test_faiss_has_an_obstacle_on_cuda_unless_it_is_built_for_it(monkeypatch, faiss_on_gpu):
-    engine = NeighboursFaiss()
+    engine = NeighborsFaiss()
     cuda = torch.device("cuda")
-    monkeypatch.setattr("prior3d_plugins.engines.neighbours_faiss._faiss", lambda: faiss_on_gpu)
+    monkeypatch.setattr("prior3d_plugins.engines.neighbors_faiss._faiss", lambda: faiss_on_gpu)
     assert engine.obstacle(cuda, torch.float32) is None
     faiss_on_gpu.get_num_gpus = lambda: 0
     assert engine.obstacle(cuda, torch.float32).endswith("pip install faiss-gpu-cu12")
@@ -120,7 +120,7 @@ def test_faiss_has_an_obstacle_on_cuda_unless_it_is_built_for_it(monkeypatch, fa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("engine", ["auto", "torch", "faiss"])
 def test_on_cuda_as_on_the_cpu(engine):
-    if engine == "faiss" and (obstacle := NeighboursFaiss().obstacle(torch.device("cuda"), torch.float32)):
+    if engine == "faiss" and (obstacle := NeighborsFaiss().obstacle(torch.device("cuda"), torch.float32)):
         pytest.skip(obstacle)
     memory, asked = unit_rows(3000, 64), unit_rows(400, 64, "queries")
     similarities, rows = nearest(memory.cuda(), asked.cuda(), 5, engine)
@@ -129,5 +129,5 @@ def test_on_cuda_as_on_the_cpu(engine):
     torch.testing.assert_close(similarities.cpu(), expected, rtol=0, atol=1e-5)
     assert (rows.cpu() == expected_rows).float().mean() > 0.999
     if engine == "faiss":
-        with pytest.raises(ValueError, match="at most 2048 neighbours"):
+        with pytest.raises(ValueError, match="at most 2048 neighbors"):
             nearest(memory.cuda(), asked.cuda(), 2049, engine)

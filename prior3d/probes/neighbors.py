@@ -13,7 +13,7 @@ def nearest(memory: Tensor, queries: Tensor, k: int, engine: str = "auto") -> tu
         memory: Vectors [M, C], on the device of the queries; scale them to unit length to compare by cosine.
         queries: Vectors [Q, C].
         k: Neighbors per query; a smaller memory gives fewer.
-        engine: Search engine: `auto`, or the name of an engine of the job `neighbours`, for example `faiss` or `torch`.
+        engine: Search engine: `auto`, or the name of an engine of the job `neighbors`, for example `faiss` or `torch`.
             All give the same neighbors, except for ties.
 
     Returns:
@@ -32,7 +32,7 @@ def nearest(memory: Tensor, queries: Tensor, k: int, engine: str = "auto") -> tu
     if k < 1 or len(memory) == 0:
         raise ValueError(f"expected k of 1 or more and a memory, got k = {k} and {len(memory)} rows")
     memory, queries, k = memory.detach().float(), queries.detach().float(), min(k, len(memory))
-    return choose("neighbours", engine, memory.device, torch.float32).nearest(memory, queries, k)
+    return choose("neighbors", engine, memory.device, torch.float32).nearest(memory, queries, k)
 
 
 def vote(similarities: Tensor, labels: Tensor, classes: int, temperature: float = 0.07) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prior3d import NeighbourEngine
+from prior3d import NeighborEngine
 
 _MOST_ON_GPU = 2048
 """Maximum number of neighbors per query in FAISS's CUDA kernels."""
 
 
-class NeighboursFaiss(NeighbourEngine):
+class NeighborsFaiss(NeighborEngine):
     """Exact nearest neighbors with FAISS's flat index of inner products.
 
     Reference:
@@ -35,12 +35,12 @@ class NeighboursFaiss(NeighbourEngine):
         return None
 
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `NeighbourEngine.nearest`; at most 2048 neighbors on CUDA."""
+        """See `NeighborEngine.nearest`; at most 2048 neighbors on CUDA."""
         faiss = _faiss()
         index = faiss.IndexFlatIP(memory.shape[1])
         if memory.device.type == "cuda":
             if k > _MOST_ON_GPU:
-                raise ValueError(f"expected at most {_MOST_ON_GPU} neighbours from FAISS on CUDA, got {k}")
+                raise ValueError(f"expected at most {_MOST_ON_GPU} neighbors from FAISS on CUDA, got {k}")
             device = memory.device.index or 0
             index = faiss.index_cpu_to_gpu(_resources(device), device, index)
         else:

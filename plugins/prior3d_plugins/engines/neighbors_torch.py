@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from prior3d import NeighbourEngine
+from prior3d import NeighborEngine
 from prior3d.geometry import full_precision
 
 _CHUNK = 2**26
 """Maximum number of similarities in memory."""
 
 
-class NeighboursTorch(NeighbourEngine):
+class NeighborsTorch(NeighborEngine):
     """All products, in chunks of queries, in full float32, on any device."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -18,7 +18,7 @@ class NeighboursTorch(NeighbourEngine):
         return None
 
     def nearest(self, memory: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `NeighbourEngine.nearest`."""
+        """See `NeighborEngine.nearest`."""
         with full_precision(memory.device):
             found = [
                 (chunk @ memory.T).topk(k, dim=1)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prior3d.figures import named_figures
 from prior3d.probes.models import FrozenModel
 from prior3d.probes.pictures import plot_clusters, plot_pca
 from prior3d.probes.probe_data import ProbeData
@@ -17,7 +18,7 @@ _IMAGES = 4
 """Number of images to plot features of."""
 
 
-class Drawings:
+class Plots:
     """Collects figures: the features of all models once, and each probe's plots; called as `measuring.Plot`.
 
     Attributes:
@@ -36,8 +37,7 @@ class Drawings:
             images = _some_images(data)
             self.figures["features/pca"] = plot_pca(models, images)
             self.figures["features/clusters"] = plot_clusters(models, images)
-        plotted = task.probe.plot(models, data, shown)
-        self.figures |= {f"{task.label}/{name}": figure for name, figure in plotted.items()}
+        self.figures |= named_figures(task.probe.plot(models, data, shown), task.label)
 
 
 def _some_images(data: ProbeData) -> torch.Tensor:
