@@ -183,6 +183,17 @@ def to_host(values: Tensor) -> Callable[[], list[int]]:
     return read
 
 
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return numbers [N] int64 on a device; the host does not wait for a GPU that still has work to do.
+
+    >>> to_device([1, 2], torch.device("cpu"))
+    tensor([1, 2])
+    """
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
+
+
 def packed_keys(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys [N] that order coordinates [N, 4] by (batch, z, y, x), without sending their bounds to the host.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.kernel_map import KernelMap, inverted
-from prior3d.sparse.coordinates import CoordinateMap, KeyBox, to_host
+from prior3d.sparse.coordinates import CoordinateMap, KeyBox, to_device, to_host
 
 
 def offset_range(kernel_size: int) -> range:
@@ -112,7 +112,7 @@ def _look_up_rows(
     row_shifts = [box.shift((taps[0], y, z)) for z in taps for y in taps]
     if mirror:
         row_shifts = row_shifts[: len(row_shifts) // 2 + 1]
-    queries = queries + torch.tensor(row_shifts, device=keys.device)[:, None]  # [rows, N], each row sorted
+    queries = queries + to_device(row_shifts, keys.device)[:, None]  # [rows, N], each row sorted
     ended = torch.cat([keys, keys.new_full((1,), -1)])  # the place past the last key equals no query
     place = torch.searchsorted(keys, queries, out_int32=True)  # places fill K^3 x N cells: half the memory
     places, hits = [], []

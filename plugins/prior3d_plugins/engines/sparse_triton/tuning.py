@@ -23,6 +23,12 @@ _REPEATS = 5
 _MANY_ROWS = 65536
 """Rows from which tiles of 256 fill a GPU."""
 
+_TILE_LOADS = 3
+"""Loads of `multiply_tiles` that follow from each other: an offset, a row's number, the row."""
+
+_PAIR_LOADS = 2
+"""Loads of `multiply_pairs` that follow from each other: a row's number, the row."""
+
 _SHARED_MEMORY = 220 * 1024
 """Bytes of shared memory that the programs of one multiprocessor use; a GPU with less passes over what needs more."""
 
@@ -103,7 +109,7 @@ def _fastest(options: list[Config], launch: Callable[[Config, bool], object], na
     """Compile all candidates, side by side where Triton can, then time them."""
     mode = getattr(triton, "AsyncCompileMode", None)
     if mode is not None:
-        with ThreadPoolExecutor(min(len(options), os.cpu_count() or 1)) as pool, mode(pool, ignore_errors=True):
+        with ThreadPoolExecutor(min(len(options), os.cpu_count() or 1)) as pool, mode(pool):
             for config in options:
                 launch(config, True)
     times = {config: _time(config, launch) for config in options}
@@ -154,7 +160,9 @@ def tile_candidates(rows: int, summed: int, columns: int, itemsize: int, exact: 
         shapes.append((128, wide // 2))
     if wide > columns and columns % 32 == 0 and wide > 64:
         shapes.append((128, 32))  # 96 channels: three whole blocks
-    return [_deepest(tile, width, depth, itemsize) for tile, width in shapes]
+    found = [_deepest(tile, width, depth, itemsize, _TILE_LOADS) for tile, width in shapes]
+    # Tiles have few steps, so filling deep buffers may take longer than it saves.
+    return [*found, found[0]._replace(stages=_TILE_LOADS + 1)]
 
 
 def pair_candidates(inputs: int, outputs: int, itemsize: int, exact: bool) -> list[Config]:
@@ -174,17 +182,16 @@ def pair_candidates(inputs: int, outputs: int, itemsize: int, exact: bool) -> li
     if columns >= 256:
         shapes.append((min(rows, 128), 256))
     first, *others = dict.fromkeys(shapes)
-    found = [_deepest(*shape, depth, itemsize) for shape in (first, *others)]
-    found.append(_deepest(*first, depth // 2, itemsize))
-    return found
+    found = [_deepest(*shape, depth, itemsize, _PAIR_LOADS) for shape in (first, *others)]
+    return [*found, _deepest(*first, depth // 2, itemsize, _PAIR_LOADS)]
 
 
-def _deepest(rows: int, columns: int, depth: int, itemsize: int) -> Config:
+def _deepest(rows: int, columns: int, depth: int, itemsize: int, loads: int) -> Config:
     """Return a configuration with as many loads in flight as shared memory holds, for two programs at a time if small.
 
-    Loads are indirect: a row's number comes first, so each buffer takes two of Triton's stages.
+    Where one load needs the result of another, Triton spends a stage on each of them: that many for every buffer.
     """
     big = rows * columns > 128 * 128
     room = _SHARED_MEMORY if big else _SHARED_MEMORY // 2
-    buffers = min(max(2, room // ((rows + columns) * depth * itemsize)), 4)
-    return Config(rows, columns, depth, 8 if big else 4, 2 * buffers)
+    buffers = min(max(2, room // ((rows + columns) * depth * itemsize)), 4 if loads == _PAIR_LOADS else 3)
+    return Config(rows, columns, depth, 8 if big else 4, loads * (buffers - 1) + 1)
