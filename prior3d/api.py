@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError, several
 from prior3d.pretraining.folder import describe
 from prior3d.pretraining.run import Run
 from prior3d.recipe import Recipe, build_recipe, load_recipe
-from prior3d.recipe.source import override
+from prior3d.recipe.source import COMMAND_LINE, override
 from prior3d.registry import Registry
 from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
@@ -28,6 +28,9 @@ Overrides = Mapping[str, object] | Sequence[str]
 
 Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike
 """An image: [3, H, W] float 0..1, [H, W, 3] uint8, a Pillow image or a file."""
+
+_OVERRIDES = "overrides"
+"""Name of the overrides in messages."""
 
 _BATCH = 16
 """Number of images that `features` encodes at once."""
@@ -67,10 +70,11 @@ def train(
     texts = override_texts(overrides)
     if resume is not None:
         if recipe is not None:
-            raise UserError(f"a resumed run keeps its own recipe: leave out {recipe}", "--resume")
+            raise ArgumentError(f"a resumed run keeps its own recipe: leave out {recipe}", "resume")
         if out is not None:
-            raise UserError(f"a resumed run stays in its folder: leave out --out {out}", "--resume")
-        begun = pretraining.find_begun(Path(resume), texts, plugins)
+            raise ArgumentError(f"a resumed run stays in its folder: leave out {out}", "out")
+        name = _OVERRIDES if isinstance(overrides, Mapping) else COMMAND_LINE  # the command gives texts
+        begun = pretraining.find_begun(Path(resume), texts, plugins, name)
         made = begun.recipe
     elif recipe is None:
         raise UserError("which recipe? Give a YAML file, the name of a shipped recipe, or a mapping")
@@ -147,12 +151,13 @@ def evaluate(
         model=names[0],
         against=names[1],
         control=names[2],
-        probes=list(probes),
+        probes=list(several(probes, "probes")),
         seeds=seeds,
         out=None if out is None else Path(out),
         overrides=override_texts(overrides),
-        plugins=[str(file) for file in plugins],
+        plugins=[str(file) for file in several(plugins, "plugins")],
         device=device,
+        overrides_name=_OVERRIDES,
     )
     return measure_and_report(arguments, make_console(quiet=True))
 
@@ -181,7 +186,7 @@ def load(model: Run | str | os.PathLike, *, size: tuple[int, int] | None = None,
     from prior3d.recipe.reading import read_section
     from prior3d.recipe.sections import BackboneSection
 
-    subject = find_subject(_name_of(model), override_texts(overrides))
+    subject = find_subject(_name_of(model), override_texts(overrides), _OVERRIDES)
     with subject.source.locating():
         section = read_section(BackboneSection, subject.content["backbone"], "backbone")
         trained_on = subject.content.get("data", {}).get("size")
@@ -259,22 +264,11 @@ def export(
     'encoder.safetensors'
     """
     registry = Registry(plugins)
-    exporter = construct(registry.get("exporters", target), key="exporter", options=dict(options or {}))
-    timm_options: Mapping[str, object] = {}
-    if isinstance(model, Run):
-        backbone, timm_options = model.backbone, model.recipe.backbone.timm_options
-    elif isinstance(model, Backbone):
-        backbone = model
-    else:
-        backbone, timm_options = load(model), _timm_options(model)
+    cls = registry.get("exporters", target)
+    exporter = construct(cls, key="exporter", options=dict(options or {}), registry=registry)
+    backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
     encoder = deepcopy(backbone.encoder.model).eval().cpu()
-    return exporter.export(encoder, describe(backbone, timm_options), Path(path))
-
-
-def _timm_options(model: str | os.PathLike) -> Mapping[str, object]:
-    from prior3d.evaluation.models import find_subject
-
-    return find_subject(_name_of(model)).content["backbone"].get("timm_options", {})
+    return exporter.export(encoder, describe(backbone), Path(path))
 
 
 def make_recipe(
@@ -293,14 +287,14 @@ def make_recipe(
         UserError: something is wrong; the error gives file, line and key.
     """
     if isinstance(recipe, str | os.PathLike):
-        return load_recipe(recipe if isinstance(recipe, str) else Path(recipe), overrides, plugins)
+        return load_recipe(recipe if isinstance(recipe, str) else Path(recipe), overrides, plugins, _OVERRIDES)
     if isinstance(recipe, Recipe):
         if not (overrides or plugins):
             return recipe
         name, content = recipe.source.name, recipe.to_dict()
     else:
         name, content = "recipe", plain(recipe)
-    source = override(content, overrides, name)
+    source = override(content, overrides, name, _OVERRIDES)
     with source.locating():
         return build_recipe(content, source, plugins)
 
@@ -313,7 +307,7 @@ def override_texts(overrides: Overrides) -> list[str]:
     """
     if isinstance(overrides, Mapping):
         return [f"{key}={json.dumps(plain(value))}" for key, value in overrides.items()]
-    return [str(text) for text in overrides]
+    return [str(text) for text in several(overrides, "overrides")]
 
 
 def _name_of(model: Run | str | os.PathLike) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError, on_command_line
 from prior3d.registry import KINDS, Registry
 from prior3d.version import __version__
 
@@ -67,7 +67,7 @@ def _command(run: Callable[[argparse.Namespace], int], parser: "_Parser", argv: 
             return _print(_page(Registry(arguments.plugin), arguments.help))
         return run(arguments)
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {on_command_line(error)}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -193,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     if given := _files(arguments):
-        raise UserError(f"a resumed run keeps its own recipe: leave out {given[0]}", "--resume")
+        raise ArgumentError(f"a resumed run keeps its own recipe: leave out {given[0]}", "resume")
     from prior3d import api
 
     overrides, plugins = arguments.recipe, arguments.plugin

@@ -1,12 +1,12 @@
 """Errors that a user can cause: each message is one line with the problem, its place and the remedy."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 
-__all__ = ["DamagedFile", "DoesNotFit", "UserError", "dotted", "refusal_of", "section"]
+__all__ = ["ArgumentError", "DamagedFile", "DoesNotFit", "UserError", "dotted", "refusal_of", "section"]
 
 
 class UserError(Exception):
@@ -15,8 +15,7 @@ class UserError(Exception):
     Args:
         message: what is wrong and how to fix it, in one or two sentences.
         key: the option it is about, relative to the current section: a dataset raises `root`, and `section` turns that
-            into `data.root` or `probes.depth.data.root`; the command adds file and line. A key that begins with `--` is
-            a command-line argument and does not change.
+            into `data.root` or `probes.depth.data.root`; the command adds file and line.
     """
 
     def __init__(self, message: str, key: str | None = None) -> None:
@@ -34,14 +33,26 @@ class UserError(Exception):
     def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
         """Change the key from relative to the section at `key` to relative to the parent of that section."""
         option = re.split(r"[.\[]", self.key or "", maxsplit=1)[0]
-        if not key or (self.key or "").startswith("--"):
+        if not key:
             return
-        if not self.key or key.startswith("--"):  # a command-line argument has no sections
+        if not self.key:
             self.key = key
         elif option in elsewhere:
             self.key = f"{elsewhere[option]}{self.key[len(option) :]}"
         else:
             self.key = f"{key}{self.key}" if self.key.startswith("[") else f"{key}.{self.key}"
+
+
+class ArgumentError(UserError):
+    """An error in an argument of a function of `prior3d` or of a command, which no section holds.
+
+    Args:
+        message: what is wrong and how to fix it.
+        key: name of the argument in Python, such as `out`; commands call it `--out`.
+    """
+
+    def put_within(self, key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Leave the key as it is."""
 
 
 class DoesNotFit(UserError):
@@ -81,6 +92,60 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
     except UserError as error:
         error.put_within(key, elsewhere)
         raise
+
+
+@contextmanager
+def argument(key: str) -> Iterator[None]:
+    """Report errors raised inside the block as errors in an argument.
+
+    Args:
+        key: name of the argument in Python.
+
+    Raises:
+        ArgumentError: replaces the error raised inside the block.
+
+    >>> with argument("against"):
+    ...     raise UserError("no such model", "backbone.name")
+    Traceback (most recent call last):
+    prior3d.errors.ArgumentError: against: no such model
+    """
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except UserError as error:
+        raise ArgumentError(error.message, key) from error
+
+
+def several(given: Iterable, key: str) -> Iterable:
+    """Return what an argument lists; refuse one text, whose letters would be taken for names.
+
+    Args:
+        given: value of the argument.
+        key: name of the argument.
+
+    Raises:
+        ArgumentError: it is a text or a path.
+
+    >>> several("depth", "probes")
+    Traceback (most recent call last):
+    prior3d.errors.ArgumentError: probes: expected a list, got the text 'depth': write ['depth']
+    """
+    if isinstance(given, str | PurePath):
+        raise ArgumentError(f"expected a list, got the text '{given}': write ['{given}']", key)
+    return given
+
+
+def on_command_line(error: UserError) -> str:
+    """Return the line that a command prints: it calls its arguments by their options.
+
+    >>> on_command_line(ArgumentError("is not a folder", "out")), on_command_line(UserError("no folder", "data.root"))
+    ('--out: is not a folder', 'data.root: no folder')
+    """
+    if not (isinstance(error, ArgumentError) and error.key):
+        return str(error)
+    option = {"plugins": "plugin"}.get(error.key, error.key)
+    return f"--{option}: {error.message}"
 
 
 def dotted(*keys: str) -> str:

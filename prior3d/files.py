@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -30,8 +31,17 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-_SAID_OF_FULL = ("No space left", "quota exceeded", "Not enough free space", "requested and")
-"""Wording of numpy, safetensors and torch, which drop the error number."""
+_SAID_OF_FULL = re.compile(
+    r"\d+ requested and \d+ written$|Not enough free space to write \d+ bytes"  # numpy
+    r"|(.*\b)?(No space left on device|Disk quota exceeded)( \(os error \d+\))?$"  # torch, safetensors
+)
+"""Wording of libraries that drop the error number."""
+
+_TORCH_FAILED = re.compile(
+    r"\[enforce fail at inline_container\.cc:\d+\] \. unexpected pos \d+ vs \d+"
+    r"|PytorchStreamWriter failed writing file|basic_ios::clear: iostream error"
+)
+"""Wording of torch if a write has failed, whatever the reason."""
 
 _NOTHING_LEFT = 65536
 """Bytes below which a file system counts as full."""
@@ -99,14 +109,28 @@ def _why_not_written(error: BaseException, path: Path) -> str | None:
             return f"{os.strerror(cause.errno)}; free some, or use another folder"
         if isinstance(cause, OSError) and cause.errno in _CLOSED and _lies_in(cause.filename, folder):
             return f"{os.strerror(cause.errno)}; use a folder that can be written"
-        if any(words in str(cause) for words in _SAID_OF_FULL):
+        if _drops_number(cause) and (
+            _SAID_OF_FULL.match(str(cause)) or (_TORCH_FAILED.match(str(cause)) and _is_full(folder))
+        ):
             return full
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, OSError | RuntimeError) and folder.is_dir():
-        space = shutil.disk_usage(folder)
-        if space.total and space.free < _NOTHING_LEFT:  # /proc and the like have none at all
-            return full
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _drops_number(error: BaseException) -> bool:
+    """Return whether an error is of a kind that libraries raise for a failed write without its error number."""
+    if isinstance(error, OSError):
+        return error.errno is None
+    return (
+        isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+    )  # of a package not imported here
+
+
+def _is_full(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    space = shutil.disk_usage(folder)
+    return space.total > 0 and space.free < _NOTHING_LEFT  # /proc and the like have none at all
 
 
 def _lies_in(file: object, folder: Path) -> bool:
@@ -129,7 +153,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     mine = f".{path.name}.{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
-        if not _is_alive(left.name.removeprefix(mine).removesuffix(".tmp")):
+        if _is_of_the_dead(left.name.removeprefix(mine), r"(\d+)\.tmp"):
             _remove(left)
     temporary = path.with_name(f"{mine}{os.getpid()}.tmp")
     try:
@@ -154,7 +178,7 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> tempfile.Tempor
     parent = Path(tempfile.gettempdir() if parent is None else parent)
     mine = f"{prefix}{socket.gethostname()}-"
     for left in parent.glob(f"{glob.escape(mine)}*"):
-        if not _is_alive(left.name.removeprefix(mine).partition("-")[0]):
+        if _is_of_the_dead(left.name.removeprefix(mine), r"(\d+)-[^-]+"):
             shutil.rmtree(left, ignore_errors=True)
     with writing(parent):
         return tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent)
@@ -165,14 +189,21 @@ def _remove(temporary: Path) -> None:
         temporary.unlink()
 
 
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
+def _is_of_the_dead(name: str, pattern: str) -> bool:
+    """Return whether the process in the rest of a temporary's name, after this machine's name, has ended.
+
+    Another pattern belongs to another machine, whose name begins with this one's: `node-1` and `node`.
+    """
+    found = re.fullmatch(pattern, name, re.ASCII)
+    if found is None:
         return False
-    except PermissionError:
+    try:
+        os.kill(int(found[1]), 0)
+    except (ProcessLookupError, OverflowError):
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
 
 
 def synchronize(path: Path) -> None:

@@ -1,8 +1,11 @@
 """prior3d from Python: public names, and results that equal those of the commands."""
 
 import json
+import logging
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from safetensors.torch import load_file
 
 import prior3d
 from prior3d import cli
+from prior3d.jobs.running import make_runner
+from prior3d.registry import Registry
 
 RECIPE = {
     "seed": 3,
@@ -147,6 +152,129 @@ def test_what_is_exported_loads_strictly_into_timm(run, folder):
         assert torch.equal(again(images, ("encoder",)).encoder[32], run.backbone(images, ("encoder",)).encoder[32])
     with pytest.raises(prior3d.UserError, match="unknown exporter 'tim', did you mean 'timm'"):
         prior3d.export(run, "tim", folder / "exported.safetensors")
+
+
+def test_options_of_timm_are_exported_with_a_backbone(folder):
+    options = {"act_layer": "gelu"}
+    backbone = prior3d.load("test_resnet", overrides={**RANDOM, "backbone.timm_options": options})
+    file = prior3d.export(backbone, "timm", folder / "gelu.safetensors")
+    assert json.loads(file.with_suffix(".json").read_text())["timm_options"] == options
+    again = prior3d.load(file)
+    images = torch.rand(1, 3, 64, 64)
+    assert again.encoder.timm_options == options
+    assert torch.equal(prior3d.features(again, images), prior3d.features(backbone, images))
+
+
+PLUGINS = '''
+from pathlib import Path
+from prior3d import Exporter, Runner
+from prior3d.registry import current
+
+class Files(Exporter):
+    """Write the names of the plugin files of its registry."""
+
+    def __init__(self) -> None:
+        self.files = current().files
+
+    def export(self, model, description, target):
+        target.write_text(" ".join(file.name for file in self.files))
+        return target
+
+class Knows(Runner):
+    """A runner that knows the plugin files of its registry."""
+
+    def __init__(self) -> None:
+        self.files = current().files
+
+    def run(self, jobs, work):
+        yield from ()
+'''
+
+
+def test_exporters_and_runners_are_made_within_the_registry_of_their_plugin_files(folder):
+    (folder / "knowing.py").write_text(PLUGINS)
+    backbone = prior3d.load("test_resnet", overrides=RANDOM)
+    written = prior3d.export(backbone, "files", folder / "names.txt", plugins=[folder / "knowing.py"])
+    assert written.read_text() == "knowing.py"
+    runner = make_runner("knows", {}, Registry([folder / "knowing.py"]))
+    assert [file.name for file in runner.files] == ["knowing.py"]
+
+
+def test_the_process_is_left_as_it_was(folder, recipe, run, monkeypatch, request):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    def state():
+        return torch.get_num_threads(), list(warnings.filters), logging.getLogger("lightning.pytorch").level
+
+    torch.set_num_threads(2)
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    before = state()
+    assert before[0] == 2
+    other = prior3d.train(recipe, {"trainer.max_steps": 1, "probes": {}}, out=folder / "left", quiet=True)
+    assert json.loads((other.folder / "summary.json").read_text())["threads"] == 1
+    assert state() == before
+    prior3d.prepare(recipe)
+    assert state() == before
+    prior3d.evaluate(run, probes=["depth"], out=folder / "left-eval", device="cpu")
+    assert state() == before
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(prior3d.UserError, match="3 processes were started"):
+        prior3d.train(recipe, quiet=True)
+    assert state() == before
+
+
+def test_errors_in_python_speak_of_arguments_and_overrides(folder, recipe, run):
+    def said(function, *arguments, **more):
+        with pytest.raises(prior3d.UserError) as refused:
+            function(*arguments, **more)
+        assert "--" not in str(refused.value) and "command line" not in str(refused.value)
+        return str(refused.value)
+
+    (folder / "file").write_text("")
+    (folder / "r.yaml").write_text(json.dumps(recipe))
+    assert said(prior3d.train, resume=run.folder, out="o") == "out: a resumed run stays in its folder: leave out o"
+    assert said(prior3d.train, resume="nowhere").startswith("resume: nowhere is not a run folder")
+    assert said(prior3d.train, recipe, out=folder / "file", quiet=True).startswith("out: cannot make the run folder")
+    assert said(prior3d.train, recipe, plugins=["no.py"]).startswith("plugins: plugin file no.py cannot be read")
+    wrong = "overrides: optim.lrr: unknown key, did you mean 'lr'?"
+    for target in (recipe, folder / "r.yaml", prior3d.load_recipe(folder / "r.yaml")):
+        assert said(prior3d.train, target, {"optim.lrr": 1}) == wrong
+        assert said(prior3d.prepare, target, ["optim.lrr=1"]) == wrong
+    assert said(prior3d.train, resume=run.folder, overrides={"optim.lrr": 1}) == wrong
+    assert said(prior3d.train, recipe, ["a"]) == "overrides: expected key.path=value, got 'a'"
+    assert said(prior3d.train, recipe, {"seed.x": 1}) == "overrides: seed.x: seed is 3, not a section"
+    assert said(prior3d.evaluate, run, overrides={"priors.x": 1}).startswith("overrides: priors.x: nothing is trained")
+    assert said(prior3d.evaluate, run, seeds=0) == "seeds: expected a number of at least 1, got 0"
+    assert said(prior3d.evaluate, run, against="resnet1").startswith("against: resnet1 is neither")
+    assert said(prior3d.evaluate, run, out=folder / "file") == f"out: {folder / 'file'} is not a folder"
+    wrong = "overrides: backbone.x: unknown key"
+    assert said(prior3d.load, "test_resnet", overrides={"backbone.x": 1}).startswith(wrong)
+
+
+def test_a_text_where_a_list_is_meant_is_refused_as_one(folder, recipe, run):
+    def said(function, *arguments, **more):
+        with pytest.raises(prior3d.UserError) as refused:
+            function(*arguments, **more)
+        return str(refused.value)
+
+    line = "expected a list, got the text 'x.py': write ['x.py']"
+    assert said(prior3d.evaluate, run, probes="x.py") == f"probes: {line}"
+    assert said(prior3d.Joint, "test_resnet", "x.py", size=(64, 64)) == f"priors: {line}"
+    for overrides in ("x.py", Path("x.py")):
+        assert said(prior3d.train, recipe, overrides) == f"overrides: {line}"
+    assert said(prior3d.load_recipe, "joint", "x.py") == f"overrides: {line}"
+    for function, arguments in (
+        (prior3d.train, [recipe]),
+        (prior3d.prepare, [recipe]),
+        (prior3d.evaluate, [run]),
+        (prior3d.export, [run, "timm", folder / "a.safetensors"]),
+        (prior3d.load_recipe, ["joint"]),
+    ):
+        for plugins in ("x.py", Path("x.py")):
+            assert said(function, *arguments, plugins=plugins) == f"plugins: {line}"
+    assert said(prior3d.train, resume=run.folder, plugins="x.py") == f"plugins: {line}"
+    assert said(prior3d.Joint, "test_resnet", ["depth_regression"], size=(64, 64), plugins="x.py") == f"plugins: {line}"
 
 
 def test_errors_name_key_file_and_line(folder, recipe):

@@ -282,7 +282,7 @@ def test_a_run_is_resumed_with_its_own_recipe(runs, folder):
         (["--resume", "run", "r.yaml"], "--resume: a resumed run keeps its own recipe: leave out r.yaml"),
         (
             ["--resume", "run", "--out", "o"],
-            "--resume: a resumed run stays in its folder: leave out --out o",
+            "--out: a resumed run stays in its folder: leave out o",
         ),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prior3d.backbone import Backbone
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError
 from prior3d.evaluation.models import (
     Model,
     Subject,
@@ -67,14 +67,15 @@ def build_columns(
     size, seed, names = request.data.size, request.seed, (BEFORE, AFTER)
     after = load_trained(subject, request.backbone, size, seed)
     if against is not None:
-        before, names = load_other(against, size, seed, "--against"), two_names(against, subject)
+        before, names = load_other(against, size, seed, "against"), two_names(against, subject)
     else:
         before = None if subject.run is None else load_initial(subject, request.backbone, size, seed)
     if control is None:
         return columns_of(before, after, make_untrained(after, size, seed), RANDOM, names)
     if before is None:
-        raise UserError("a control needs two models to compare: give --against, or a run folder as MODEL", "--control")
-    trained = load_other(find_other(control, "--control"), size, seed, "--control")
+        why = "a control needs two models to compare: name a second one (against), or a run folder"
+        raise ArgumentError(why, "control")
+    trained = load_other(find_other(control, "control"), size, seed, "control")
     return columns_of(before, after, trained, GIVEN, names)
 
 
@@ -153,8 +154,8 @@ def _check_size_of(control: Model, after: Model) -> None:
     if theirs.encoder_channels == ours.encoder_channels and theirs.has_decoder != ours.has_decoder:
         words = _ONLY_IT_HAS_ONE if theirs.has_decoder else _ONLY_THE_MODEL_HAS_ONE
         channels = f"dense channels {theirs.dense_channels}, the model {ours.dense_channels}"
-        raise UserError(f"the control must be as large as the model: {words} ({channels})", "--control")
+        raise ArgumentError(f"the control must be as large as the model: {words} ({channels})", "control")
     for what in ("encoder_channels", "pooled_channels", "dense_channels"):  # a decoder cannot fix a different encoder
         if getattr(theirs, what) != getattr(ours, what):
             words = f"{what.replace('_', ' ')} {getattr(theirs, what)}, the model {getattr(ours, what)}"
-            raise UserError(f"the control must be as large as the model: it has {words}", "--control")
+            raise ArgumentError(f"the control must be as large as the model: it has {words}", "control")

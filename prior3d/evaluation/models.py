@@ -8,13 +8,13 @@ from pathlib import Path
 from prior3d.backbone import Backbone, check_name
 from prior3d.backbone.fetching import NotFetched
 from prior3d.backbone.weights import load_encoder, read_description, read_weights
-from prior3d.errors import UserError, refusal_of, section
+from prior3d.errors import UserError, argument, refusal_of
 from prior3d.pretraining.building import make_backbone
 from prior3d.pretraining.folder import RunFolder, load_decoder
 from prior3d.randomness import stream_seed
 from prior3d.recipe.reading import own_options, read_section
 from prior3d.recipe.sections import BackboneSection, DataSection
-from prior3d.recipe.source import Source, override, read_recipe
+from prior3d.recipe.source import COMMAND_LINE, Source, override, read_recipe
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -60,42 +60,43 @@ class Subject:
         return self.file.resolve().parent.name if exported else self.file.stem
 
 
-def find_subject(name: str, overrides: Sequence[str] = ()) -> Subject:
+def find_subject(name: str, overrides: Sequence[str] = (), overrides_name: str = COMMAND_LINE) -> Subject:
     """Find the model that a name refers to.
 
     Args:
         name: A folder, a file, a model of timm, or `random:` and a model of timm.
         overrides: Values `key.path=value` that override those of the model.
+        overrides_name: Name of the overrides in messages.
 
     Raises:
         UserError: The name is none of these, or a run that is not finished.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _run(name, RunFolder(path), overrides)
+        return _run(name, RunFolder(path), overrides, overrides_name)
     if path.is_file():
-        return _file(name, path, overrides)
+        return _file(name, path, overrides, overrides_name)
     if len(path.parts) > 1 or path.suffix in _WEIGHT_FILES:
         raise UserError(f"no such run folder or weight file: {name}")
-    return _of_timm(name, overrides)
+    return _of_timm(name, overrides, overrides_name)
 
 
-def _run(name: str, folder: RunFolder, overrides: Sequence[str]) -> Subject:
+def _run(name: str, folder: RunFolder, overrides: Sequence[str], overrides_name: str) -> Subject:
     if not folder.recipe.is_file():
         raise UserError(f"{name} is not a run folder: it holds no {folder.recipe.name}")
     for file in (folder.initial, folder.backbone):
         if not file.is_file():
             go_on = f"resume it with: prior3d-train --resume {folder.path}"
             raise UserError(f"the run in {name} is not complete: it holds no {file.name}; {go_on}")
-    content, source = read_recipe(folder.recipe, overrides)
-    _refuse(source.overridden, ("backbone",), "a run is measured with its own model: leave this out")
-    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
+    content, source = read_recipe(folder.recipe, overrides, overrides_name)
+    _refuse(source, source.overridden, ("backbone",), "a run is measured with its own model: leave this out")
+    _refuse(source, source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
     trained_on, _ = read_recipe(folder.recipe)
     _leave_options_behind(content, trained_on, source.overridden)
     return Subject(name, content, source, run=folder)
 
 
-def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
+def _file(name: str, path: Path, overrides: Sequence[str], overrides_name: str) -> Subject:
     about = read_description(path)
     if about.get("what") not in (None, "encoder"):
         raise UserError(f"{name} holds the {about['what']} of a run: name the run folder, or its backbone.safetensors")
@@ -105,32 +106,32 @@ def _file(name: str, path: Path, overrides: Sequence[str]) -> Subject:
     if about and decoder.is_file() and path.name == RunFolder(path.parent).backbone.name:
         brought |= read_description(decoder).get("decoder", {})
     content: dict[str, object] = {"backbone": {**brought, "weights": str(path)}}
-    source = _override(content, overrides)
-    _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} already gives the weights")
+    source = _override(content, overrides, overrides_name)
+    _refuse(source, source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} already gives the weights")
     if isinstance(content["backbone"], dict) and "name" not in content["backbone"]:  # the reader checks other types
         raise UserError(
-            f"{name} does not say which model it belongs to: as MODEL, add backbone.name=... with a timm model;"
-            f" after --against or --control, name {SAYS_ITS_MODEL}"
+            f"{name} does not say which model it belongs to: set backbone.name to a model of timm; as the"
+            f" second model or the control, name {SAYS_ITS_MODEL}"
         )
     return Subject(name, content, source, file=path)
 
 
-def _of_timm(name: str, overrides: Sequence[str]) -> Subject:
+def _of_timm(name: str, overrides: Sequence[str], overrides_name: str) -> Subject:
     model = name.removeprefix(RANDOM_WEIGHTS)
     if unknown := refusal_of(partial(check_name, model)):
         raise UserError(f"{name} is neither a run folder nor a weight file, and {unknown.message}") from unknown
     pretrained = model == name and not any(text.startswith("backbone.weights=") for text in overrides)
     content: dict[str, object] = {"backbone": {"name": model, "pretrained": pretrained}}
-    source = _override(content, overrides)
-    _refuse(source.overridden, ("backbone.name",), f"{name} already is the model")
+    source = _override(content, overrides, overrides_name)
+    _refuse(source, source.overridden, ("backbone.name",), f"{name} already is the model")
     if model != name:
-        _refuse(source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} has random weights")
+        _refuse(source, source.overridden, ("backbone.weights", "backbone.pretrained"), f"{name} has random weights")
     return Subject(name, content, source)
 
 
-def find_other(name: str, flag: str) -> Subject:
-    """Find the model that a name refers to, other than the first one; errors name the flag."""
-    with section(flag):
+def find_other(name: str, key: str) -> Subject:
+    """Find the model that a name refers to, other than the first one; errors name the argument `key`."""
+    with argument(key):
         return find_subject(name)
 
 
@@ -143,16 +144,16 @@ def two_names(first: Subject, second: Subject) -> tuple[str, str]:
     return f"{first.name}, 1", f"{second.name}, 2"
 
 
-def _override(content: dict[str, object], overrides: Sequence[str]) -> Source:
-    source = override(content, overrides)
-    _refuse(source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
+def _override(content: dict[str, object], overrides: Sequence[str], overrides_name: str) -> Source:
+    source = override(content, overrides, overrides_name=overrides_name)
+    _refuse(source, source.overridden | source.removed, _UNREAD, "nothing is trained here: leave this out")
     return source
 
 
-def _refuse(overridden: frozenset[str], keys: Sequence[str], why: str) -> None:
+def _refuse(source: Source, overridden: frozenset[str], keys: Sequence[str], why: str) -> None:
     for key in sorted(overridden):
         if any(key == name or key.startswith(f"{name}.") for name in keys):
-            raise UserError(f"command line: {key}: {why}")
+            raise UserError(f"{source.overrides}: {key}: {why}")
 
 
 def _leave_options_behind(content: dict, trained_on: dict, overridden: frozenset[str]) -> None:
@@ -228,12 +229,12 @@ def load_initial(subject: Subject, options: BackboneSection, size: tuple[int, in
     return Model(text, backbone, options)
 
 
-def load_other(subject: Subject, size: tuple[int, int], seed: int, flag: str) -> Model:
-    """Return a model other than the first one, with its own `backbone:` section; errors name the flag.
+def load_other(subject: Subject, size: tuple[int, int], seed: int, key: str) -> Model:
+    """Return a model other than the first one, with its own `backbone:` section; errors name the argument `key`.
 
     Keys on the command line belong to the first one, so no error suggests setting `backbone.weights` for this one.
     """
-    with section(flag):
+    with argument(key):
         options = read_section(BackboneSection, subject.content["backbone"], "backbone")
         try:
             return load_trained(subject, options, size, seed)

@@ -17,7 +17,7 @@ from prior3d.contracts.probe import FeatureKind
 from prior3d.contracts.runner import Progress, silent
 from prior3d.data.decoding import image_size, read_color
 from prior3d.data.images.listing import list_files
-from prior3d.errors import DamagedFile, UserError
+from prior3d.errors import ArgumentError, DamagedFile, UserError
 from prior3d.evaluation.models import (
     Model,
     Subject,
@@ -30,7 +30,7 @@ from prior3d.evaluation.models import (
 )
 from prior3d.evaluation.run import Arguments, check_folder, choose_device, default_folder
 from prior3d.files import write_atomically
-from prior3d.pretraining.machine import share_cores
+from prior3d.pretraining.machine import sharing_cores
 from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes import FrozenModel, evenly_spaced
 from prior3d.probes.pictures import (
@@ -78,13 +78,12 @@ def plot(arguments: Arguments, images: Sequence[str]) -> int:
         "--plugin": bool(arguments.plugins),  # a dataset or probe: models are timm's
     }.items():
         if given:
-            raise UserError(f"--pictures measures nothing: leave out {flag}", "--pictures")
-    subject = find_subject(arguments.model, arguments.overrides)
-    with subject.source.locating():
+            raise ArgumentError(f"--pictures measures nothing: leave out {flag}", "pictures")
+    subject = find_subject(arguments.model, arguments.overrides, arguments.overrides_name)
+    with subject.source.locating(), sharing_cores(arguments.device):
         _refuse_unread(subject)
         device = choose_device(arguments.device)
-        share_cores("cpu" if device == "cpu" else "gpu")
-        against = find_other(arguments.against, "--against") if arguments.against else None
+        against = find_other(arguments.against, "against") if arguments.against else None
         models = _models(subject, against)
         out = arguments.out or default_folder(subject, against, "pictures")
         check_folder(out)
@@ -112,7 +111,7 @@ def _models(subject: Subject, against: Subject | None) -> Mapping[str, Model]:
     seed = own_options(TopLevel).validate({"seed": subject.content.get("seed", 0)}, "")["seed"]
     model = load_trained(subject, section, size, seed)
     if against is not None:
-        other = load_other(against, size, seed, "--against")
+        other = load_other(against, size, seed, "against")
         return dict(zip(two_names(against, subject), (other, model), strict=True))
     if subject.run is not None:
         return {"before": load_initial(subject, section, size, seed), "after": model}

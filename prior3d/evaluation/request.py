@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prior3d.errors import UserError, section
+from prior3d.errors import ArgumentError, UserError, section
 from prior3d.evaluation.models import Subject
 from prior3d.messages import unknown_key
 from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
@@ -96,7 +96,7 @@ def build_request(
     tasks, left_out = build_fitting_tasks(probes, data, registry, top["seed"], wanted=named)
     if not tasks:
         reasons = "; ".join(f"{label} {why}" for label, why in left_out.items())
-        others = "" if ALL_PROBES in labels else f" (--probes {ALL_PROBES} takes whatever fits)"
+        others = "" if ALL_PROBES in labels else f" (the name {ALL_PROBES} takes whatever fits)"
         with section("data"):
             raise UserError(f"no probe fits this data: {reasons}{others}", "name")
     fitting = {label: one for label, one in probes.items() if label not in left_out}
@@ -128,7 +128,8 @@ def _choose(
         section, _, rest = key.partition(".")
         label = rest.partition(".")[0]
         if section == "probes" and label and label not in labels:
-            raise UserError(f"command line: {key}: {label} is not among the probes to measure ({', '.join(labels)})")
+            why = f"{label} is not among the probes to measure ({', '.join(labels)})"
+            raise UserError(f"{source.overrides}: {key}: {why}")
     return {label: given.get(label) for label in labels}, frozenset(named)
 
 
@@ -138,7 +139,7 @@ def _with_seeds(
     if seeds is None:
         return dict(probes)
     if seeds < 1:
-        raise UserError(f"expected a number of at least 1, got {seeds}", "--seeds")
+        raise ArgumentError(f"expected a number of at least 1, got {seeds}", "seeds")
     return {
         label: section if f"probes.{label}.seeds" in overridden else replace(section, seeds=seeds)
         for label, section in probes.items()

@@ -13,20 +13,21 @@ from rich.console import Console
 from torch import Tensor
 
 from prior3d.data.preparing import DatasetUse, prepare_datasets
-from prior3d.errors import UserError, section
+from prior3d.errors import ArgumentError, UserError, argument, section
 from prior3d.evaluation.columns import Column, build_columns, notes_on_models, pairs_of, single_names
 from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key, temporary_folder
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import checkpoint_of
-from prior3d.pretraining.machine import share_cores
-from prior3d.pretraining.progress import Bars
+from prior3d.pretraining.machine import sharing_cores
+from prior3d.pretraining.progress import Bars, make_console
 from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring, applies, check_size
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
+from prior3d.recipe.source import COMMAND_LINE
 from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Plots, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.report import Report
@@ -51,6 +52,7 @@ class Arguments:
         overrides: Values `key.path=value`.
         plugins: Further plugin files.
         device: Device to measure on.
+        overrides_name: Name of the overrides in messages.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Arguments:
     overrides: Sequence[str] = ()
     plugins: Sequence[str] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    overrides_name: str = COMMAND_LINE
 
 
 def run(arguments: Arguments) -> int:
@@ -73,7 +76,7 @@ def run(arguments: Arguments) -> int:
     Raises:
         UserError: Models, data or probes do not work; no files remain.
     """
-    measure_and_report(arguments, Console(highlight=False, soft_wrap=True))
+    measure_and_report(arguments, make_console())
     return 0
 
 
@@ -87,11 +90,10 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
     Raises:
         UserError: Models, data or probes do not work; no files remain.
     """
-    subject = find_subject(arguments.model, arguments.overrides)
-    with subject.source.locating():
+    subject = find_subject(arguments.model, arguments.overrides, arguments.overrides_name)
+    with subject.source.locating(), sharing_cores(arguments.device):
         device = choose_device(arguments.device)
-        share_cores("cpu" if device == "cpu" else "gpu")
-        against = find_other(arguments.against, "--against") if arguments.against else None
+        against = find_other(arguments.against, "against") if arguments.against else None
         out = arguments.out or default_folder(subject, against, "eval")
         check_folder(out)
         request = build_request(subject, arguments.probes, arguments.seeds, arguments.plugins)
@@ -106,7 +108,7 @@ def measure_and_report(arguments: Arguments, console: Console) -> Report:
 def choose_device(device: str) -> str:
     """Return cpu or cuda; auto uses a GPU if there is one."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU that torch can use", "--device")
+        raise ArgumentError("there is no GPU that torch can use", "device")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -114,12 +116,12 @@ def check_folder(out: Path) -> None:
     """Raise UserError if a folder cannot be created or written to; leave nothing in it."""
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise UserError(f"{existing} is not a folder", "--out")
+        raise ArgumentError(f"{existing} is not a folder", "out")
     try:
-        with section("--out"), temporary_folder(".prior3d-", existing):
+        with argument("out"), temporary_folder(".prior3d-", existing):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {existing}: {error.strerror}", "--out") from error
+        raise ArgumentError(f"cannot write to {existing}: {error.strerror}", "out") from error
 
 
 def default_folder(subject: Subject, against: Subject | None, what: str) -> Path:

@@ -139,4 +139,5 @@ def make_runner(name: str, options: Mapping[str, object], registry: Registry) ->
     """
     from prior3d.registry.schema import construct  # pydantic is slow to import
 
-    return construct(registry.get("runners", name, "prepare.runner"), key="prepare", options=options)
+    cls = registry.get("runners", name, "prepare.runner")
+    return construct(cls, key="prepare", options=options, registry=registry)

@@ -1,5 +1,9 @@
 """Contrastive losses between matching rows, and the choice of rows so that no true match counts as a negative."""
 
+import importlib
+import logging
+from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -7,9 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prior3d.geometry import full_precision, working_dtype
+from prior3d.losses.exclusion import Exclusion
+from prior3d.losses.infonce_tiled import tiled_row_losses, unit_rows
 
-MIN_NORM = 1e-12
-"""Vectors shorter than this count as zero: they stay zero and pass gradients on unscaled."""
+_log = logging.getLogger(__name__)
+
+PLAIN_PAIRS = 2**22
+"""Up to so many pairs of rows, all logits are kept; beyond, they are made in tiles, and again for the gradients."""
 
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
@@ -54,9 +62,11 @@ def masked_point_info_nce(
     temperature: float,
     symmetric: bool = True,
     negatives: Literal["pair", "batch"] = "pair",
-    exclude: Tensor | None = None,
+    exclude: Exclusion | Tensor | None = None,
 ) -> Tensor:
     """Compute PointInfoNCE for a batch in fixed shapes, without waiting for the device.
+
+    Up to `PLAIN_PAIRS` pairs (2,048 rows), all logits are kept. Beyond, the memory is O(N): see `infonce_tiled`.
 
     Args:
         queries: [G, N, C] features, one group per view pair; row i matches row i of the keys; L2-normalized here.
@@ -65,8 +75,9 @@ def masked_point_info_nce(
         temperature: divisor of the cosines, above 0.
         symmetric: average with the same loss from keys to queries.
         negatives: `pair`: the other keys of the same group; `batch`: the other keys of all groups.
-        exclude: [G, N, N] bool for `pair`, [G * N, G * N] bool for `batch`; True where query i and key j must not count
-            as negatives because they may show the same point. A row's own key always counts.
+        exclude: pairs of query i and key j that must not count as negatives because they may show the same point:
+            where their points lie, or a mask, [G, N, N] bool for `pair`, [G * N, G * N] bool for `batch`. A row's own
+            key always counts.
 
     Returns:
         Scalar, float32 (float64 if given). `pair`: the mean over groups with valid rows of the mean over their valid
@@ -82,25 +93,22 @@ def masked_point_info_nce(
     _check_groups(queries, keys, valid, temperature)
     if negatives not in ("pair", "batch"):
         raise ValueError(f"expected negatives to be 'pair' or 'batch', got {negatives!r}")
+    if isinstance(exclude, Exclusion):
+        _check_exclusion(exclude, valid)
     if negatives == "batch":
         queries, keys, valid = queries.flatten(0, 1)[None], keys.flatten(0, 1)[None], valid.flatten()[None]
-        exclude = None if exclude is None else exclude[None]
-    counted = _counted_pairs(valid, exclude)
-    if counted.numel() == 0:
+        if exclude is not None:
+            exclude = exclude.as_one_group() if isinstance(exclude, Exclusion) else exclude[None]
+    pairs = (*valid.shape, valid.shape[1])
+    if isinstance(exclude, Tensor) and exclude.shape != pairs:
+        raise ValueError(f"expected exclude to cover {list(pairs)} pairs, got {list(exclude.shape)}")
+    if valid.numel() == 0:
         # An empty sum, not a product with 0, which would turn an inf elsewhere into a NaN.
         return (queries.flatten()[:0].sum() + keys.flatten()[:0].sum()).to(working_dtype(queries))
-    with full_precision(queries.device):
-        queries, keys = (_normalize(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
-        logits = _Product.apply(queries, keys) / temperature
-        positive = logits.diagonal(dim1=-2, dim2=-1)
-        # The diagonal always counts: a row of only -inf would have a NaN gradient.
-        logits = logits.masked_fill(~counted, -torch.inf)
-        loss = logits.logsumexp(dim=-1) - positive
-        if symmetric:
-            loss = (loss + logits.logsumexp(dim=-2) - positive) / 2
-        rows = valid.sum(-1)
-        loss = torch.where(valid, loss, 0.0).sum(-1) / rows.clamp(min=1)
-        return loss.sum() / (rows > 0).sum().clamp(min=1)
+    losses = _row_losses(queries, keys, valid, temperature, symmetric, exclude)
+    rows = valid.sum(-1)
+    loss = torch.where(valid, losses, 0.0).sum(-1) / rows.clamp(min=1)
+    return loss.sum() / (rows > 0).sum().clamp(min=1)
 
 
 def gather_negatives(keys: Tensor) -> Tensor:
@@ -192,6 +200,74 @@ def sample_one_per_cell(
     return tuple(torch.nn.functional.pad(tensor, padding) for tensor in (index, order < taken_last))
 
 
+def _row_losses(
+    queries: Tensor,
+    keys: Tensor,
+    valid: Tensor,
+    temperature: float,
+    symmetric: bool,
+    exclude: Exclusion | Tensor | None,
+) -> Tensor:
+    """Return the loss [G, N] of each row; what slots that are not valid get has no meaning."""
+    many = valid.numel() * valid.shape[1] > PLAIN_PAIRS
+    rounded = _products_under_autocast(queries.device)
+    if many and (kernels := _kernels_for(queries, keys, exclude)):
+        return kernels.fused_row_losses(queries, keys, valid, temperature, symmetric, exclude, rounded)
+    with full_precision(queries.device):
+        queries, keys = (unit_rows(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
+        if not many:
+            return _plain_row_losses(queries, keys, valid, temperature, symmetric, exclude)
+        return tiled_row_losses(queries, keys, valid, temperature, symmetric, exclude, rounded)
+
+
+def _plain_row_losses(
+    queries: Tensor,
+    keys: Tensor,
+    valid: Tensor,
+    temperature: float,
+    symmetric: bool,
+    exclude: Exclusion | Tensor | None,
+) -> Tensor:
+    logits = _Product.apply(queries, keys) / temperature
+    positive = logits.diagonal(dim1=-2, dim2=-1)
+    # The diagonal always counts: a row of only -inf would have a NaN gradient.
+    counted = _counted_pairs(valid, exclude.mask() if isinstance(exclude, Exclusion) else exclude)
+    logits = logits.masked_fill(~counted, -torch.inf)
+    loss = logits.logsumexp(dim=-1) - positive
+    if symmetric:
+        loss = (loss + logits.logsumexp(dim=-2) - positive) / 2
+    return loss
+
+
+def _kernels_for(queries: Tensor, keys: Tensor, exclude: Exclusion | Tensor | None) -> ModuleType | None:
+    """Return the module of fused kernels if they support the device, the types, the channels and the exclusion."""
+    if queries.device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(queries.device) < (8, 0):
+        return None
+    if working_dtype(queries, keys) != torch.float32 or isinstance(exclude, Tensor):
+        return None
+    kernels = _triton()
+    return kernels if kernels and queries.shape[2] <= kernels.MAX_CHANNELS else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """Return the module of fused kernels, imported at first need; log one line if Triton is missing."""
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        _log.warning("Triton is not installed: PointInfoNCE of many rows runs in plain torch, several times slower")
+        return None
+    return importlib.import_module("prior3d.losses.infonce_triton")
+
+
+def _products_under_autocast(device: torch.device) -> torch.dtype | None:
+    """Return bfloat16 under its autocast, else None; in float16, most weights of many rows would become 0."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    dtype = torch.get_autocast_dtype(device.type)
+    return dtype if dtype == torch.bfloat16 else None
+
+
 class _Product(torch.autograd.Function):
     """Return queries [G, N, C] times keys [G, M, C] transposed, in full precision in the backward pass too."""
 
@@ -222,18 +298,10 @@ class _GatherRanks(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def _normalize(rows: Tensor) -> Tensor:
-    rows = rows.to(working_dtype(rows))
-    squared_norm = rows.square().sum(-1, keepdim=True)
-    return rows * torch.where(squared_norm > MIN_NORM**2, squared_norm, 1.0).rsqrt()
-
-
 def _counted_pairs(valid: Tensor, exclude: Tensor | None) -> Tensor:
     """Return the pairs [G, N, N] that enter a sum: both slots valid and not excluded, or the row's own key."""
     counted = valid[:, :, None] & valid[:, None, :]
     if exclude is not None:
-        if exclude.shape != counted.shape:
-            raise ValueError(f"expected exclude to cover {list(counted.shape)} pairs, got {list(exclude.shape)}")
         counted = counted & ~exclude
     return counted | torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
 
@@ -246,3 +314,10 @@ def _check_groups(queries: Tensor, keys: Tensor, valid: Tensor, temperature: flo
         raise ValueError(f"expected valid of bool, got {valid.dtype}")
     if not temperature > 0:
         raise ValueError(f"expected temperature > 0, got {temperature}")
+
+
+def _check_exclusion(exclude: Exclusion, valid: Tensor) -> None:
+    if exclude.points.shape != (*valid.shape, 3):
+        raise ValueError(f"expected points {[*valid.shape, 3]}, got {list(exclude.points.shape)}")
+    if exclude.scene is not None and exclude.scene.shape != valid.shape:
+        raise ValueError(f"expected scene {list(valid.shape)}, got {list(exclude.scene.shape)}")

@@ -14,7 +14,7 @@ from typing import Any
 from prior3d.backbone import Backbone
 from prior3d.backbone.weight_files import DECODER_FILE, ENCODER_FILE
 from prior3d.backbone.weights import find_mismatches, load_encoder, read_weights, save_weights, summarize
-from prior3d.errors import UserError, section
+from prior3d.errors import ArgumentError, UserError, argument
 from prior3d.files import write_atomically, write_json
 from prior3d.version import __version__
 
@@ -109,16 +109,16 @@ class RunFolder:
             except FileExistsError:
                 continue  # two runs started within one second
             except OSError as error:
-                raise UserError(f"cannot make the run folder {path}: {error.strerror}", "--out") from error
+                raise ArgumentError(f"cannot make the run folder {path}: {error.strerror}", "out") from error
             folder = cls(path)
             try:
-                with section("--out"):
+                with argument("out"):
                     folder._fill(recipe, plugins)
             except (UserError, OSError):
                 folder.remove_if_nothing_is_lost()
                 raise
             return folder
-        raise UserError(f"cannot find a free name for a run folder in {parent}", "--out")
+        raise ArgumentError(f"cannot find a free name for a run folder in {parent}", "out")
 
     def _fill(self, recipe: str, plugins: Sequence[tuple[Path, str]]) -> None:
         self.copy_plugins(plugins)
@@ -147,7 +147,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.recipe.is_file():
-            raise UserError(f"{path} is not a run folder: it holds no {folder.recipe.name}", "--resume")
+            raise ArgumentError(f"{path} is not a run folder: it holds no {folder.recipe.name}", "resume")
         return folder
 
     def remove_leftovers(self) -> None:
@@ -187,9 +187,9 @@ class RunFolder:
         if backbone.decoder is not None:
             load_decoder(backbone, self.decoder)
 
-    def export(self, backbone: Backbone, options: Mapping[str, object]) -> None:
+    def export(self, backbone: Backbone) -> None:
         """Write the trained weights for use elsewhere."""
-        about = describe(backbone, options)
+        about = describe(backbone)
         if backbone.decoder is not None:
             shape = {"decoder_stride": backbone.spec.dense_stride, "channels": backbone.spec.dense_channels}
             save_weights(self.decoder, backbone.decoder.state_dict(), {"what": "decoder", "decoder": shape, **about})
@@ -213,14 +213,14 @@ class RunFolder:
             return {}
 
 
-def describe(backbone: Backbone, options: Mapping[str, object]) -> dict[str, object]:
+def describe(backbone: Backbone) -> dict[str, object]:
     """Return the description stored in exported weights.
 
     Args:
         backbone: the backbone whose encoder is exported.
-        options: additional arguments of `timm.create_model`.
     """
-    about = {"model": backbone.spec.name, "timm_options": dict(options), "prior3d": __version__}
+    options = dict(backbone.encoder.timm_options)
+    about = {"model": backbone.spec.name, "timm_options": options, "prior3d": __version__}
     return about | {name: getattr(backbone.encoder, name).flatten().tolist() for name in ("mean", "std")}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prior3d.backbone import Backbone
 from prior3d.backbone.weights import find_mismatches, summarize
 from prior3d.contracts.prior import Batch, Prior
-from prior3d.errors import UserError, section
+from prior3d.errors import UserError, section, several
 from prior3d.pretraining.building import build_prior
 from prior3d.pretraining.objective import JointObjective, Term, encode
 from prior3d.pretraining.task import update_average
@@ -24,7 +24,8 @@ class Joint(nn.Module):
 
     Construct a prior with an offline stage yourself, attach its prepared data (`Prior.attach`), and pass the object;
     all other priors can be given by name. The parameters are those of the backbone and of the priors' heads; some get
-    no gradient if no prior reads their output.
+    no gradient if no prior reads their output. `state_dict` also holds the number of calls and the weights of the
+    teachers, so a loop that loads it goes on as if it had not stopped.
 
     Args:
         backbone: a `Backbone`, the name of a timm model (timm's weights are not fetched: use `prior3d.load`), or a timm
@@ -69,7 +70,7 @@ class Joint(nn.Module):
         super().__init__()
         self.backbone = _as_backbone(backbone, size, decoder_stride, channels, seed or 0)
         self.seed = seed
-        given = dict.fromkeys(priors) if not isinstance(priors, Mapping) else dict(priors)
+        given = dict(priors) if isinstance(priors, Mapping) else dict.fromkeys(several(priors, "priors"))
         self.objective = _make_objective(given, self.backbone, seed or 0, Registry(plugins))
         self.decay = ema
         reads = self.objective.reads
@@ -115,6 +116,26 @@ class Joint(nn.Module):
         if self._average:
             average = self._average[0].to(next(self.backbone.parameters()).device)
             update_average(average, self.backbone, self.decay)
+
+    def get_extra_state(self) -> dict[str, object]:
+        """Return the step and the weights of the teachers, which `state_dict` includes."""
+        teachers = {"average": self._average, "reference": self._reference}
+        held = {name: models[0].state_dict() for name, models in teachers.items() if models}
+        return {"steps": self.steps, **held}
+
+    def set_extra_state(self, state: Mapping[str, object]) -> None:
+        """Restore what `get_extra_state` returned; see `torch.nn.Module.set_extra_state`.
+
+        Raises:
+            ValueError: the state has other teachers.
+        """
+        teachers = {"average": self._average, "reference": self._reference}
+        expected, found = {name for name, models in teachers.items() if models}, set(state) - {"steps"}
+        if expected != found:
+            raise ValueError(f"expected a state with the teachers {sorted(expected)}, got {sorted(found)}")
+        self.steps = state["steps"]
+        for name in expected:
+            teachers[name][0].load_state_dict(state[name])
 
     def _seed(self, step: int, use: str) -> None:
         if self.seed is not None:

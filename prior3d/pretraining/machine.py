@@ -13,8 +13,9 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Variables by which launchers number their processes."""
 
 
-def share_cores(accelerator: str) -> None:
-    """Leave half of the cores to the loader's workers when working on a CPU, unless OMP_NUM_THREADS says otherwise.
+@contextmanager
+def sharing_cores(accelerator: str) -> Iterator[None]:
+    """Leave half of the cores to the loader's workers while working on a CPU, unless OMP_NUM_THREADS says otherwise.
 
     Threads that wait for a busy core spin: two threads next to two workers on two cores took 4 times as long as one.
     The number does not depend on that of the workers. Sums depend on the number of threads in their last bits:
@@ -24,8 +25,13 @@ def share_cores(accelerator: str) -> None:
         accelerator: auto, cpu or gpu.
     """
     on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
+    before = torch.get_num_threads()
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def thread_facts() -> dict[str, object]:

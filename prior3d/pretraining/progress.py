@@ -20,12 +20,12 @@ _READINGS = 20
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Return the console that a command prints to; printed [brackets] are text, not markup.
+    """Return the console that a command prints to; printed [brackets] and :words: are text.
 
     Args:
         quiet: print nothing.
     """
-    return Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    return Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Bars:

@@ -15,7 +15,7 @@ from prior3d.backbone import Backbone
 from prior3d.contracts.prior import Prior
 from prior3d.contracts.runner import SceneJob
 from prior3d.data.preparing import refusing_damage
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError
 from prior3d.jobs import Store, damage_in, run_jobs
 from prior3d.pretraining.offline import Lift, stages
 
@@ -51,7 +51,7 @@ class Refreshes(lightning.Callback):
                 folders = [self.folder / _kind(label, latest) / _name(scene) for scene in scenes]
                 lost = next((folder for folder in folders if not folder.is_dir()), None)
                 if lost is not None:
-                    raise UserError(f"{lost} is missing, and this run cannot be resumed without it", "--resume")
+                    raise ArgumentError(f"{lost} is missing, and this run cannot be resumed without it", "resume")
                 prior.attach(folders)
 
     def on_train_batch_start(

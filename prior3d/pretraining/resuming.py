@@ -13,7 +13,7 @@ from prior3d.pretraining.checkpoints import LAST, read_checkpoint, step_of
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.run import name_plugins, recipe_text, start_key
 from prior3d.recipe import build_recipe, load_recipe
-from prior3d.recipe.source import Source
+from prior3d.recipe.source import COMMAND_LINE, Source
 from prior3d.recipe.yaml12 import load
 
 if TYPE_CHECKING:
@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 _FREE = re.compile(
     r"trainer\.(max_steps|accelerator|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
-    r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|plugins|probes(\..*)?"
+    r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|plugins|(probes|prepare)(\..*)?"
 )
-"""Keys that do not affect any step: they may change when a run is resumed."""
+"""Keys that may change when a run is resumed.
+
+Most do not affect any step. `trainer.max_steps` sets the learning rates of the steps to come unless the schedule is
+constant, `trainer.accelerator` changes the last bits of sums, and `data.on_damage` decides whether a damaged file ends
+the run.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Begun:
         history: earlier such changes, with their steps.
         threads: number of threads of the earlier process; None if not recorded.
         keeps_start: whether its initial weights belong to this recipe.
+        data: record of the data that the run began with; None if its checkpoint has none.
     """
 
     files: RunFolder
@@ -47,6 +53,7 @@ class Begun:
     history: Sequence[Mapping[str, Any]] = ()
     threads: int | None = None
     keeps_start: bool = True
+    data: Mapping[str, Any] | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -75,19 +82,25 @@ class Begun:
         return history
 
 
-def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Begun:
+def find_begun(
+    path: Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    overrides_name: str = COMMAND_LINE,
+) -> Begun:
     """Read a run folder and compare its recipe with that of its checkpoint.
 
     Args:
         path: path of the run folder.
         overrides: `key.path=value` each, which override the run's recipe.
         plugins: additional plugin files; each may replace a missing plugin file of the recipe with the same name.
+        overrides_name: name of the overrides in messages.
 
     Raises:
         UserError: it is not a run folder, its files are damaged, or a change affects its steps.
     """
     files = RunFolder.open(Path(path))
-    recipe = load_recipe(files.recipe, overrides, plugins)
+    recipe = load_recipe(files.recipe, overrides, plugins, overrides_name)
     last = files.checkpoints / LAST
     if not last.exists():
         kept = sorted(files.checkpoints.glob("step-*.ckpt"), key=step_of)
@@ -96,9 +109,7 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
         if files.backbone.exists():  # the run is complete, but its checkpoint was removed
             before = load_recipe(files.recipe, (), plugins)
             changes = _differences(before.to_dict(), recipe.to_dict())
-            _refuse(
-                recipe.source, {key: values for key, values in changes.items() if not key.startswith("probes")}, files
-            )
+            _refuse(recipe.source, changes, files, is_final=True)
             return Begun(files, recipe, recipe.trainer.max_steps, changes)
         return Begun(files, recipe, keeps_start=_keeps_start(files, recipe.backbone, recipe.seed))
     checkpoint = read_checkpoint(last)
@@ -106,28 +117,42 @@ def find_begun(path: Path, overrides: Sequence[str] = (), plugins: Sequence[str 
     content = load(about["recipe"], f"the recipe in {last}").value
     before = build_recipe({**content, "plugins": [str(file) for file in recipe.plugins]})
     changes = _differences(before.to_dict(), recipe.to_dict())
-    _refuse(recipe.source, {key: values for key, values in changes.items() if not _is_free(key, values)}, files)
+    _refuse(recipe.source, changes, files)
     if recipe.trainer.max_steps < step:
         raise recipe.source.locate(UserError(f"the run is already at step {step}", "trainer.max_steps"))
-    return Begun(files, recipe, step, changes, about.get("history", ()), about.get("threads"))
+    return Begun(files, recipe, step, changes, about.get("history", ()), about.get("threads"), data=about.get("data"))
 
 
-def _refuse(source: Source, changes: Mapping[str, tuple[object, object]], files: RunFolder) -> None:
-    if not changes:
+def _refuse(
+    source: Source, changes: Mapping[str, tuple[object, object]], files: RunFolder, is_final: bool = False
+) -> None:
+    """Raise UserError if a change is not allowed; a run that is final has no checkpoint to add steps to."""
+    refused = {
+        key: values
+        for key, values in changes.items()
+        if not _is_free(key, values) or (is_final and key == "trainer.max_steps")
+    }
+    if not refused:
         return
-    texts = [f"{key} was {described(old)} and is {described(new)}" for key, (old, new) in changes.items()]
+    texts = [f"{key} was {described(old)} and is {described(new)}" for key, (old, new) in refused.items()]
     error = UserError(
         f"a resumed run must not change: {'; '.join(texts[:3])}{'; ...' if len(texts) > 3 else ''}. Change this back"
         f" or start a new run from its weights: backbone.weights={files.path}",
-        next(iter(changes)),
+        next(iter(refused)),
     )
     raise source.locate(error)
 
 
 def _is_free(key: str, values: tuple[object, object]) -> bool:
-    """Whether a change does not affect any step: files may have moved."""
-    is_moved = all(isinstance(value, str) and value.startswith("/") for value in values)
-    return bool(_FREE.fullmatch(key)) or is_moved
+    """Return whether a key may change.
+
+    Files may have moved. Those of the data may also have other names: the data are compared by what they hold.
+    """
+    if _FREE.fullmatch(key):
+        return True
+    if not all(isinstance(value, str) and value.startswith("/") for value in values):
+        return False
+    return key.startswith("data.") or len({Path(value).name for value in values}) == 1
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[object, object]]:

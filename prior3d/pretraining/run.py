@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from prior3d.backbone import Backbone
+from prior3d.errors import section
 from prior3d.files import content_key
 from prior3d.pretraining.building import Parts
+from prior3d.pretraining.data_record import record_data
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.progress import make_console
 from prior3d.recipe.reading import plain_section
@@ -94,6 +96,12 @@ class Run:
         if self.initial is None:
             raise ValueError("nothing in this run reads its initial weights, so that they were not kept")
         return self.initial.digest()
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Record of the prepared training data, by which a resumed run notices other data."""
+        with section("data"):
+            return record_data(self.parts.dataset)
 
     def begin_folder(self, parent: Path) -> None:
         """Create the run folder and write the run's initial files."""

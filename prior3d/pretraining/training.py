@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +12,15 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from prior3d.data.preparing import DatasetUse, prepare_datasets
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.files import writing_from_threads
 from prior3d.jobs.running import make_runner
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.checkpoints import LAST, AtomicCheckpointIO, Checkpoints
+from prior3d.pretraining.data_record import check_data
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.health import check_finite, nothing_to_learn
-from prior3d.pretraining.machine import check_processes, enough_memory, share_cores, thread_facts
+from prior3d.pretraining.machine import check_processes, enough_memory, sharing_cores, thread_facts
 from prior3d.pretraining.offline import prepare_priors
 from prior3d.pretraining.pictures import Pictures
 from prior3d.pretraining.probing import Probing
@@ -56,8 +59,11 @@ def train(
     Raises:
         UserError: recipe, data or weights do not work; no files remain.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
+    with _quieting(), sharing_cores(recipe.trainer.accelerator):
+        return _train(recipe, registry, out, begun, quiet)
+
+
+def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begun | None, quiet: bool) -> Run:
     check_processes(recipe.trainer.devices)
     check_loggers(recipe.trainer.loggers)
     first_rank = not rank_zero_only.rank
@@ -67,6 +73,9 @@ def train(
     if goes_on:
         run.files, run.resumes, run.steps = begun.files, True, begun.step
     prepare(run)
+    if goes_on and begun.data is not None and not begun.is_complete:
+        with section("data"):
+            check_data(begun.data, run.data)
     try:
         if first_rank:
             _begin(run, begun, out or Path("runs"))
@@ -89,9 +98,8 @@ def prepare_only(recipe: "Recipe", registry: "Registry") -> None:
     Raises:
         UserError: recipe, data or weights do not work.
     """
-    _quieten()
-    share_cores(recipe.trainer.accelerator)
-    prepare(Run(recipe, registry, build(recipe, registry)))
+    with _quieting(), sharing_cores(recipe.trainer.accelerator):
+        prepare(Run(recipe, registry, build(recipe, registry)))
 
 
 def prepare(run: Run) -> None:
@@ -205,7 +213,12 @@ def _make_task(run: Run) -> PretrainingTask:
         seed=recipe.seed,
         ema=recipe.backbone.ema,
         reference=run.initial if "reference" in parts.objective.reads else None,
-        record={"recipe": recipe.to_yaml(), "history": run.history, "threads": thread_facts()["threads"]},
+        record={
+            "recipe": recipe.to_yaml(),
+            "history": run.history,
+            "threads": thread_facts()["threads"],
+            "data": run.data,
+        },
     )
 
 
@@ -268,17 +281,25 @@ def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> N
         }
     )
     if run.stopped_by is None:  # last: with these files a run is complete
-        run.files.export(run.backbone, dict(run.recipe.backbone.timm_options))
+        run.files.export(run.backbone)
 
 
-def _quieten() -> None:
+@contextmanager
+def _quieting() -> Iterator[None]:
     """Silence Lightning's warnings about deliberate choices: frozen parts in evaluation mode, short runs, workers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*in eval mode.*",
-        ".*is smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        _RESUMED,
-    ):
-        warnings.filterwarnings("ignore", message, module="lightning.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*in eval mode.*",
+                ".*is smaller than the logging interval.*",
+                ".*does not have many workers.*",
+                _RESUMED,
+            ):
+                warnings.filterwarnings("ignore", message, module="lightning.*")
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", module="lightning.*")
+            yield
+    finally:
+        logger.setLevel(level)

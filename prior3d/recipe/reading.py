@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from prior3d.errors import UserError, section
+from prior3d.errors import UserError, argument, section, several
 from prior3d.messages import described
 from prior3d.recipe.sections import (
     ONLY_WITH,
@@ -22,8 +22,8 @@ from prior3d.recipe.sections import (
     TrainerSection,
 )
 from prior3d.recipe.source import Source
-from prior3d.registry import Kind, Registry
-from prior3d.registry.schema import Options, expand, options_of, plain, read_options
+from prior3d.registry import Kind, Registry, in_force
+from prior3d.registry.schema import Options, OptionsOf, expand, options_of, plain, read_options
 
 __all__ = [
     "TopLevel",
@@ -115,9 +115,30 @@ def read_plugged(
     # check for unknown keys first: a misspelled key explains why another one seems to be missing
     rest = {other: value for other, value in given.items() if other not in fixed}
     options = theirs.validate(rest, key, beside=own.types, source=source)
+    for option, mark in theirs.nested():
+        options[option] = _read_nested(options, option, mark, key, registry, source)
     values = own.validate(fixed, key, source=source)
     with section(key):
         return cls(**values, options=plain(options))
+
+
+def _read_nested(
+    options: Mapping[str, object], option: str, mark: OptionsOf, key: str, registry: Registry, source: Source | None
+) -> object:
+    """Return an option that holds another plugin's options, checked, with absolute paths and without defaults."""
+    with in_force(registry):
+        name = mark.chosen(options)
+    given = options[option]
+    if name is None:
+        return given
+    plugin = registry.get(mark.kind, name, f"{key}.{mark.naming}")
+    if not given:
+        return given
+    within = f"{key}.{option}"
+    with section(within):
+        theirs = options_of(plugin, str(registry.find(mark.kind, name)))
+    read = theirs.validate(given, within, source=source)
+    return {other: plain(read[other]) for other in given}
 
 
 def _keys(section: type) -> tuple[str, ...]:
@@ -196,7 +217,7 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
     Raises:
         UserError: a file is missing, is not Python, or has no plugin; the error has the key of the file.
     """
-    registry = Registry()
+    registry, more = Registry(), several(more, "plugins")
     # an additional file replaces a missing one of the same name
     stand_ins = {Path(file).name for file in more}
     for index, name in enumerate(given):
@@ -205,7 +226,7 @@ def read_plugin_files(given: Sequence[str], source: Source, more: Sequence[str |
             if os.path.exists(file) or file.name not in stand_ins:
                 registry.add(file)
     for file in more:
-        with section("--plugin"):
+        with argument("plugins"):
             registry.add(file)
     return registry
 

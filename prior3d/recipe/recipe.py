@@ -35,7 +35,7 @@ from prior3d.recipe.sections import (
     TopLevel,
     TrainerSection,
 )
-from prior3d.recipe.source import STANDARD_INPUT_NAME, Source, read_recipe
+from prior3d.recipe.source import COMMAND_LINE, STANDARD_INPUT_NAME, Source, read_recipe
 from prior3d.recipe.yaml12 import dump
 from prior3d.registry import Kind
 from prior3d.registry.schema import plain
@@ -109,7 +109,10 @@ class Recipe:
 
 
 def load_recipe(
-    name: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+    name: str | Path | Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    overrides_name: str = COMMAND_LINE,
 ) -> Recipe:
     """Read a recipe and check it completely, importing the plugins it names.
 
@@ -118,6 +121,7 @@ def load_recipe(
             several are merged, section by section, and later ones override earlier ones.
         overrides: `key.path=value` each, which override the files; `key=null` removes an entry or an option.
         plugins: additional plugin files, relative to the current folder.
+        overrides_name: name of the overrides in messages.
 
     Raises:
         UserError: something is wrong; the error gives file, line and key.
@@ -125,7 +129,7 @@ def load_recipe(
     >>> load_recipe("view_invariance", ["trainer.max_steps=7"]).trainer.max_steps
     7
     """
-    content, source = read_recipe(name, overrides)
+    content, source = read_recipe(name, overrides, overrides_name)
     with source.locating():
         return build_recipe(content, source, plugins)
 

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError, several
 from prior3d.messages import described, did_you_mean, shown
 from prior3d.recipe.yaml12 import Document, load, parse_value
+
+COMMAND_LINE = "command line"
+"""Name of overrides in messages, unless they are given in Python."""
 
 STANDARD_INPUT = "-"
 """Replaces the file of a recipe: read the text from standard input."""
@@ -36,6 +39,7 @@ class Source:
         overridden: dotted paths of the keys given on the command line.
         removed: dotted paths of the keys that a later file or the command line set to null over an earlier value.
         later: the files merged over this one, in order.
+        overrides: name of the overrides in messages.
     """
 
     name: str = "recipe"
@@ -44,6 +48,7 @@ class Source:
     overridden: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
     later: tuple["Source", ...] = ()
+    overrides: str = COMMAND_LINE
 
     @contextmanager
     def locating(self) -> Iterator[None]:
@@ -61,13 +66,13 @@ class Source:
 
     def locate(self, error: UserError) -> UserError:
         """Return the error with the place of its key in front; see `locating`."""
-        if error.key is None or error.key.startswith("--"):
+        if error.key is None or isinstance(error, ArgumentError):
             return error
         given = self._given(error.key)
         if given is None:
             return UserError(f"{self.name}: {error}")
         key, file = given
-        return UserError(f"command line: {error}" if file is None else f"{file.name}:{file.lines[key]}: {error}")
+        return UserError(f"{self.overrides if file is None else f'{file.name}:{file.lines[key]}'}: {error}")
 
     def folder_of(self, key: str) -> Path:
         """Return the folder in which relative paths at a key start.
@@ -101,7 +106,7 @@ class Source:
 
 
 def read_recipe(
-    names: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
+    names: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), overrides_name: str = COMMAND_LINE
 ) -> tuple[dict[str, object], Source]:
     """Return a recipe's content and where each key was given; nothing is checked yet.
 
@@ -109,6 +114,7 @@ def read_recipe(
         names: a YAML file, the bare name of a recipe that ships with prior3d (`joint`), or `-` for standard input;
             several are merged, section by section, and later ones override earlier ones.
         overrides: `key.path=value` each, which override all files; values follow the rules of recipe files.
+        overrides_name: name of the overrides in messages.
 
     Raises:
         UserError: a file does not exist, its YAML is broken, or an override has no place.
@@ -124,23 +130,27 @@ def read_recipe(
         below = (source, *source.later)
         source, *later = (replace(one, lines=_not_within(one.lines, replaced)) for one in below)
         source = replace(source, later=(*later, file))
-    given, taken = _override(content, overrides)
-    return content, replace(source, overridden=given, removed=frozenset(removed | taken))
+    given, taken = _override(content, overrides, overrides_name)
+    removed |= taken
+    return content, replace(source, overridden=given, removed=frozenset(removed), overrides=overrides_name)
 
 
-def override(content: dict[str, object], overrides: Sequence[str], name: str = "defaults") -> Source:
+def override(
+    content: dict[str, object], overrides: Sequence[str], name: str = "defaults", overrides_name: str = COMMAND_LINE
+) -> Source:
     """Put values of the command line into content that is not from a file; return where its keys were given.
 
     Args:
         content: changed in place.
         overrides: `key.path=value` each; values follow the rules of recipe files.
         name: name of the origin of the content in messages.
+        overrides_name: name of the overrides in messages.
 
     Raises:
         UserError: an override has no place, or a key occurs twice.
     """
-    given, removed = _override(content, overrides)
-    return Source(name, overridden=given, removed=frozenset(removed))
+    given, removed = _override(content, overrides, overrides_name)
+    return Source(name, overridden=given, removed=frozenset(removed), overrides=overrides_name)
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -214,33 +224,33 @@ def _not_within(lines: Mapping[str, int], keys: Collection[str]) -> dict[str, in
     return {key: line for key, line in lines.items() if key not in keys and not key.startswith(below)}
 
 
-def _override(content: dict[str, object], overrides: Sequence[str]) -> tuple[frozenset[str], set[str]]:
+def _override(content: dict[str, object], overrides: Sequence[str], name: str) -> tuple[frozenset[str], set[str]]:
     """Put values of the command line into the content; return the given keys, and those set to null.
 
     A removed entry of `priors` or `probes` is only among the latter.
     """
     given: set[str] = set()
     removed: set[str] = set()
-    for text in overrides:
-        key, value = _parsed(text)
+    for text in several(overrides, "overrides"):
+        key, value = _parsed(text, name)
         if key in given | removed:
-            raise UserError(f"command line: {key}: given twice")
-        if _put(content, key, value):
+            raise UserError(f"{name}: {key}: given twice")
+        if _put(content, key, value, name):
             given.add(key)
         if value is None:
             removed.add(key)
     return frozenset(given), removed
 
 
-def _parsed(override: str) -> tuple[str, object]:
+def _parsed(override: str, name: str) -> tuple[str, object]:
     """Return key and value of one `key.path=value`."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise UserError(f"command line: expected key.path=value, got '{override}'")
-    return key, parse_value(text)
+        raise UserError(f"{name}: expected key.path=value, got '{override}'")
+    return key, parse_value(text, name)
 
 
-def _put(content: dict[str, object], key: str, value: object) -> bool:
+def _put(content: dict[str, object], key: str, value: object, origin: str) -> bool:
     """Put one value into the content; return False if it removed an entry instead."""
     *above, name = key.split(".")
     section = content
@@ -250,11 +260,11 @@ def _put(content: dict[str, object], key: str, value: object) -> bool:
         inner = section[part]
         if not isinstance(inner, dict):
             path = ".".join(above[: index + 1])
-            raise UserError(f"command line: {key}: {path} is {described(inner)}, not a section")
+            raise UserError(f"{origin}: {key}: {path} is {described(inner)}, not a section")
         section = inner
     if value is None and len(above) == 1 and above[0] in _ENTRIES:
         if section and name not in section:
-            raise UserError(f"command line: {key}: there is no such entry to remove{did_you_mean(name, section)}")
+            raise UserError(f"{origin}: {key}: there is no such entry to remove{did_you_mean(name, section)}")
         section.pop(name, None)
         return False
     section[name] = value

@@ -69,17 +69,17 @@ def load(text: str, name: str) -> Document:
         raise UserError(f"{name}{line}:{key} {refused}") from refused
 
 
-def parse_value(text: str) -> object:
+def parse_value(text: str, origin: str = "command line") -> object:
     """Return the value of a text in a recipe: `0.1` is a number, `[96, 128]` a list, `on` text.
 
     Raises:
-        UserError: `load` rejects the text; the message names the "command line" as its origin.
+        UserError: `load` rejects the text; the message names the origin.
     """
     try:
         return _read(text).value
     except _Refused as refused:
         key = f" {join(refused.path)}:" if refused.path else ""
-        raise UserError(f"command line: {text}:{key} {refused}") from refused
+        raise UserError(f"{origin}: {text}:{key} {refused}") from refused
 
 
 def dump(value: object) -> str:

@@ -16,7 +16,7 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 from itertools import chain
 from pathlib import Path
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, several
 from prior3d.messages import did_you_mean, shown
 from prior3d.registry import plugin_files
 from prior3d.registry.kinds import KINDS, Kind
@@ -58,7 +58,7 @@ class Registry:
 
     def __init__(self, files: Sequence[Path | str] = ()) -> None:
         self._named: dict[Path, list[Plugin]] = {}
-        for file in files:
+        for file in several(files, "plugins"):
             self.add(file)
 
     @property

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
-from prior3d.registry.kinds import KINDS
+from prior3d.registry.kinds import KINDS, Kind
 from prior3d.registry.members import refuse_unusable, warn_of_unknown_names
 from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
@@ -40,6 +40,23 @@ class Given(Protocol):
     def removes(self, key: str) -> bool:
         """Whether the key was set to null over an earlier value, which removes that value."""
         ...
+
+
+@dataclass(frozen=True)
+class OptionsOf:
+    """Mark of an option that holds another plugin's options: `Annotated[dict, OptionsOf("readers", "format", chosen)]`.
+
+    A recipe is read with the schema of that plugin, too, so that paths in it start where all others of its file do.
+
+    Attributes:
+        kind: kind of the other plugin.
+        naming: the option that names it.
+        chosen: returns its name from the values of all options of the section; None if they do not tell.
+    """
+
+    kind: Kind
+    naming: str
+    chosen: Callable[[Mapping[str, object]], str | None]
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,12 @@ class Options:
                 if reduced is not None:
                     return self._make(reduced, key, source)
             raise UserError(message, join(path)) from None
+
+    def nested(self) -> Iterator[tuple[str, OptionsOf]]:
+        """Yield each option that holds another plugin's options, with its mark."""
+        for name, annotation in self.types.items():
+            marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OptionsOf)]
+            yield from ((name, mark) for mark in marks)
 
     def only(self, names: Iterable[str]) -> "Options":
         """Return the options with the given names."""

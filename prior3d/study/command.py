@@ -68,7 +68,7 @@ import signal
 import sys
 from pathlib import Path
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, on_command_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return run(records, options)
     except UserError as error:
-        print(f"prior3d-study: {error}", file=sys.stderr)
+        print(f"prior3d-study: {on_command_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)

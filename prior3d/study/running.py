@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError
 from prior3d.study.choosing import chosen_trials, keep_choice, probes_of, value
 from prior3d.study.matrix import TEST, TUNE, Unit
 from prior3d.study.records import FAILED, Records
@@ -39,7 +39,7 @@ def _units(records: Records, stage: str, only: list[str] | None) -> list[Unit]:
     matrix = records.matrix
     for name in only or ():
         if name not in matrix.rows:
-            raise UserError(f"no row {name!r}; there are {', '.join(matrix.rows)}", "--only")
+            raise ArgumentError(f"no row {name!r}; there are {', '.join(matrix.rows)}", "only")
     rows = [name for name in matrix.rows if not only or name in only]
     if stage == TUNE:
         return [unit for unit in matrix.units(TUNE) if unit.row in rows]
@@ -58,7 +58,7 @@ def _refuse_half_tuned(records: Records, rows: list[str]) -> None:
     several = [name for name in rows if len(records.matrix.rows[name].trials) > 1]
     for unit in records.matrix.units(TUNE):
         if several and unit.row in (*several, initial) and records.read(unit) is None:
-            raise UserError(f"{unit} has not been run yet: run the stage {TUNE} first", "--stage")
+            raise ArgumentError(f"{unit} has not been run yet: run the stage {TUNE} first", "stage")
 
 
 def _expected(records: Records, unit: Unit) -> float:

@@ -229,7 +229,7 @@ def test_real_imagenet_weights_load_into_the_model_they_are_for(shared_data):
 def test_a_run_folder_as_weights_starts_from_its_encoder_and_decoder(tmp_path):
     options = {"name": "test_resnet", "decoder_stride": 4, "channels": 8}
     trained = make_backbone(BackboneSection(**options), (64, 64), seed=1)
-    RunFolder(tmp_path).export(trained, {})
+    RunFolder(tmp_path).export(trained)
     backbone = make_backbone(BackboneSection(**options, weights=tmp_path), (64, 64), seed=2)
     assert backbone.digest() == trained.digest()
     assert backbone.notes == [f"{tmp_path}: encoder and decoder start from the trained weights of this run"]

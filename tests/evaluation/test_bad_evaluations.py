@@ -161,7 +161,7 @@ def test_a_run_none_of_whose_probes_fits_other_data(refused, with_probes, class_
     but = "which the data (ClassificationFolder) does not provide"
     reasons = f"depth needs depth, {but}; segmentation needs semantic, {but}"
     line = refused(run, *class_folders)
-    assert line == f"command line: data.name: no probe fits this data: {reasons} (--probes all takes whatever fits)"
+    assert line == f"command line: data.name: no probe fits this data: {reasons} (the name all takes whatever fits)"
     line = refused(run, *class_folders, "probes.depth.max_images=3")
     assert line.endswith(f"probes.depth: needs depth, {but}")
 

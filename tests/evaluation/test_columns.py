@@ -17,7 +17,7 @@ from prior3d.evaluation.request import build_request
 def columns(model, *overrides, against=None, control=None):
     subject = find_subject(str(model), overrides)
     request = build_request(subject, ["glow"] if subject.run else [])
-    other = None if against is None else find_other(str(against), "--against")
+    other = None if against is None else find_other(str(against), "against")
     return build_columns(subject, request, other, None if control is None else str(control))
 
 
@@ -30,7 +30,7 @@ def alone(finished, tmp_path):
 def test_a_control_that_lacks_the_decoder_of_the_model_is_told_so(finished, alone):
     with pytest.raises(UserError) as refused:
         columns(finished, control=alone)
-    assert refused.value.key == "--control"
+    assert refused.value.key == "control"
     assert "it has no decoder, the model has one: name a run, or its backbone.safetensors" in refused.value.message
     assert refused.value.message.endswith("(dense channels 320, the model 8)")
     for followed in (finished, finished / "backbone.safetensors"):
@@ -64,11 +64,10 @@ def test_weights_that_do_not_say_their_model_can_be_saved_so_that_they_do(finish
     mine = tmp_path / "mine.pth"
     torch.save(Backbone("resnet10t", (48, 64)).encoder.model.state_dict(), mine)
     for flag in ("against", "control"):
-        with pytest.raises(
-            UserError, match=rf"^--{flag}: .*mine.pth does not say which model it belongs to"
-        ) as refused:
+        with pytest.raises(UserError, match=rf"^{flag}: .*mine.pth does not say which model it belongs to") as refused:
             columns(finished, **{flag: mine})
-        assert "after --against or --control, name a file that says it: backbone.safetensors" in refused.value.message
+        words = "as the second model or the control, name a file that says it: backbone.safetensors"
+        assert words in refused.value.message
         assert "prior3d.backbone.save_weights(file, weights, {'model': ...})" in refused.value.message
     save_weights(str(tmp_path / "said.safetensors"), read_weights(mine), {"model": "resnet10t"})
     made = columns(mine, "backbone.name=resnet10t", against=tmp_path / "said.safetensors")
@@ -88,7 +87,7 @@ def test_no_key_is_advised_for_a_model_beside_the_first_one(finished, monkeypatc
     monkeypatch.setattr("prior3d.backbone.fetching.network_problem", lambda: None)
     with pytest.raises(UserError) as refused:
         columns(finished, **{flag: "resnet10t"})
-    expected = f"--{flag}: cannot fetch timm's weights of resnet10t (no connection); name random:resnet10t for random"
+    expected = f"{flag}: cannot fetch timm's weights of resnet10t (no connection); name random:resnet10t for random"
     assert str(refused.value).startswith(expected) and "backbone.weights" not in str(refused.value)
     with pytest.raises(UserError, match="or name a file that you have with weights"):
         columns("resnet10t")

@@ -46,6 +46,12 @@ def test_training_ends_with_a_report_of_both(finished):
     assert {"probes/features/pca", "probes/glow/glow"} <= set(events.Tags()["images"])
 
 
+def test_paths_with_brackets_are_printed_as_they_are(evaluate, finished, tmp_path):
+    out = tmp_path / "[gpu]" / "[" / "b]:100:"
+    status, text, line = evaluate(finished, "--out", out)
+    assert (status, line) == (0, "") and f"report: {out / 'report.md'}\n" in text
+
+
 def test_a_run_is_compared_with_its_initial_weights_and_a_control(evaluate, finished, tmp_path, asked):
     status, text, _ = evaluate(finished, "--out", tmp_path / "eval")
     assert status == 0 and "features side by side" in text and f"report: {tmp_path / 'eval' / 'report.md'}" in text

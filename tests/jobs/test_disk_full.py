@@ -4,16 +4,18 @@ import errno
 import os
 import subprocess
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from prior3d import cli
 from prior3d.contracts.runner import SceneJob
 from prior3d.errors import UserError
-from prior3d.files import replacing, write_atomically, writing
+from prior3d.files import replacing, temporary_folder, write_atomically, writing
 from prior3d.jobs import Store, run_jobs
 from prior3d.jobs.example import write_much
 from prior3d_plugins.runners.local import Local
@@ -144,6 +146,63 @@ def test_what_killed_processes_left_of_a_file_goes_with_the_next_write(tmp_path)
     write_atomically(tmp_path / "a.bin", b"whole")
     assert not left.exists() and alive.exists()  # another process may be writing it at this moment
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("host", ["node", "node-1"])
+def test_what_other_machines_are_writing_on_a_shared_disk_stays(tmp_path, monkeypatch, host):
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    files = {name: tmp_path / f".a.bin.{name}-{dead.pid}.tmp" for name in ("node", "node-1", "node-2.lan", "node-x")}
+    folders = {name: tmp_path / f"probe-{name}-{dead.pid}-abc_123" for name in files}
+    for name, file in files.items():
+        file.write_bytes(b"half")
+        folders[name].mkdir()
+    write_atomically(tmp_path / "a.bin", b"whole")
+    with temporary_folder("probe-", tmp_path):
+        assert [name for name in files if not files[name].exists()] == [host]
+        assert [name for name in files if not folders[name].exists()] == [host]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("4 views were requested and 2 exist"),
+        RuntimeError("4 views were requested and 2 exist"),
+        OSError("4 views were requested and 2 exist"),
+        ValueError("No space left on device"),
+        ValueError("8 requested and 4 written"),
+        KeyError("quota exceeded"),
+        RuntimeError("the quota exceeded what was asked"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "No space left on device"),
+    ],
+)
+def test_errors_that_only_sound_like_a_full_disk_pass(tmp_path, error, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=100, free=0))
+    with pytest.raises(type(error)) as caught, writing(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("2097152 requested and 1048448 written"),
+        OSError("Not enough free space to write 20971520 bytes after offset 128"),
+        RuntimeError("write(): fd 3 failed with No space left on device"),
+        SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
+        RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk_is_one_line(tmp_path, error, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=100, free=0))
+    with pytest.raises(UserError, match="No space left on device; free some, or use another folder"), writing(tmp_path):
+        raise error
+
+
+def test_a_failed_write_of_torch_on_a_disk_with_space_is_not_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="unexpected pos"), writing(tmp_path):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
 
 
 def test_a_block_that_fails_leaves_no_temporary_file(tmp_path):

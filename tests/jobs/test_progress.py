@@ -26,3 +26,10 @@ def test_off_a_terminal_a_line_now_and_then_says_how_long_it_takes(monkeypatch, 
     console = Console(file=io.StringIO(), width=200)
     assert list(progress.Bars(console)("abcde", "train: pairs", 5)) == list("abcde")
     assert console.file.getvalue().splitlines() == lines
+
+
+def test_brackets_and_colons_are_printed_as_they_are(capsys):
+    lines = ["pip install 'prior3d[gpu]'", "/a/[/b]/c.png is cut off", "seed:100:x [red]"]
+    for line in lines:
+        progress.make_console().print(line)
+    assert capsys.readouterr().out.splitlines() == lines

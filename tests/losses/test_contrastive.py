@@ -12,6 +12,18 @@ from torch.nn import functional as F
 from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce, point_info_nce, sample_one_per_cell
 
 
+@pytest.fixture(params=["plain", "tiled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Few rows take the plain loss; here they take tiles too."""
+    if request.param == "tiled":
+        monkeypatch.setattr("prior3d.losses.contrastive.PLAIN_PAIRS", 0)
+        monkeypatch.setattr("prior3d.losses.infonce_tiled.EDGE", 16)
+    return request.param
+
+
+both_ways = pytest.mark.usefixtures("way")
+
+
 def reference(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool) -> Tensor:
     """The definition, one row at a time, in float64."""
     queries, keys = (rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (queries, keys))
@@ -30,6 +42,7 @@ def embeddings(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -
     return tuple((torch.randn(*shape, generator=generator, dtype=dtype) * scale).requires_grad_() for _ in range(2))
 
 
+@both_ways
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("temperature", [0.05, 0.4, 2.0])
 def test_equals_the_float64_reference(symmetric: bool, temperature: float) -> None:
@@ -43,6 +56,7 @@ def test_equals_the_float64_reference(symmetric: bool, temperature: float) -> No
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
+@both_ways
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gradcheck(symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -56,12 +70,14 @@ def test_gradcheck(symmetric: bool) -> None:
         )
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 2, 37])
 def test_equal_embeddings_give_log_n(rows: int) -> None:
     same = torch.randn(1, 5).expand(rows, 5)
     assert point_info_nce(same, same, 0.1).item() == pytest.approx(math.log(rows), abs=1e-5)
 
 
+@both_ways
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_orthonormal_rows_closed_form(temperature: float) -> None:
     rows = torch.eye(12)
@@ -72,6 +88,7 @@ def test_orthonormal_rows_closed_form(temperature: float) -> None:
     assert point_info_nce(rows, -rows, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
+@both_ways
 def test_symmetric_is_the_mean_of_both_directions() -> None:
     queries, keys = embeddings(20, 6)
     there, back = point_info_nce(queries, keys, 0.1, False), point_info_nce(keys, queries, 0.1, False)
@@ -80,6 +97,7 @@ def test_symmetric_is_the_mean_of_both_directions() -> None:
     torch.testing.assert_close(point_info_nce(queries, keys, 0.1), point_info_nce(keys, queries, 0.1))
 
 
+@both_ways
 def test_length_and_order_of_rows_do_not_matter() -> None:
     queries, keys = embeddings(20, 6)
     order = torch.randperm(20)
@@ -88,6 +106,7 @@ def test_length_and_order_of_rows_do_not_matter() -> None:
     torch.testing.assert_close(point_info_nce(queries[order], keys[order], 0.1), loss)
 
 
+@both_ways
 @pytest.mark.parametrize("fill", [0.0, 1e-30])
 def test_zero_vectors_give_finite_values_and_gradients(fill: float) -> None:
     queries, keys = torch.randn(5, 4), torch.randn(5, 4)
@@ -101,6 +120,7 @@ def test_zero_vectors_give_finite_values_and_gradients(fill: float) -> None:
     assert point_info_nce(nothing, nothing, 0.07).item() == pytest.approx(math.log(5))
 
 
+@both_ways
 def test_extreme_temperature_stays_finite() -> None:
     queries, keys = embeddings(20, 6)
     loss = point_info_nce(queries, keys, 1e-4)
@@ -119,6 +139,7 @@ def test_autocast_and_half_precision_run_in_float32() -> None:
     assert all(torch.equal(one, other) for one, other in zip(gradients, expected_gradients, strict=True))
 
 
+@both_ways
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("negatives", ["pair", "batch"])
 def test_masked_equals_compacted(symmetric: bool, negatives: str) -> None:
@@ -138,6 +159,7 @@ def test_masked_equals_compacted(symmetric: bool, negatives: str) -> None:
         assert (gradient[~valid] == 0).all()
 
 
+@both_ways
 @pytest.mark.parametrize("negatives", ["pair", "batch"])
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
 def test_what_invalid_slots_hold_does_not_matter(negatives: str, garbage: float) -> None:
@@ -153,6 +175,7 @@ def test_what_invalid_slots_hold_does_not_matter(negatives: str, garbage: float)
     assert torch.isfinite(queries.grad).all() and queries.grad.abs().max() > 0
 
 
+@both_ways
 @pytest.mark.parametrize("negatives", ["pair", "batch"])
 @pytest.mark.parametrize("shape", [(2, 5, 4), (0, 5, 4), (2, 0, 4)])
 def test_nothing_valid_is_a_connected_zero(negatives: str, shape: tuple[int, int, int]) -> None:
@@ -164,6 +187,7 @@ def test_nothing_valid_is_a_connected_zero(negatives: str, shape: tuple[int, int
     assert (queries.grad == 0).all() and (keys.grad == 0).all()
 
 
+@both_ways
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("negatives", ["pair", "batch"])
 def test_excluded_pairs_are_no_negatives(symmetric: bool, negatives: str) -> None:
@@ -195,6 +219,7 @@ def test_excluded_pairs_are_no_negatives(symmetric: bool, negatives: str) -> Non
     torch.testing.assert_close(loss, expected)
 
 
+@both_ways
 def test_excluding_everything_leaves_no_loss() -> None:
     queries, keys = embeddings(2, 5, 4)
     everything = torch.ones(2, 5, 5, dtype=torch.bool)
@@ -241,7 +266,10 @@ def cells(matches: int = 600, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("count", [0, 7, 50, 1000])
 def test_no_cell_is_used_twice(count: int) -> None:
     cells_a, cells_b, valid = cells()
-    index, picked = sample_one_per_cell(cells_a, cells_b, valid, count, num_cells_a=60, num_cells_b=50)
+    stream = torch.Generator().manual_seed(0)
+    index, picked = sample_one_per_cell(
+        cells_a, cells_b, valid, count, num_cells_a=60, num_cells_b=50, generator=stream
+    )
     assert index.shape == picked.shape == (3, count)
     assert index.dtype == torch.int64 and picked.dtype == torch.bool
     assert not picked[2].any()

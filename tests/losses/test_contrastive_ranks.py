@@ -2,9 +2,11 @@
 
 import multiprocessing
 
+import pytest
 import torch
 import torch.distributed as dist
 
+from prior3d.losses import contrastive
 from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce
 
 RANKS = 2
@@ -17,8 +19,9 @@ def example(rank):
     return queries.requires_grad_(), keys, (valid if rank == 0 else torch.zeros_like(valid))
 
 
-def on_a_rank(rank, store, results):
+def on_a_rank(rank, store, results, plain_pairs):
     torch.set_num_threads(1)
+    contrastive.PLAIN_PAIRS = plain_pairs
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     queries, keys, valid = example(rank)
     gathered = [gather_negatives(value) for value in (queries, keys, valid)]
@@ -28,10 +31,12 @@ def on_a_rank(rank, store, results):
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path):
+@pytest.mark.parametrize("plain_pairs", [10**6, 0])
+def test_two_ranks_equal_one(tmp_path, plain_pairs):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    ranks = [context.Process(target=on_a_rank, args=(r, tmp_path / "store", results)) for r in range(RANKS)]
+    args = (tmp_path / "store", results, plain_pairs)
+    ranks = [context.Process(target=on_a_rank, args=(r, *args)) for r in range(RANKS)]
     for process in ranks:
         process.start()
     found = sorted(results.get(timeout=60) for _ in ranks)

@@ -19,6 +19,7 @@ from prior3d import UserError, cli
 from prior3d.files import writing_from_threads
 from prior3d.pretraining.checkpoints import read_checkpoint, write_checkpoint
 from prior3d.pretraining.machine import check_processes, enough_memory
+from prior3d.pretraining.resuming import _is_free
 from prior3d.pretraining.tracking import read_curves
 
 PLUGIN = '''
@@ -149,6 +150,64 @@ def test_what_no_step_depends_on_may_change_and_is_recorded(copy, base):
     (entry,) = run.history
     assert entry["data.root"] == [str(base[0] / "images"), str(moved)] and entry["data.workers"] == [0, 1]
     assert prior3d.load_recipe(copy / "recipe.yaml").data.options["root"] == str(moved)
+
+
+def other_images(folder, count, seed):
+    """Make a folder with images that a run did not begin with."""
+    folder.mkdir()
+    pixels = np.random.default_rng(seed).integers(0, 256 - 20 * seed, (count, 40, 40, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (5, "the run began with 6 frames in 1 scenes, and these are 5 frames in 1 scenes"),
+        (6, "6 of 6 compared frames differ from those the run began with, the first is frame 0 of scene 0"),
+    ],
+)
+def test_other_data_of_the_same_kind_are_refused(copy, tmp_path, count, words, capsys):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    root = other_images(tmp_path / "office", count, seed=1)
+    assert cli.train(["--resume", str(copy), f"data.root={root}", "trainer.max_steps=5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"data: a resumed run must keep its data, which may only be moved: {words}")
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_without_a_record_of_its_data_still_resumes(copy):
+    last = copy / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(last)
+    assert checkpoint["prior3d"].pop("data")["frames"] == [6]
+    torch.save(checkpoint, last)
+    assert prior3d.train(resume=copy, overrides=FIVE, quiet=True).steps == 5
+
+
+def test_another_file_of_another_section_is_no_move():
+    free = {"old": "/a/start.safetensors", "moved": "/b/start.safetensors", "other": "/a/else.safetensors"}
+    assert _is_free("backbone.weights", (free["old"], free["moved"]))
+    assert not _is_free("backbone.weights", (free["old"], free["other"]))
+    assert not _is_free("backbone.weights", (free["old"], None))
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_how_scenes_are_prepared_and_loaded_may_change_with_and_without_a_checkpoint(copy, has_checkpoint):
+    if not has_checkpoint:
+        (copy / "checkpoints" / "last.ckpt").unlink()
+    changes = {"prepare.runner": "processes", "prepare.workers": 2, "data.workers": 1}
+    run = prior3d.train(resume=copy, overrides=changes, quiet=True)
+    assert (run.steps, run.recipe.prepare.runner) == (4, "processes")
+    assert prior3d.load_recipe(copy / "recipe.yaml").data.workers == 1
+    with pytest.raises(UserError, match=r"optim\.lr: a resumed run must not change"):
+        prior3d.train(resume=copy, overrides={"optim.lr": 1}, quiet=True)
+
+
+def test_a_complete_run_without_its_checkpoint_cannot_be_extended(copy):
+    (copy / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(UserError, match=r"a resumed run must not change: trainer\.max_steps was 4 and is 5"):
+        prior3d.train(resume=copy, overrides=FIVE, quiet=True)
 
 
 def test_a_complete_run_is_left_as_it_is(copy):

@@ -1,5 +1,7 @@
 """`prior3d.Joint`: priors in a training loop of one's own."""
 
+import io
+
 import pytest
 import timm
 import torch
@@ -110,6 +112,44 @@ def test_teachers_are_the_first_weights_and_the_moving_average():
     _, second = joint(batch(), step=0)
     assert 0 < second["loss/ema"] < first["loss/ema"]
     assert second["loss/reference"] == first["loss/reference"] > 0
+
+
+def test_a_loop_that_loads_a_saved_state_goes_on_exactly():
+    def make():
+        backbone = prior3d.load("test_resnet", overrides={"backbone.pretrained": False}, size=SIZE)
+        priors = {name: Distance(backbone.spec, name) for name in ("ema", "reference")}
+        joint = prior3d.Joint(backbone, {**priors, "view_invariance": {"points": 16}}, ema=0.9)
+        return joint, torch.optim.AdamW(joint.parameters(), lr=1e-2)
+
+    def run(joint, optimizer, steps):
+        losses = []
+        for _ in range(steps):
+            loss, scalars = joint(batch())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            joint.update_average()
+            losses.append({name: value.item() for name, value in scalars.items()} | {"loss": loss.item()})
+        return losses
+
+    joint, optimizer = make()
+    run(joint, optimizer, 3)
+    file = io.BytesIO()
+    torch.save([joint.state_dict(), optimizer.state_dict()], file)
+    expected = run(joint, optimizer, 3)
+    file.seek(0)
+    again, other_optimizer = make()
+    with torch.no_grad():
+        for model in (again.backbone, *again._average, *again._reference):
+            for parameter in model.parameters():
+                parameter.add_(1)
+    for part, state in zip((again, other_optimizer), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    assert again.steps == 3
+    assert run(again, other_optimizer, 3) == expected
+    without = prior3d.Joint("test_resnet", ["view_invariance"], size=SIZE)
+    with pytest.raises(ValueError, match=r"expected a state with the teachers \[\], got \['average', 'reference'\]"):
+        without.set_extra_state(joint.get_extra_state())
 
 
 @pytest.mark.parametrize(

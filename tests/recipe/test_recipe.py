@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prior3d.errors import UserError
+from prior3d.errors import ArgumentError, UserError, argument, on_command_line, section
 from prior3d.pretraining.run import origins
 from prior3d.recipe import Recipe, build_recipe, load_recipe
 from prior3d.recipe.sections import AugmentOptions, OptimSection, PriorSection, ProbeSection
@@ -188,6 +188,26 @@ def test_paths_are_relative_to_the_file_that_gives_them_and_to_the_current_folde
     assert over.data.options["root"] == str(here / "x")
     assert over.backbone.weights == here / "../w.pt"
     assert over.plugins[0] == here / "own.py"
+
+
+@pytest.mark.parametrize("format", ["sevenscenes", "auto"])
+def test_paths_among_the_options_of_a_reader_are_relative_to_the_file_too(tmp_path, folder, format):
+    (folder / "scans" / "attic").mkdir(parents=True, exist_ok=True)
+    (folder / "scans" / "attic" / "frame-000000.color.png").touch()
+    (folder / "scans" / "attic" / "frame-000000.depth.png").touch()
+    (folder / "scans" / "attic" / "frame-000000.pose.txt").touch()
+    text = "plugins: [toys.py]\nbackbone: {name: resnet18}\ntrainer: {max_steps: 1}\npriors: {toy_prior: {}}\n"
+    data = f"name: posed, root: scans, format: {format}, reader: {{intrinsics: k.txt}}"
+    (folder / "posed.yaml").write_text(f"{text}data: {{{data}, size: [32, 32], batch_size: 1}}\n")
+    with contextlib.chdir(tmp_path):
+        recipe = load_recipe(folder / "posed.yaml")
+        over = load_recipe(folder / "posed.yaml", ["data.reader.intrinsics=k.txt"])
+        with pytest.raises(UserError, match=r"data\.reader\.intrinsic: unknown key, did you mean 'intrinsics'"):
+            load_recipe(folder / "posed.yaml", ["data.reader.intrinsic=k.txt"])
+        with pytest.raises(UserError, match=r"data\.format: unknown reader 'sevenscene', did you mean 'sevenscenes'"):
+            load_recipe(folder / "posed.yaml", ["data.format=sevenscene"])
+    assert recipe.data.options["reader"] == {"intrinsics": str(folder / "k.txt")}
+    assert over.data.options["reader"] == {"intrinsics": str(tmp_path / "k.txt")}
 
 
 def test_home_and_variables_are_expanded(monkeypatch, tmp_path):
@@ -463,8 +483,8 @@ def test_overrides_replace_and_extend():
     assert recipe.data.augment == AugmentOptions(hue=0.0)
 
 
-def test_a_plugin_file_of_the_command_line_is_told_as_such():
-    assert message_of(plugins=["gone.py"]) == "--plugin: plugin file gone.py cannot be read: No such file or directory"
+def test_a_further_plugin_file_is_told_as_such():
+    assert message_of(plugins=["gone.py"]) == "plugins: plugin file gone.py cannot be read: No such file or directory"
 
 
 def test_an_option_with_the_name_of_a_key_of_every_section_is_refused():
@@ -498,7 +518,6 @@ def test_a_broken_plugin_breaks_only_the_recipe_that_names_it():
         ("elsewhere", "r.yaml: "),
         ("data.size[x].y", "r.yaml:4: "),
         ("[0]", "r.yaml: "),
-        ("--out", ""),
         (None, ""),
     ],
 )
@@ -508,6 +527,14 @@ def test_errors_raised_later_are_located_too(key, place):
     with pytest.raises(UserError) as caught, recipe.source.locating(), recipe.source.locating():
         raise UserError("is wrong", key)
     assert str(caught.value) == line
+
+
+def test_errors_in_arguments_have_no_place_in_a_file():
+    source = load_recipe("r.yaml", ["seed=3"]).source
+    with pytest.raises(ArgumentError) as caught, source.locating(), section("data"), argument("out"):
+        raise UserError("is wrong", "cache")
+    assert (str(caught.value), caught.value.key) == ("out: is wrong", "out")
+    assert on_command_line(caught.value) == "--out: is wrong"
 
 
 OWN_DATA = "probes: {elsewhere: {probe: toy_probe, split: validation, seeds: 3, data: {name: toy_rooms, root: other}}}"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prior3d.contracts.dataset import Dataset, View
+from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.fields import Field
+from prior3d.data.images import SingleImages
 from prior3d.data.posed.surface import Surface
 from prior3d.errors import DamagedFile, UserError
 from prior3d.files import fingerprint
@@ -458,3 +459,39 @@ def test_options_are_those_of_a_recipe(root):
     with pytest.raises(AssertionError, match="cannot be made of these options: root: no folder"):
         check_dataset(Good, {"root": str(root / "no")})
     torch.manual_seed(0)
+
+
+class Unheld(SingleImages):
+    """Forgets to call `hold`."""
+
+    def load(self, scene, frame, fields):
+        raise NotImplementedError
+
+
+def test_single_images_without_hold_say_so(tmp_path):
+    dataset = Unheld(DataSpec((12, 16), 1, "train", tmp_path))
+    with pytest.raises(RuntimeError, match="Unheld holds no images: call `hold` in its constructor"):
+        dataset.sample(0, frozenset({"image"}), torch.Generator())
+
+
+class Drawn(SingleImages):
+    """Images that are drawn: names stand for them, and no file is opened."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.offer(("train",))
+        self.scenes = ["all"]
+        self.hold([Path("drawn")], [["0", "1", "2"]])
+
+    def load(self, scene, frame, fields):
+        view = View(scene=scene, frame=frame, size=SHAPE)
+        if "image" in fields:
+            view["image"] = np.random.default_rng(frame).integers(0, 255, (*SHAPE, 3), dtype=np.uint8)
+        return view
+
+    def fingerprint(self, frames=None):
+        return "three"
+
+
+def test_drawn_images_keep_the_contract():
+    check_dataset(Drawn)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prior3d import DataSpec
 from prior3d.data.posed import (
@@ -14,6 +14,7 @@ from prior3d.data.posed import (
     FocalAndCenter,
     PairOptions,
     PixelCenters,
+    ReaderOptions,
     RecordedScenes,
     SurfaceOptions,
     existing_root,
@@ -65,7 +66,7 @@ class Posed(RecordedScenes):
         *,
         root: Path,
         format: str = "auto",
-        reader: dict[str, Any] | None = None,
+        reader: ReaderOptions = None,
         scenes: tuple[str, ...] = (),
         validation_scenes: tuple[str, ...] = (),
         test_scenes: tuple[str, ...] = (),

@@ -13,6 +13,7 @@ from prior3d.figures import plot_matches
 from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
 from prior3d.losses import (
     CellMatches,
+    Exclusion,
     compact,
     gather_cells,
     gather_negatives,
@@ -90,7 +91,9 @@ class ViewInvariance(Prior):
         if self.negatives == "ranks":
             queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
             points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
-        exclude = None if points is None else self._exclude(points, scene)
+        exclude = None
+        if points is not None:
+            exclude = Exclusion(points, self.exclude_radius, scene[:, None].expand(points.shape[:2]))
         over = "pair" if self.negatives == "pair" else "batch"
         loss = masked_point_info_nce(queries, keys, valid, self.temperature, negatives=over, exclude=exclude)
         return loss, {"matches": found}
@@ -129,13 +132,6 @@ class ViewInvariance(Prior):
             relative_distance=self.relative_distance,
         )
 
-    def _exclude(self, points: Tensor, scene: Tensor) -> Tensor:
-        """Return the mask of pairs that are not negatives: [G, N, N] within pairs of views, else [G N, G N]."""
-        if self.negatives == "pair":
-            return _distances(points) < self.exclude_radius
-        flat, scene = points.flatten(0, 1), scene.repeat_interleave(points.shape[1])
-        return (_distances(flat) < self.exclude_radius) & (scene[:, None] == scene)
-
     def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
         """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
         depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
@@ -145,8 +141,3 @@ class ViewInvariance(Prior):
             at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
             points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
         return torch.cat(points), batch["scene"].repeat(len(matches))
-
-
-def _distances(points: Tensor) -> Tensor:
-    """Return distances between rows, without a matrix product, which loses centimeters, and more in TF32."""
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

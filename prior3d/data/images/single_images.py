@@ -54,6 +54,7 @@ class SingleImages(Dataset):
         if spec.views > 1:
             raise DoesNotFit(f"single images make samples of 1 view, got {spec.views}", "views")
         self._orders: dict[int, torch.Tensor] = {}
+        self._first: np.ndarray | None = None
 
     def offer(self, splits: tuple[Split, ...]) -> None:
         """Set the splits of this data; raise UserError if the requested one is not among them."""
@@ -73,6 +74,8 @@ class SingleImages(Dataset):
 
     def __len__(self) -> int:
         """Return the number of images of this split."""
+        if self._first is None:
+            raise RuntimeError(f"{type(self).__name__} holds no images: call `hold` in its constructor")
         return int(self._first[-1])
 
     def sample(self, index: int, fields: frozenset[str], generator: torch.Generator) -> list[View]:

@@ -29,7 +29,7 @@ from prior3d.data.posed.files import (
     match_frames,
     nearest_file,
 )
-from prior3d.data.posed.formats import existing_root, make_reader, recognizing
+from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairTable, mine_pairs
 from prior3d.data.posed.recorded import Choice, RecordedScenes
@@ -77,6 +77,7 @@ __all__ = [
     "match_frames",
     "nearest_file",
     # readers by format
+    "ReaderOptions",
     "existing_root",
     "make_reader",
     "recognizing",

@@ -3,15 +3,32 @@
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Annotated, Any
 
 from prior3d.contracts.reader import Reader
 from prior3d.data.posed.files import seen_in
 from prior3d.errors import UserError, section
 from prior3d.registry import current
-from prior3d.registry.schema import plain, validate_options
+from prior3d.registry.schema import OptionsOf, plain, validate_options
 
 AUTO = "auto"
 """Format name that is not a format: every reader checks the folder."""
+
+
+def _chosen(options: Mapping[str, object]) -> str | None:
+    """Return the format that the options `format` and `root` choose; None if they do not fit: the dataset says why."""
+    if options["format"] != AUTO:
+        return str(options["format"])
+    try:
+        found = recognizing(existing_root(options["root"]))
+    except UserError:
+        return None
+    best = _surest(found)
+    return best[0] if len(best) == 1 else None
+
+
+ReaderOptions = Annotated[dict[str, Any] | None, OptionsOf("readers", "format", _chosen)]
+"""Type of a dataset's option that holds the options of a reader, next to its options `root` and `format`."""
 
 
 def make_reader(root: Path, format: str, options: Mapping[str, object], options_key: str = "") -> Reader:
@@ -68,9 +85,13 @@ def recognizing(folder: Path, formats: Collection[str] | None = None) -> dict[st
     return found
 
 
+def _surest(found: Mapping[str, int]) -> list[str]:
+    return [name for name, sure in found.items() if sure == max(found.values())]
+
+
 def _recognized(folder: Path) -> type[Reader]:
     found = recognizing(folder)
-    best = [name for name, sure in found.items() if sure == max(found.values())]
+    best = _surest(found)
     if len(best) > 1:
         raise UserError(f"{' and '.join(best)} both recognize {folder}: set the right one", "format")
     return current().get("readers", best[0], "format")

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from prior3d.randomness import generator
+
 _ATTEMPTS = 8
 """Number of starts of k-means; the one with the lowest distance is kept."""
+
+_ITERATIONS = 50
+"""Maximum number of iterations from each start."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def fit_matched_clusters(samples: Mapping[str, Tensor], k: int, seed: int = 0) -
     Args:
         samples: By model, the features [R, C] of the same R pixels in the same order; C may differ.
         k: Number of clusters per model.
-        seed: Seed of the first centers; the same pixels for all models.
+        seed: Seed of the first centers.
     """
     rows = next(iter(samples.values())).shape[0]
     if not 2 <= k <= rows:
@@ -111,9 +115,38 @@ def _overlaps(first: Tensor, second: Tensor, k: int) -> Tensor:
 
 
 def _cluster(rows: Tensor, k: int, seed: int) -> Tensor:
-    means = faiss.Kmeans(rows.shape[1], k, niter=50, nredo=_ATTEMPTS, seed=seed, min_points_per_centroid=1)
-    means.train(np.ascontiguousarray(rows.numpy()))
-    return torch.from_numpy(means.centroids.reshape(k, -1).copy())
+    """Return the centers [k, C] that k-means finds in rows [R, C]; a center without rows stays where it was."""
+    best, lowest = rows[:k], float("inf")
+    for attempt in range(_ATTEMPTS):
+        centers = _first_centers(rows, k, generator("k-means", seed, attempt))
+        for _ in range(_ITERATIONS):
+            labels = _nearest(rows, centers)
+            counts = labels.bincount(minlength=k)[:, None]
+            sums = torch.zeros_like(centers).index_add_(0, labels, rows)
+            moved = torch.where(counts > 0, sums / counts.clamp(min=1), centers)
+            if torch.equal(moved, centers):
+                break
+            centers = moved
+        distance = float((rows - centers[_nearest(rows, centers)]).square().sum())
+        if distance < lowest:
+            best, lowest = centers, distance
+    return best
+
+
+def _first_centers(rows: Tensor, k: int, draw: torch.Generator) -> Tensor:
+    """Return k of the rows, spread out.
+
+    Reference:
+        k-means++, Arthur and Vassilvitskii, SODA 2007: the chance of a row is proportional to its squared distance from
+        the nearest center so far.
+    """
+    chosen = [int(torch.randint(len(rows), (1,), generator=draw))]
+    distances = (rows - rows[chosen[0]]).square().sum(1)
+    for _ in range(k - 1):
+        chances = distances if distances.any() else torch.ones_like(distances)  # fewer distinct rows than centers
+        chosen.append(int(torch.multinomial(chances, 1, generator=draw)))
+        distances = torch.minimum(distances, (rows - rows[chosen[-1]]).square().sum(1))
+    return rows[chosen]
 
 
 def _nearest(rows: Tensor, centers: Tensor) -> Tensor:

@@ -382,14 +382,14 @@ def test_negatives_of_one_place_are_excluded_in_the_batch_but_not_across_scenes(
     assert "scene" in prior.needs
     torch.manual_seed(0)
     match = prior._sample(batch).match
-    exclude = prior._exclude(batch, match)
+    exclude = prior._exclude(batch, match).as_one_group().mask()[0]
     points, scene = match.points.flatten(0, 1).double(), torch.tensor([0, 0, 1, 1]).repeat_interleave(50)
     distance = (points[:, None] - points).norm(dim=-1)
     border = (distance - 0.2).abs() < 1e-5
     expected = (distance < 0.2) & (scene[:, None] == scene)
     assert torch.equal(exclude | border, expected | border) and expected.sum() > 200 + 10
     batch["scene"][:] = 7
-    assert prior._exclude(batch, match).sum() > expected.sum()
+    assert prior._exclude(batch, match).as_one_group().mask().sum() > expected.sum()
 
 
 def test_the_networks_have_their_sizes():

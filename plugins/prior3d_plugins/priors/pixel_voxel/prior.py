@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prior3d import BackboneSpec, Batch, Features, Prior
-from prior3d.losses import gather_cells, kept_fraction, masked_point_info_nce
+from prior3d.losses import Exclusion, gather_cells, kept_fraction, masked_point_info_nce
 from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
 from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelize, within_reach
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
@@ -171,18 +171,10 @@ class PixelVoxel(Prior):
             points = points.where(within_reach(*where, intrinsics, poses, self.backbone.size, self.chunk_far))
         return points
 
-    def _exclude(self, batch: Batch, match: PixelVoxels) -> Tensor:
-        """Return the mask of pairs that are not negatives: [G, N, N] within chunks, [G N, G N] within the batch."""
-
-        def close(points: Tensor) -> Tensor:
-            # No matrix product: TF32 and cancellation would cost centimeters.
-            return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < self.exclude_radius
-
-        if self.negatives == "pair":
-            return close(match.points)
+    def _exclude(self, batch: Batch, match: PixelVoxels) -> Exclusion:
+        """Return which pairs of matches may show one point of a scene."""
         scene = batch["scene"].repeat_interleave(len(match.points) // len(batch["scene"]))
-        scene = scene.repeat_interleave(match.points.shape[1])
-        return close(match.points.flatten(0, 1)) & (scene[:, None] == scene)
+        return Exclusion(match.points, self.exclude_radius, scene[:, None].expand(match.points.shape[:2]))
 
 
 class _Sample(NamedTuple):
