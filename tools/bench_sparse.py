@@ -12,11 +12,13 @@ synchronized; memory is the allocator's peak.
 
 import argparse
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from prior3d.errors import UserError
+from prior3d.files import write_json
 from prior3d.registry.engines import choose, names
 from prior3d.sparse import SparseTensor, batch_coordinates, mink_unet34c
 
@@ -42,8 +45,15 @@ class Row:
     first_s: float
 
 
-def sparse(args: argparse.Namespace) -> list[Row]:
-    """Measure all cases and print each line as it comes."""
+def sparse(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Return one row of figures per work, precision and engine or yardstick, printed as they come.
+
+    Args:
+        args: what `add_options` adds.
+    """
+    if args.log:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("prior3d_plugins").setLevel(logging.DEBUG)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for count in args.voxels:
@@ -53,7 +63,7 @@ def sparse(args: argparse.Namespace) -> list[Row]:
             for row in made:
                 print_row(row, rows)
                 rows.append(row)
-    return rows
+    return [asdict(row) for row in rows]
 
 
 def scene(count: int, device: torch.device, seed: int) -> Tensor:
@@ -340,23 +350,24 @@ def spconv_unet34c() -> nn.Module:
     return SpconvUNet(3, 96, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2), 32)
 
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voxels", type=int, nargs="+", default=[777_000, 95_000])
     parser.add_argument("--cases", nargs="+", choices=["network", "convolution"], default=["network", "convolution"])
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 96, 128, 256])
     parser.add_argument("--precisions", nargs="+", choices=["tf32", "fp16", "bf16"], default=["tf32", "fp16", "bf16"])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--json", help="also write the figures here")
-    return parser
+    parser.add_argument("--log", action="store_true", help="print what each configuration of sparse/triton takes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    rows = sparse(args)
+    if args.json:
+        write_json(args.json, {"rows": rows})
 
 
 if __name__ == "__main__":
-    chosen = options().parse_args()
-    found = sparse(chosen)
-    if chosen.json:
-        from pathlib import Path
-
-        from prior3d.files import write_json
-
-        write_json(Path(chosen.json), {"rows": [asdict(row) for row in found]})
+    main()
