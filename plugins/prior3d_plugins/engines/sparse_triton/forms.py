@@ -53,7 +53,7 @@ class Pairs(NamedTuple):
 class Pieces(NamedTuple):
     """Pairs cut into pieces of one offset each."""
 
-    limits: Tensor  # [pieces, 2] int32 first pair and one past the last
+    limits: Tensor  # [pieces, 3] int32 first pair, one past the last, and the place of the piece among all
     ends: Tensor  # [K] int32 one past the last piece of each offset
 
 
@@ -120,13 +120,17 @@ def pieces_of(counts: Tensor, device: torch.device, blocks: int) -> Pieces:
 def _cut(counts: tuple[int, ...], length: int, device: torch.device) -> Pieces:
     limits, ends, start = [], [], 0
     for count in counts:
-        limits += [(first, min(first + length, start + count)) for first in range(start, start + count, length)]
+        for first in range(0, count, length):
+            piece = (start + first, start + min(first + length, count), len(limits))
+            limits.append((first / count, piece))
         start += count
         ends.append(len(limits))
-    flat = torch.tensor([*(limit for piece in limits for limit in piece), *ends], dtype=torch.int32)
-    if device.type == "cuda":  # one copy that the device does not wait for
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    return Pieces(flat[: 2 * len(limits)].view(-1, 2), flat[2 * len(limits) :])
+    # Pairs of every offset follow the rows, so pieces at one height read the same rows: side by side, from the cache.
+    flat = [number for _, piece in sorted(limits) for number in piece]
+    both = torch.tensor([*flat, *ends], dtype=torch.int32)
+    if device.type == "cuda":  # one copy, for which the host does not wait
+        both = both.pin_memory().to(device, non_blocking=True)
+    return Pieces(both[: len(flat)].view(-1, 3), both[len(flat) :])
 
 
 @functools.cache

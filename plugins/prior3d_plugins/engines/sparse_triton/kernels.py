@@ -11,15 +11,15 @@ def interpreted() -> bool:
 
 @triton.jit
 def row_codes(
-    neighbors,  # [K, N] input row of each output row, -1 for none
-    bits,  # [K] bit of each offset, the rarest offset highest
-    near,  # [N] output rows, near ones together
-    codes,  # [N] int64
-    rows,  # N
-    size,  # K
+    neighbors: tl.tensor,  # [K, N] input row of each output row, -1 for none
+    bits: tl.tensor,  # [K] bit of each offset, the rarest offset highest
+    near: tl.tensor,  # [N] output rows, near ones together
+    codes: tl.tensor,  # [N] int64
+    rows: tl.tensor,  # N
+    size: tl.tensor,  # K
     HAS_NEAR: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """Write for each row the place of its set of occupied offsets in the order of a Gray code.
 
     Sets that follow each other in a Gray code differ in one offset, so that rows sorted by it share most offsets.
@@ -44,14 +44,14 @@ def row_codes(
 
 @triton.jit
 def fill_table(
-    neighbors,  # [K, N]
-    order,  # [N] row at each place
-    table,  # [K, padded] neighbors of the row at each place, -1 past the last
-    rows,  # N
-    padded,  # columns of the table, a multiple of BLOCK
-    size,  # K
+    neighbors: tl.tensor,  # [K, N]
+    order: tl.tensor,  # [N] row at each place
+    table: tl.tensor,  # [K, padded] neighbors of the row at each place, -1 past the last
+    rows: tl.tensor,  # N
+    padded: tl.tensor,  # columns of the table, a multiple of BLOCK
+    size: tl.tensor,  # K
     BLOCK: tl.constexpr,
-):
+) -> None:
     """Bring the neighbors into the order of the tiles."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < rows
@@ -64,12 +64,12 @@ def fill_table(
 
 @triton.jit
 def list_offsets(
-    table,  # [K, padded]
-    offsets,  # [tiles, 1 + K] number of occupied offsets of each tile, then the offsets
-    padded,
-    size,  # K
+    table: tl.tensor,  # [K, padded]
+    offsets: tl.tensor,  # [tiles, 1 + K] number of occupied offsets of each tile, then the offsets
+    padded: tl.tensor,
+    size: tl.tensor,  # K
     TILE: tl.constexpr,
-):
+) -> None:
     """List the offsets that occur in each tile of the table."""
     tile = tl.program_id(0)
     place = tile * TILE + tl.arange(0, TILE)
@@ -85,21 +85,21 @@ def list_offsets(
 
 @triton.jit
 def multiply_tiles(
-    features,  # [N_in, R], R channels are summed over
-    weight,  # [K, R, C], of any strides
-    out,  # [PARTS, N_out, C]
-    table,  # [K, padded] input row of the output row at each place, -1 for none
-    order,  # [N_out] output row at each place
-    offsets,  # [tiles, 1 + K] number of occupied offsets of each tile, then the offsets
-    tiles_by_work,  # [tiles] tiles with most offsets first
-    out_rows,  # N_out
-    padded,  # columns of the table
-    size,  # K
-    summed,  # R
-    columns,  # C
-    stride_k,
-    stride_r,
-    stride_c,
+    features: tl.tensor,  # [N_in, R], R channels are summed over
+    weight: tl.tensor,  # [K, R, C], of any strides
+    out: tl.tensor,  # [PARTS, N_out, C]
+    table: tl.tensor,  # [K, padded] input row of the output row at each place, -1 for none
+    order: tl.tensor,  # [N_out] output row at each place
+    offsets: tl.tensor,  # [tiles, 1 + K] number of occupied offsets of each tile, then the offsets
+    tiles_by_work: tl.tensor,  # [tiles] tiles with most offsets first
+    out_rows: tl.tensor,  # N_out
+    padded: tl.tensor,  # columns of the table
+    size: tl.tensor,  # K
+    summed: tl.tensor,  # R
+    columns: tl.tensor,  # C
+    stride_k: tl.tensor,
+    stride_r: tl.tensor,
+    stride_c: tl.tensor,
     FLIP: tl.constexpr,  # offset K-1-k of the weight meets row k of the table
     EVEN: tl.constexpr,  # R is a multiple of BLOCK_R and C of BLOCK_C
     PARTS: tl.constexpr,  # programs that share the sum of one tile
@@ -107,7 +107,7 @@ def multiply_tiles(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+) -> None:
     """Sum features[table[k]] @ weight[k] over the occupied offsets of a tile of output rows; write each row once."""
     blocks_c = tl.cdiv(columns, BLOCK_C)
     tile = tl.load(tiles_by_work + tl.program_id(0) // blocks_c)
@@ -144,20 +144,20 @@ def multiply_tiles(
 
 @triton.jit
 def multiply_pairs(
-    features,  # [N_in, C_in]
-    gradient,  # [N_out, C_out]
-    parts,  # [pieces, C_in, C_out] float32
-    in_rows,  # [P] int32
-    out_rows,  # [P] int32
-    pieces,  # [pieces, 2] int32 first pair and one past the last, all of one offset
-    inputs,  # C_in
-    outputs,  # C_out
+    features: tl.tensor,  # [N_in, C_in]
+    gradient: tl.tensor,  # [N_out, C_out]
+    parts: tl.tensor,  # [pieces, C_in, C_out] float32
+    in_rows: tl.tensor,  # [P] int32
+    out_rows: tl.tensor,  # [P] int32
+    pieces: tl.tensor,  # [pieces, 3] int32 first pair and one past the last, all of one offset; where the sum goes
+    inputs: tl.tensor,  # C_in
+    outputs: tl.tensor,  # C_out
     EVEN: tl.constexpr,  # C_in and C_out are multiples of their blocks
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+) -> None:
     """Sum features[in]^T gradient[out] over one piece of the pairs of one offset."""
     blocks_out = tl.cdiv(outputs, BLOCK_OUT)
     blocks = tl.cdiv(inputs, BLOCK_IN) * blocks_out
@@ -165,8 +165,9 @@ def multiply_pairs(
     block = tl.program_id(0) % blocks
     row = (block // blocks_out) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     column = (block % blocks_out) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    first = tl.load(pieces + 2 * piece)
-    last = tl.load(pieces + 2 * piece + 1)
+    first = tl.load(pieces + 3 * piece)
+    last = tl.load(pieces + 3 * piece + 1)
+    part = tl.load(pieces + 3 * piece + 2).to(tl.int64)
     total = tl.zeros((BLOCK_IN, BLOCK_OUT), dtype=tl.float32)
     for start in range(first, last, BLOCK_P):
         pair = start + tl.arange(0, BLOCK_P)
@@ -182,18 +183,18 @@ def multiply_pairs(
             a = tl.load(from_features, mask=inside[None, :] & (row < inputs)[:, None], other=0.0)
             b = tl.load(from_gradient, mask=inside[:, None] & (column < outputs)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    to = parts + piece.to(tl.int64) * inputs * outputs + row.to(tl.int64)[:, None] * outputs + column[None, :]
+    to = parts + part * inputs * outputs + row.to(tl.int64)[:, None] * outputs + column[None, :]
     tl.store(to, total, mask=(row < inputs)[:, None] & (column < outputs)[None, :])
 
 
 @triton.jit
 def add_parts(
-    parts,  # [number, width] float32
-    ends,  # [groups] int32 one past the last part of each group
-    out,  # [groups, width]
-    width,
+    parts: tl.tensor,  # [number, width] float32
+    ends: tl.tensor,  # [groups] int32 one past the last part of each group
+    out: tl.tensor,  # [groups, width]
+    width: tl.tensor,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """Add the parts of each group in their order."""
     group = tl.program_id(1)
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -208,12 +209,12 @@ def add_parts(
 
 @triton.jit
 def add_few(
-    parts,  # [PARTS, width] float32
-    out,  # [width]
-    width,
+    parts: tl.tensor,  # [PARTS, width] float32
+    out: tl.tensor,  # [width]
+    width: tl.tensor,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """Add a few parts in their order."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = element < width
