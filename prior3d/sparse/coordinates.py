@@ -1,6 +1,6 @@
 """One level of a voxel grid: its occupied cells in a fixed row order, and the sorted order for lookups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,15 +91,41 @@ class CoordinateMap:
         return self._unique(cells, stride, margin=int(offsets.abs().max()))
 
     def _unique(self, cells: Tensor, stride: int, margin: int = 0) -> "CoordinateMap":
+        order, first = self._sorted(cells, stride, margin)
+        return self._of(cells[order[first]], stride, margin)
+
+    def _sorted(self, cells: Tensor, stride: int, margin: int) -> tuple[Tensor, Tensor]:
+        """Return the order of cells by (batch, z, y, x), and which of them are the first of their kind."""
         low, high = self.bounds(stride)
         box = KeyBox.around([(low, high)], self.batch_size, margin)
         keys, order = box.keys(cells).sort()
         first = torch.ones_like(keys, dtype=torch.bool)
         first[1:] = keys[1:] != keys[:-1]
-        coordinates = cells[order[first]]
-        coordinates[:, 1:] *= stride
+        return order, first
+
+    def _of(self, cells: Tensor, stride: int, margin: int) -> "CoordinateMap":
+        """Return the map of unique sorted cells, whose tensor it takes over."""
+        cells[:, 1:] *= stride
+        low, high = self.bounds(stride)
         low, high = (tuple((c + m) * stride for c in side) for side, m in ((low, -margin), (high, margin)))
-        return CoordinateMap(coordinates.int(), stride, low, high, self.batch_size, order=None)
+        return CoordinateMap(cells.int(), stride, low, high, self.batch_size, order=None)
+
+
+def coarsen(level: CoordinateMap, factors: Sequence[int]) -> list[CoordinateMap]:
+    """Return the grids of several factors that `CoordinateMap.coarser` makes, with one host synchronization in all.
+
+    On a GPU that is faster than one by one: there, each number of cells has to reach the host first.
+    """
+    strides = [level.stride * factor for factor in factors]
+    cells = [_to_cells(level.coordinates.long(), stride) for stride in strides]
+    found = [level._sorted(own, stride, 0) for own, stride in zip(cells, strides, strict=True)]
+    sizes = torch.stack([first.sum() for _, first in found]).tolist()
+    # With the sizes known, no selection synchronizes once more.
+    firsts = [torch.nonzero_static(first, size=size)[:, 0] for (_, first), size in zip(found, sizes, strict=True)]
+    return [
+        level._of(own[order[first]], stride, 0)
+        for own, stride, (order, _), first in zip(cells, strides, found, firsts, strict=True)
+    ]
 
 
 def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None = None) -> CoordinateMap:
@@ -135,6 +161,37 @@ def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None 
     if duplicates:
         raise ValueError(f"expected unique coordinates, got {duplicates} duplicates (see merge_duplicates)")
     return CoordinateMap(coordinates, stride, low, high, batch_size or items, order)
+
+
+def to_host(values: Tensor) -> Callable[[], list[int]]:
+    """Start to copy a small tensor to the host; return a function that waits for the copy and returns its values.
+
+    >>> to_host(torch.tensor([1, 2]))()
+    [1, 2]
+    """
+    if values.device.type != "cuda":
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(values.device))
+
+    def read() -> list[int]:
+        arrived.synchronize()
+        return copy.tolist()
+
+    return read
+
+
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return numbers [N] int64 on a device; the host does not wait for a GPU that still has work to do.
+
+    >>> to_device([1, 2], torch.device("cpu"))
+    tensor([1, 2])
+    """
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
 
 
 def packed_keys(coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:

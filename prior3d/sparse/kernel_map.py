@@ -1,12 +1,13 @@
 """Building a kernel map, the lookup that every sparse operation needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from prior3d.contracts.kernel_map import KernelMap
-from prior3d.sparse.coordinates import CoordinateMap, KeyBox
+from prior3d.contracts.kernel_map import KernelMap, inverted
+from prior3d.sparse.coordinates import CoordinateMap, KeyBox, to_device, to_host
 
 
 def offset_range(kernel_size: int) -> range:
@@ -31,8 +32,8 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
 
     The sorted int64 keys of the source are searched for the first cell of each kernel row (along x). The rest of the
     row follows it in the sorted keys, at the cost of one comparison each. If source and target are one map and the
-    kernel is odd, half the offsets are looked up and the others mirrored. One host synchronization: the number of
-    pairs.
+    kernel is odd, half the offsets are looked up and the others mirrored. Nothing waits for the device: the number of
+    pairs travels to the host while other work goes on, and is read when the pairs are first used.
 
     Args:
         source: voxels to read; the finer of the two levels.
@@ -40,24 +41,62 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
         kernel_size: edge of the cubic kernel, in voxels.
         dilation: spacing of the kernel's taps, in voxels of the source.
     """
-    identity = None
+    size, identity = kernel_size**3, None
     if source is target:
-        identity = (kernel_size**3) // 2 if kernel_size % 2 else 0
+        identity = size // 2 if kernel_size % 2 else 0
     if len(source) == 0 or len(target) == 0:
         none = torch.empty(0, dtype=torch.long, device=source.coordinates.device)
-        return KernelMap(none, none, (0,) * kernel_size**3, len(source), len(target), identity)
+        return KernelMap(none, none, (0,) * size, len(source), len(target), identity)
     mirror = source is target and kernel_size % 2 == 1
     found, hit = _look_up_rows(source, target, kernel_size, dilation, mirror)
     if mirror:
-        found, hit = found[: kernel_size**3 // 2], hit[: kernel_size**3 // 2]
-    counts = hit.sum(dim=1).tolist()
-    # The total is known here: without it, nonzero would synchronize once more.
-    place = torch.nonzero_static(hit.view(-1), size=sum(counts)).view(-1)
-    in_rows = source.rows(found.view(-1)[place])
-    out_rows = target.rows(place % len(target))
-    if mirror:
-        in_rows, out_rows, counts = _mirrored(in_rows, out_rows, counts, len(source))
-    return KernelMap(in_rows, out_rows, tuple(counts), len(source), len(target), identity)
+        found, hit = found[: size // 2], hit[: size // 2]
+    lookup = _Lookup(source, target, found, hit, to_host(hit.sum(dim=1)), mirror)
+    return KernelMap.deferred(
+        lookup.pairs,
+        lookup.neighbors,
+        size,
+        len(source),
+        len(target),
+        identity,
+        mirrored=mirror,
+        orders=(source.order, target.order),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Lookup:
+    """Places in the sorted source for each place in the sorted target; half the offsets if the others mirror them."""
+
+    source: CoordinateMap
+    target: CoordinateMap
+    found: Tensor  # [K', N_out] int32
+    hit: Tensor  # [K', N_out] bool
+    counts: Callable[[], list[int]]
+    mirror: bool
+
+    def pairs(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """List the pairs, offset by offset."""
+        counts = self.counts()
+        # The total is known here: without it, nonzero would synchronize once more.
+        place = torch.nonzero_static(self.hit.view(-1), size=sum(counts)).view(-1)
+        in_rows = self.source.rows(self.found.view(-1)[place])
+        out_rows = self.target.rows(place % len(self.target))
+        if self.mirror:
+            in_rows, out_rows, counts = _mirrored(in_rows, out_rows, counts, len(self.source))
+        return in_rows, out_rows, tuple(counts)
+
+    def neighbors(self) -> Tensor:
+        """Return the input row [K, N_out] int32 that meets each output row under each offset, -1 for none."""
+        order, found = self.source.order, self.found.clamp(max=len(self.source) - 1)
+        rows = found if order is None else order.int()[found]
+        rows = rows.masked_fill(~self.hit, -1)
+        if self.target.order is not None:
+            rows = torch.empty_like(rows).index_copy_(1, self.target.order, rows)
+        if self.mirror:
+            here = torch.arange(len(self.source), device=rows.device, dtype=torch.int32)
+            rows = torch.cat([rows, here[None], inverted(rows, len(self.source)).flip(0)])
+        return rows
 
 
 def _look_up_rows(
@@ -73,7 +112,7 @@ def _look_up_rows(
     row_shifts = [box.shift((taps[0], y, z)) for z in taps for y in taps]
     if mirror:
         row_shifts = row_shifts[: len(row_shifts) // 2 + 1]
-    queries = queries + torch.tensor(row_shifts, device=keys.device)[:, None]  # [rows, N], each row sorted
+    queries = queries + to_device(row_shifts, keys.device)[:, None]  # [rows, N], each row sorted
     ended = torch.cat([keys, keys.new_full((1,), -1)])  # the place past the last key equals no query
     place = torch.searchsorted(keys, queries, out_int32=True)  # places fill K^3 x N cells: half the memory
     places, hits = [], []

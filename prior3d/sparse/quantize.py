@@ -61,12 +61,11 @@ def sparse_quantize(
             raise ValueError(f"expected {name} [{len(points)}], got {list(column.shape)}")
     cells = (points / voxel_size).floor()
     # Not `> max`: that would let NaN pass.
-    if not bool(((cells >= _INT32.min) & (cells < _INT32.max)).all()):
-        raise ValueError("expected finite points within int32 voxels, got others")
+    fit = ((cells >= _INT32.min) & (cells < _INT32.max)).all()
     cells = cells.int()
     if batch is not None:
         cells = torch.cat([batch.int()[:, None], cells], dim=1)
-    unique_map, inverse_map = _first_occurrences(cells)
+    unique_map, inverse_map = _first_occurrences(cells, fit)
     voxel_labels = None if labels is None else _agreed(labels, unique_map, inverse_map, ignore_label)
     return Quantized(cells[unique_map], unique_map, inverse_map, voxel_labels)
 
@@ -123,18 +122,26 @@ def batch_coordinates(clouds: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([i, cloud.int()], dim=1) for i, cloud in zip(index, clouds, strict=True)])
 
 
-def _first_occurrences(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first row of each distinct row [M], in order, and the number of each row's class [N]."""
+def _first_occurrences(cells: Tensor, fit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the first row of each distinct row [M], in order, and the number of each row's class [N].
+
+    The only host synchronization reads all that is checked and the number of rows. `fit` says whether the cells are
+    what they should be: int32 cannot hold every float.
+    """
     if len(cells) == 0:
         none = torch.empty(0, dtype=torch.long, device=cells.device)
         return none, none
     keys, low, high = packed_keys(cells if cells.shape[1] == 4 else F.pad(cells, (1, 0)))
-    bounds = torch.stack([low, high]).tolist()
-    KeyBox.around([(bounds[0][1:], bounds[1][1:])], bounds[1][0] - bounds[0][0] + 1, 0)  # raises if keys would alias
     keys, order = keys.sort(stable=True)  # stable: the first of equal keys is the first row
     starts = torch.ones_like(keys, dtype=torch.bool)
     starts[1:] = keys[1:] != keys[:-1]
-    first = order[starts]
+    fit = starts[0] if fit is None else fit  # the first row always starts a class
+    *bounds, count, all_fit = torch.cat([low, high, torch.stack([starts.sum(), fit.long()])]).tolist()
+    if not all_fit:
+        raise ValueError("expected finite points within int32 voxels, got others")
+    low, high = bounds[:4], bounds[4:]
+    KeyBox.around([(low[1:], high[1:])], high[0] - low[0] + 1, 0)  # raises if keys would alias
+    first = order[torch.nonzero_static(starts, size=count)[:, 0]]
     is_first = torch.zeros_like(starts)
     is_first[first] = True
     number = is_first.cumsum(0) - 1  # number of each first row, counted in input order

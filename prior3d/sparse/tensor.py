@@ -1,9 +1,11 @@
 """Sparse tensors, and the manager that caches grid levels and kernel maps for all tensors of a network pass."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from prior3d.contracts.kernel_map import KernelMap
-from prior3d.sparse.coordinates import CoordinateMap, coordinate_map
+from prior3d.sparse.coordinates import CoordinateMap, coarsen, coordinate_map
 from prior3d.sparse.kernel_map import build_kernel_map, kernel_offsets
 
 
@@ -24,6 +26,17 @@ class CoordinateManager:
         if stride * factor not in self.levels:
             self.levels[stride * factor] = self.levels[stride].coarser(factor)
         return stride * factor
+
+    def prepare(self, stride: int, factors: Sequence[int]) -> None:
+        """Make the missing levels `factors` times coarser than that at `stride`, with one wait for the device in all.
+
+        A network that knows its levels calls this first. Its results are those of `coarser`, step by step.
+        """
+        level = self.levels[stride]
+        missing = [factor for factor in factors if stride * factor not in self.levels]
+        # On the CPU nothing waits, and each step sorts fewer cells than the one before.
+        if level.coordinates.device.type != "cpu" and missing:
+            self.levels |= {made.stride: made for made in coarsen(level, missing)}
 
     def kernel_map(self, fine: int, coarse: int, kernel_size: int, dilation: int = 1) -> KernelMap:
         """Return the kernel map that reads the level at stride `fine` and writes the one at `coarse`; both exist."""

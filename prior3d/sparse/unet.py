@@ -94,6 +94,7 @@ class MinkUNet(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Return features [N, out_channels] on the input's voxels."""
+        x.manager.prepare(x.stride, [2 ** (i + 1) for i in range(_DEPTH)])
         x = self.relu(self.bn0(self.conv0p1s1(x)))
         skips = []
         for i, name in enumerate(self._down, start=1):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prior3d import sparse
-from prior3d.sparse.coordinates import coordinate_map
+from prior3d.sparse.coordinates import coarsen, coordinate_map
 from prior3d.sparse.kernel_map import build_kernel_map
 
 
@@ -171,3 +171,31 @@ def test_merging_duplicates():
         assert unique.tolist() == [[1, 0, 0, 0], [0, 5, 5, 5]]
     with pytest.raises(ValueError, match="expected how to be first, mean or sum, got 'max'"):
         sparse.merge_duplicates(features, coordinates, "max")
+
+
+def test_several_levels_at_once_equal_one_after_the_other():
+    level = random_level(3, extent=20, count=400)
+    one = level
+    for factor, made in zip((2, 4, 8, 16), coarsen(level, (2, 4, 8, 16)), strict=True):
+        one = one.coarser(2)
+        assert torch.equal(made.coordinates, one.coordinates)
+        assert (made.stride, made.low, made.high, made.order) == (factor, one.low, one.high, None)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (2, 1), (5, 1), (2, 2), (3, 2), (1, 2)])
+def test_the_table_of_neighbors_holds_the_pairs(kernel_size, stride):
+    level = random_level(4)
+    target = level if stride == 1 else level.coarser(stride)
+    kernel_map = build_kernel_map(level, target, kernel_size)
+    assert kernel_map.mirrored == (stride == 1 and kernel_size % 2 == 1)
+    tables = [kernel_map.neighbors(), kernel_map.transposed.neighbors()]  # before the pairs are listed
+    again = build_kernel_map(level, target, kernel_size)
+    assert sum(again.counts) == len(again.in_rows)  # lists them
+    tables += [again.neighbors(), again.transposed.neighbors()]  # made of the pairs
+    for view, *made in ((kernel_map, tables[0], tables[2]), (kernel_map.transposed, tables[1], tables[3])):
+        wanted = torch.full((kernel_size**3, view.out_size), -1, dtype=torch.int32)
+        for k, (in_rows, out_rows) in enumerate(view.pairs):
+            wanted[k, out_rows] = in_rows.int()
+        assert all(torch.equal(table, wanted) for table in made)
+    assert kernel_map.near is (level.order if stride == 1 else target.order)
+    assert kernel_map.transposed.transposed == kernel_map != kernel_map.transposed

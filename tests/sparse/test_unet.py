@@ -166,7 +166,7 @@ def test_channels_grow_with_the_width():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("spcnov", r"^engine: unknown sparse engine 'spcnov' \(there are: auto, torch\)$"),
+        ("spcnov", r"^engine: unknown sparse engine 'spcnov' \(there are: auto, torch, triton\)$"),
         ("sparse/troch", r"^engine: unknown sparse engine 'troch', did you mean 'torch'\?"),
     ],
 )
