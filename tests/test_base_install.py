@@ -45,7 +45,11 @@ import prior3d, prior3d_plugins
 names = [module.name for package in (prior3d, prior3d_plugins)
          for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":  # torch brings it on Linux alone; its kernels are imported where they are used
+            raise
 print(len(names), "modules")
 sys.exit(prior3d.cli.train(sys.argv[2:]))
 """

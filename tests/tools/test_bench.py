@@ -18,3 +18,10 @@ def test_pairs_are_compared_with_the_plain_definition(tmp_path):
     names = {re.split("  +", line)[0] for line in printed.splitlines()}
     assert names >= {"decode", "mine, CPU", "mine, plain"}
     assert len(list((tmp_path / "room").glob("*.depth.png"))) == 6
+
+
+def test_losses_of_many_rows_are_measured_in_every_way():
+    given = ["--rows", "64", "--channels", "8", "--repeats", "1"]
+    printed = subprocess.run([sys.executable, BENCH, "contrastive", *given], capture_output=True, text=True, check=True)
+    ways = {" ".join(line.split()[1:-5]) for line in printed.stdout.splitlines()}
+    assert {"plain logits", "kept", "tiles"} <= ways, printed.stdout

@@ -8,7 +8,9 @@ import importlib
 import sys
 
 COMMANDS = {
+    "contrastive": "PointInfoNCE of many rows, in each way it can be computed",
     "pairs": "mining the pairs of one scene, against the plain definition",
+    "sparse": "sparse convolution in every engine that runs here, against spconv, FlexGEMM and the arithmetic alone",
     "step": "a recipe's training step, with and without its priors, against the backbone alone",
 }
 

@@ -1,6 +1,6 @@
 """Measure sparse convolution: every engine that runs here, and the yardsticks that are installed, in one run.
 
-    python tools/bench_sparse.py --voxels 777000 95000 --cases network convolution
+    python tools/bench sparse --voxels 777000 95000 --cases network convolution
 
 "network" is MinkUNet34C from 3 to 96 channels, forward and backward, kernel maps included, on other coordinates each
 time; the yardstick is the same network in spconv, if `import spconv.pytorch` works. "convolution" is one 3^3
@@ -14,7 +14,7 @@ import argparse
 import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -359,15 +359,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", action="store_true", help="print what each configuration of sparse/triton takes")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print a line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     rows = sparse(args)
     if args.json:
         write_json(args.json, {"rows": rows})
-
-
-if __name__ == "__main__":
-    main()

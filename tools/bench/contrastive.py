@@ -1,6 +1,6 @@
 """Measure time and memory of PointInfoNCE, forward and backward, in every way that this machine has.
 
-    python tools/bench_contrastive.py --rows 1024 4096 16384
+    python tools/bench contrastive --rows 1024 4096 16384
 
 The yardstick is "plain logits": normalize, one matrix product, two cross-entropies. "kept" is the loss of few rows,
 "tiles" that of many in plain torch, "kernels" that of many on CUDA. Times are medians after a warm-up, with the device
@@ -15,7 +15,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 
@@ -29,10 +29,11 @@ from prior3d.losses.infonce_tiled import tiled_row_losses, unit_rows
 TEMPERATURE = 0.1
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print a line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    for row in contrastive(parser.parse_args()):
+    for row in contrastive(parser.parse_args(arguments)):
         print("  ".join(f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}" for value in row.values()))
 
 
@@ -140,7 +141,3 @@ def _peak(device: str, reset: bool = False) -> float:
     if reset:
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.max_memory_allocated()
-
-
-if __name__ == "__main__":
-    main()
