@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Annotated
 
@@ -91,13 +91,15 @@ class _Worker:
 
     def __init__(self, payload: bytes, threads: int, gpu: int | None) -> None:
         context = multiprocessing.get_context("forkserver" if gpu is None else "spawn")  # CUDA may not survive a fork
-        context.set_forkserver_preload([name for name in _SLOW_TO_IMPORT if name in sys.modules])
+        context.set_forkserver_preload([*(name for name in _SLOW_TO_IMPORT if name in sys.modules), __name__])
         self.threads = threads
         self.gpu = gpu
         self.at: tuple[int, bool] | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads, gpu), daemon=True)
         resource_tracker.ensure_running()  # or it would unblock the signal
+        if gpu is None:
+            forkserver.ensure_running()  # or all processes that others fork from it would never see Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C is ours: we end the processes
         try:
             self.process.start()

@@ -321,6 +321,26 @@ def test_errors_of_jobs_cross_processes_with_key_and_file(tmp_path):
         assert str(caught.value) == str(error)
 
 
+def test_other_processes_of_the_fork_server_see_ctrl_c(tmp_path):
+    script = """
+        import multiprocessing, signal
+        from functools import partial
+        from pathlib import Path
+        from prior3d.contracts.runner import SceneJob
+        from prior3d.jobs import Store, run_jobs
+        from prior3d.jobs.example import write
+        from prior3d_plugins.runners.processes import Processes
+
+        place = Path.cwd()
+        jobs = [SceneJob("checked", "room", {"number": 1}, partial(write, place, 1))]
+        run_jobs(jobs, Store(place / "cache"), Processes(workers=1))
+        with multiprocessing.get_context("forkserver").Pool(1) as pool:
+            print(pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [])))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def _raise(error, folder, progress):
     raise error
 
