@@ -23,7 +23,7 @@ from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
 
-Plot = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
+PlotTask = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
 """Function that plots models on the data of a task; see `Probe.plot`."""
 
 _IMAGES = 256
@@ -111,7 +111,7 @@ class Measuring:
         results: Results,
         *,
         progress: Progress = silent,
-        plot: Plot | None = None,
+        plot: PlotTask | None = None,
         plotted: Sequence[str] = (),
     ) -> None:
         """Measure models and controls; skip measurements that `results` already holds.

@@ -24,7 +24,7 @@ from prior3d.randomness import generator
 LEVEL = 0.95
 """Level of all intervals."""
 
-Verdict = Literal["not inferior", "inferior", "open"]
+MarginVerdict = Literal["not inferior", "inferior", "open"]
 
 _MOST_FREEDOM = 10_000.0
 """Degrees of freedom from which Student's distribution equals the normal one, to the digits that are shown."""
@@ -163,7 +163,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judge_margin(change: Estimate, margin: float, lower_is_better: bool) -> Verdict:
+def judge_margin(change: Estimate, margin: float, lower_is_better: bool) -> MarginVerdict:
     """Return whether a difference is surely within a margin fixed beforehand, surely beyond it, or neither.
 
     Args:

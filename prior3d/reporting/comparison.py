@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric of one probe.
 
     Attributes:
@@ -70,7 +70,7 @@ class Section:
     task: ProbeTask
     models: tuple[str, ...]
     controls: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def _section(
     return Section(task, tuple(own), tuple(controls), tuple(rows))
 
 
-def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], probe: Probe) -> Row:
+def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], probe: Probe) -> MetricRow:
     have = {name: model for name, model in columns.items() if metric in model.measured}
-    return Row(
+    return MetricRow(
         metric,
         metric in probe.lower_is_better,
         {name: estimate(model, metric) for name, model in have.items()},

@@ -5,8 +5,8 @@ from functools import cached_property
 
 from prior3d.probes.statistics import (
     Estimate,
+    MarginVerdict,
     Resampled,
-    Verdict,
     difference,
     draw_groups,
     estimate,
@@ -15,7 +15,7 @@ from prior3d.probes.statistics import (
     resample,
 )
 from prior3d.study.choosing import chosen_trials, gain, probes_of
-from prior3d.study.matrix import TEST, TUNE, Comparison, Unit
+from prior3d.study.matrix import TEST, TUNE, RowComparison, Unit
 from prior3d.study.records import Records
 
 
@@ -36,7 +36,7 @@ class Change:
     estimate: Estimate
     relative: Estimate
     better: bool
-    verdict: Verdict | None
+    verdict: MarginVerdict | None
 
 
 class Findings:
@@ -111,7 +111,7 @@ class Findings:
             return (known or list(rows))[0]
         return max(known, key=lambda row: gain(self.records, row, self.chosen[row]))
 
-    def compared_with(self, one: Comparison) -> str:
+    def compared_with(self, one: RowComparison) -> str:
         """Return the row to compare with: the only one, the best on validation, or the nearest in a value."""
         ours = self.values(one.row, one.equal) if one.equal else {}
         theirs = {row: self.values(row, one.equal) for row in one.against} if ours else {}
