@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prior3d.contracts.probe import Probe
+from prior3d.contracts.probe import Probe, bounds_of
 from prior3d.probes.results import Results
 from prior3d.probes.statistics import Estimate, Resampled, difference, draw_groups, estimate, resample
 from prior3d.probes.tasks import ProbeTask
@@ -131,7 +131,7 @@ def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], prob
     return MetricRow(
         metric,
         metric in probe.lower_is_better,
-        {name: estimate(model, metric) for name, model in have.items()},
+        {name: estimate(model, metric, bounds_of(probe, metric)) for name, model in have.items()},
         {name: tuple(model.measured[metric].tolist()) for name, model in have.items()},
         {(a, b): difference(have[a], have[b], metric) for a, b in pairs if a in have and b in have},
     )

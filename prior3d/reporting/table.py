@@ -67,7 +67,8 @@ def _change(row: MetricRow, model: str, pair: Pair | None, controls: Sequence[st
     found = row.columns.get(model) if pair is None else row.differences.get(pair)
     if found is None:
         return Text("")
-    half = f"± {number(found.high - found.value)}" if is_sure(found) else ""
+    half = max(found.high - found.value, found.value - found.low)  # one side may be cut at the bounds of the metric
+    half = f"± {number(half)}" if is_sure(found) else ""
     if pair is None:
         return Text(half)
     return Text(f"{number(found.value, True)} {half}".rstrip(), style=_STYLES[row.verdict(pair, controls)])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from prior3d.contracts.probe import bounds_of
 from prior3d.probes.statistics import (
     Estimate,
     MarginVerdict,
@@ -68,8 +69,8 @@ class Findings:
 
     def estimate(self, row: str, endpoint: str) -> Estimate | None:
         """Return an endpoint of a row with its interval; None if it was not measured."""
-        found = self._of(row, endpoint)
-        return None if found is None else estimate(found[1], self.matrix.endpoints[endpoint].metric)
+        found, one = self._of(row, endpoint), self.matrix.endpoints[endpoint]
+        return None if found is None else estimate(found[1], one.metric, bounds_of(self.probes[one.probe], one.metric))
 
     def change(self, row: str, against: str, endpoint: str) -> Change | None:
         """Return a row compared with another one, over the seeds that both have; None if there are none.
