@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prior3d.errors import UserError
 from prior3d.messages import bug, did_you_mean
+from prior3d.registry.members import checked_class
 from prior3d.registry.registry import Registry, current
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _named(job: str, name: str, registry: Registry) -> "Engine":
     if name not in known:
         hint = did_you_mean(name, known)
         raise UserError(f"unknown {job} engine '{name}'{hint} (there are: {', '.join(('auto', *known))})", "engine")
-    made = _instance(registry.get("engines", f"{job}/{name}", "engine"))
+    made = _instance(checked_class(registry.get("engines", f"{job}/{name}", "engine"), "engine"))
     if getattr(made, "job", None) != job:
         raise UserError(f"engine '{job}/{name}' does the job {getattr(made, 'job', None)}, not {job}", "engine")
     return made
