@@ -257,7 +257,8 @@ def export(
         The path that was written.
 
     Raises:
-        UserError: the exporter does not exist, the library cannot represent the model, or the path cannot be written.
+        UserError: the exporter does not exist, the library cannot represent the model, the path cannot be written, or
+            the exporter does not return the path of what it wrote.
 
     >>> backbone = load("test_resnet", overrides={"backbone.pretrained": False})
     >>> export(backbone, "timm", "encoder.safetensors").name
@@ -268,7 +269,12 @@ def export(
     exporter = construct(cls, key="exporter", options=dict(options or {}), registry=registry)
     backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
     encoder = deepcopy(backbone.encoder.model).eval().cpu()
-    return exporter.export(encoder, describe(backbone), Path(path))
+    written = exporter.export(encoder, describe(backbone), Path(path))
+    if not (isinstance(written, Path) and written.exists()):
+        found = f"{written}, which is not there" if isinstance(written, Path) else type(written).__name__
+        plugin = registry.find("exporters", target)
+        raise UserError(f"{plugin}: export returned {found}; it must return the path of what it wrote")
+    return written
 
 
 def make_recipe(

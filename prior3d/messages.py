@@ -19,10 +19,14 @@ def join(path: Sequence[str | int]) -> str:
     return text
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the known name nearest to a wrong one; empty if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
-    return f", did you mean '{near[0]}'?" if near else ""
+def did_you_mean(name: object, known: Iterable[str], most: int = 1) -> str:
+    """Return `, did you mean 'x'?` with up to `most` known names nearest to a wrong one; empty if none is near.
+
+    >>> did_you_mean("resnet81", ["resnet18", "resnet101"], most=2)
+    ", did you mean 'resnet18' or 'resnet101'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=most) if isinstance(name, str) else []
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:
@@ -50,6 +54,16 @@ def shown(file: Path) -> str:
     """Return the path of a file for messages: relative to the current folder if the file lies in it."""
     absolute, here = file.absolute(), Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    r"""Return the first line with text of an error's message; `otherwise`, or the error's type, if there is none.
+
+    >>> first_line(RuntimeError("out of memory\ntried to allocate 2 GiB")), first_line(AssertionError())
+    ('out of memory', 'AssertionError')
+    """
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text or otherwise or type(error).__name__
 
 
 def bug(error: BaseException) -> str:

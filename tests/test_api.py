@@ -200,6 +200,21 @@ def test_exporters_and_runners_are_made_within_the_registry_of_their_plugin_file
     assert [file.name for file in runner.files] == ["knowing.py"]
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"), [("None", "NoneType"), ("str(target)", "str"), ("target / 'a'", "out/a, which is not there")]
+)
+def test_an_exporter_that_returns_no_path_is_an_error(tmp_path, monkeypatch, returned, said):
+    monkeypatch.chdir(tmp_path)
+    Path("lost.py").write_text(
+        "from prior3d import Exporter\n\n\nclass Lost(Exporter):\n"
+        f"    def export(self, model, description, target):\n        return {returned}\n"
+    )
+    with pytest.raises(prior3d.UserError) as refused:
+        prior3d.export(prior3d.load("test_resnet", overrides=RANDOM), "lost", "out", plugins=["lost.py"])
+    must = "it must return the path of what it wrote"
+    assert str(refused.value) == f"exporter 'lost' (file lost.py): export returned {said}; {must}"
+
+
 def test_the_process_is_left_as_it_was(folder, recipe, run, monkeypatch, request):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)

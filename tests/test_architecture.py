@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -181,6 +182,26 @@ def test_the_documentation_says_what_each_public_package_holds():
     text = (ROOT / "docs" / "architecture.md").read_text()
     table = text.partition("## What plugins import")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(prior3d[a-z_.]*)` \|", table, re.MULTILINE) == list(PUBLIC)
+
+
+def class_names():
+    """Name to the files of its classes, and of aliases of types with the same name."""
+    classes, aliases = defaultdict(list), defaultdict(list)
+    for file in (file for top in ("prior3d", "plugins", "tools") for file in (ROOT / top).rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(file)
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                aliases[node.targets[0].id].append(file)
+    return {name: found + aliases[name] for name, found in classes.items()}
+
+
+def test_every_class_has_a_name_of_its_own():
+    found = class_names()
+    assert len(found["Prior"]) == 1
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
 def test_every_folder_says_what_it_holds():

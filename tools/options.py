@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from prior3d.recipe.help import SECTIONS, Row, plugin_rows, rows
+from prior3d.recipe.help import SECTIONS, OptionRow, plugin_rows, rows
 from prior3d.recipe.reading import own_options
 from prior3d.registry import KINDS, Registry
 
@@ -44,7 +44,7 @@ def _summary(documented: type) -> str:
     return (inspect.getdoc(documented) or "").partition("\n\n")[0].replace("\n", " ")
 
 
-def _table(options: Sequence[Row]) -> str:
+def _table(options: Sequence[OptionRow]) -> str:
     lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
     for row in options:
         name, kind, default, meaning = (cell.replace("|", "\\|").replace("\n", " ") for cell in row)

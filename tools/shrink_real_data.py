@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from prior3d.data.spacing import evenly_chosen
+
 FOCAL = {"office": 570.342, "kitchen-a": 585.0, "kitchen-b": 585.0}
 """Focal length of the depth cameras at 640 x 480, in pixels; their centers are at (320, 240)."""
 
@@ -75,9 +77,8 @@ def shrink_camvid(data: Path, out: Path) -> None:
 def shrink_pacs(data: Path, out: Path) -> None:
     for folder in sorted(path for path in (data / "pacs").glob("*/*") if path.is_dir()):
         paths = list(images_in(folder))
-        chosen = np.linspace(0, len(paths) - 1, min(PACS_KEPT, len(paths))).round().astype(int)
         target = new_folder(out / "pacs" / folder.parent.name / folder.name)
-        for path in (paths[index] for index in chosen):
+        for path in (paths[index] for index in evenly_chosen(len(paths), PACS_KEPT)):
             Image.open(path).convert("RGB").save(target / f"{path.stem}.jpg", quality=92)
 
 

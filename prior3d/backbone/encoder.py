@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import timm
 import torch
@@ -15,6 +14,7 @@ from prior3d.backbone.layout import Unfit, find_layout, pool
 from prior3d.backbone.memory import refuse_out_of_memory
 from prior3d.backbone.sizes import advise
 from prior3d.errors import UserError
+from prior3d.messages import did_you_mean
 
 _CREATION_ERRORS = (TypeError, RuntimeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError)
 """Errors that timm raises for options that do not fit a model, or have the wrong type."""
@@ -146,8 +146,7 @@ class Encoder(nn.Module):
 def check_name(name: str) -> None:
     """Raise UserError, with the nearest names, for a name that is not a timm model."""
     if not timm.is_model(name.split(".")[0]):
-        close = get_close_matches(name, timm.list_models(), n=3)
-        hint = f", did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them"
+        hint = did_you_mean(name, timm.list_models(), most=3) or "; timm.list_models() lists them"
         raise UserError(f"timm has no model {name!r}{hint}", "name")
 
 

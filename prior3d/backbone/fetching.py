@@ -11,6 +11,7 @@ from huggingface_hub.constants import ENDPOINT
 from timm.models import get_pretrained_cfg
 
 from prior3d.errors import UserError
+from prior3d.messages import first_line
 
 _TIMEOUT = 5.0
 """Timeout of the hub in seconds; its own client tries six times, which takes most of a minute."""
@@ -50,10 +51,9 @@ def publishes_weights(name: str) -> bool:
 
 def cannot_fetch(name: str, error: Exception) -> NotFetched:
     """Return the error about weights that cannot be fetched, with a short cause."""
-    why = (str(error).splitlines() or [""])[0] or type(error).__name__
     return NotFetched(
-        f"cannot fetch timm's weights of {name} ({why}); set pretrained: false to start from random weights, or name a"
-        " file that you have with weights",
+        f"cannot fetch timm's weights of {name} ({first_line(error)}); set pretrained: false to start from random"
+        " weights, or name a file that you have with weights",
         "pretrained",
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prior3d.backbone.memory import is_out_of_memory
+from prior3d.messages import first_line
 
 _FORWARD_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError)
 """Errors that timm models raise for an image size that they cannot take."""
@@ -131,13 +132,7 @@ def _run(model: nn.Module, size: tuple[int, int], isotropic: bool) -> tuple[list
     except _FORWARD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise Unfit(_first_line(error)) from error
+        raise Unfit(first_line(error, f"{type(error).__name__} in timm's code, without a reason")) from error
     finally:
         model.train(was_training)
     return maps, pooled
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error's message as one line; type and place for an error without text, such as a bare assert."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return text or f"{type(error).__name__} in timm's code, without a reason"

@@ -22,11 +22,6 @@ _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "module", "n
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if the message is empty."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
 def encoder_of_run(folder: Path, key: str | None) -> Path:
     """Return the file of the trained encoder in a run folder.
 

@@ -16,12 +16,12 @@ from prior3d.backbone.weight_files import (
     DECODER_FILE,
     encoder_of_run,
     find_state_dict,
-    first_line,
     refuse_foreign,
     unpickling_message,
 )
 from prior3d.errors import UserError
 from prior3d.files import write_atomically
+from prior3d.messages import first_line
 
 _SHOWN = 5
 """Number of mismatches that a message names before it counts the rest."""

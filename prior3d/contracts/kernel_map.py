@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Pairs = tuple[Tensor, Tensor, tuple[int, ...]]
+RowPairs = tuple[Tensor, Tensor, tuple[int, ...]]
 
 
 class KernelMap:
@@ -51,7 +51,7 @@ class KernelMap:
     @classmethod
     def deferred(
         cls,
-        pairs: Callable[[], Pairs],
+        pairs: Callable[[], RowPairs],
         neighbors: Callable[[], Tensor],
         size: int,
         in_size: int,
@@ -177,7 +177,7 @@ class _Source:
 
     def __init__(
         self,
-        make_rows: Callable[[], Pairs],
+        make_rows: Callable[[], RowPairs],
         make_neighbors: Callable[[], Tensor] | None,
         sizes: tuple[int, int],
         size: int,
@@ -187,9 +187,9 @@ class _Source:
         self.sizes, self.size, self.mirrored, self.orders = sizes, size, mirrored, orders
         self.forms: tuple[dict[Hashable, object], dict[Hashable, object]] = ({}, {})
         self._make_rows, self._make_neighbors = make_rows, make_neighbors
-        self._rows: Pairs | None = None
+        self._rows: RowPairs | None = None
 
-    def rows(self) -> Pairs:
+    def rows(self) -> RowPairs:
         if self._rows is None:
             self._rows = self._make_rows()
             # The lookup can be larger than the pairs; from here on the table is made from them.

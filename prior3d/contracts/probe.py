@@ -4,6 +4,7 @@ A probe's file imports from `prior3d` and from `prior3d.probes`, which holds the
 features, linear heads, logistic regression, neighbors, labels, figures.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "Probe",
     "Scores",
     "Totals",
+    "bounds_of",
     "by_group",
     "measured",
     "metrics_of",
@@ -221,6 +223,17 @@ def measured(found: Scores | Measured) -> Measured:
         kind = type(found).__name__
         raise UserError(f"measure returned {kind}, expected Scores, as by_group makes them, or Measured")
     return found if isinstance(found, Measured) else Measured(found)
+
+
+def bounds_of(probe: Probe, metric: str) -> tuple[float, float]:
+    """Return the smallest and largest possible value of a metric, infinite where the probe declares none.
+
+    Args:
+        probe: the probe.
+        metric: full name of one of its metrics.
+    """
+    declared = [bounds for begin, bounds in probe.bounds.items() if metric.startswith(begin)]
+    return max((low for low, _ in declared), default=-math.inf), min((high for _, high in declared), default=math.inf)
 
 
 def metrics_of(probe: Probe, scores: Scores | Measured | Sequence[Scores]) -> dict[str, float]:

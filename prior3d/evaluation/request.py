@@ -1,10 +1,10 @@
 """From a model's sections and the command line to checked sections and probes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prior3d.errors import ArgumentError, UserError, section
+from prior3d.errors import ArgumentError, UserError, refusal_of, section
 from prior3d.evaluation.models import Subject
 from prior3d.messages import unknown_key
 from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
@@ -24,6 +24,7 @@ from prior3d.recipe.sections import BackboneSection, DataSection, PrepareSection
 from prior3d.recipe.source import Source
 from prior3d.recipe.yaml12 import load
 from prior3d.registry import Registry
+from prior3d.registry.members import refuse_unusable
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 """Default data and probes, used if neither a recipe nor the command line sets them."""
@@ -91,9 +92,11 @@ def build_request(
     given = {**defaults["data"], **given} if isinstance(given, Mapping) else given
     data = read_plugged(DataSection, given, "data", "datasets", "name", registry)
     prepare = read_prepare(or_empty(content.get("prepare")), registry)
-    wanted, named = _choose(or_empty(content.get("probes")), labels, source, registry, defaults["probes"])
+    broken = _broken_probes(registry) if ALL_PROBES in labels else {}
+    wanted, named = _choose(or_empty(content.get("probes")), labels, source, registry, defaults["probes"], broken)
     probes = _with_seeds(read_probes(wanted, registry), seeds, source.overridden)
-    tasks, left_out = build_fitting_tasks(probes, data, registry, top["seed"], wanted=named)
+    tasks, unfit = build_fitting_tasks(probes, data, registry, top["seed"], wanted=named)
+    left_out = {label: why for label, why in broken.items() if label not in {*wanted, *_taken_away(source)}} | unfit
     if not tasks:
         reasons = "; ".join(f"{label} {why}" for label, why in left_out.items())
         others = "" if ALL_PROBES in labels else f" (the name {ALL_PROBES} takes whatever fits)"
@@ -103,19 +106,36 @@ def build_request(
     return Request(backbone, data, fitting, tuple(tasks), left_out, top["seed"], prepare, registry)
 
 
+def _broken_probes(registry: Registry) -> dict[str, str]:
+    """Return why probes cannot be used, by name: those that cannot be imported, or do not fill their contract."""
+    found = {}
+    for name in dict.fromkeys(plugin.name for plugin in registry.list("probes")):
+        error = refusal_of(lambda name=name: refuse_unusable(registry.get("probes", name)))
+        if error is not None:
+            found[name] = error.message
+    return found
+
+
 def _choose(
-    given: object, labels: Sequence[str], source: Source, registry: Registry, defaults: Mapping[str, object]
+    given: object,
+    labels: Sequence[str],
+    source: Source,
+    registry: Registry,
+    defaults: Mapping[str, object],
+    broken: Collection[str],
 ) -> tuple[object, frozenset[str]]:
     """Return the sections of the probes to measure, and the labels that the command line names.
 
-    Named probes must fit the data. A recipe chose its probes for its own data, which may not be these data.
+    Named probes must fit the data. A recipe chose its probes for its own data, which may not be these data. Of all
+    probes, those in `broken` are left out unless they are named.
     """
     if not isinstance(given, Mapping):
         return given, frozenset()  # the reader refuses it
     named = set(labels) - {ALL_PROBES}
-    taken_away = {key.removeprefix("probes.") for key in source.removed}
+    taken_away = _taken_away(source)
     if ALL_PROBES in labels:
-        every = dict.fromkeys([*(plugin.name for plugin in registry.list("probes")), *named, *given])
+        usable = (plugin.name for plugin in registry.list("probes") if plugin.name not in broken)
+        every = dict.fromkeys([*usable, *named, *given])
         labels = [label for label in every if label not in taken_away]
     elif not labels:
         in_recipe = [label for label in given if f"probes.{label}" in source.lines]
@@ -131,6 +151,11 @@ def _choose(
             why = f"{label} is not among the probes to measure ({', '.join(labels)})"
             raise UserError(f"{source.overrides}: {key}: {why}")
     return {label: given.get(label) for label in labels}, frozenset(named)
+
+
+def _taken_away(source: Source) -> set[str]:
+    """Return the labels of probes that the command line removes."""
+    return {key.removeprefix("probes.") for key in source.removed}
 
 
 def _with_seeds(

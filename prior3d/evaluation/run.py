@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from torch import Tensor
 
 from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
 from prior3d.errors import ArgumentError, UserError, argument, section
@@ -18,23 +17,20 @@ from prior3d.evaluation.models import Subject, find_other, find_subject
 from prior3d.evaluation.request import Request, build_request
 from prior3d.files import content_key, temporary_folder
 from prior3d.jobs.running import make_runner
-from prior3d.pretraining.building import checkpoint_of
+from prior3d.pretraining.building import weights_with_classifier
 from prior3d.pretraining.machine import choose_device, sharing_cores
 from prior3d.pretraining.progress import Bars, make_console
-from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
+from prior3d.probes.classifier import classifier_digest
 from prior3d.probes.keys import keys_of
-from prior3d.probes.measuring import Measuring, applies, check_size
+from prior3d.probes.measuring import Measuring, StateDict, applies, check_size
 from prior3d.probes.results import Results
-from prior3d.probes.tasks import ProbeTask
+from prior3d.probes.tasks import ProbeTask, uses_of
 from prior3d.recipe.source import COMMAND_LINE
 from prior3d.reporting import JSON, MARKDOWN, About, Comparison, Plots, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 from prior3d.reporting.report import Report
 
 SCORES = "scores.json"
-
-Weights = Mapping[str, Tensor]
-"""A state dict."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _measure_and_report(
     console: Console,
 ) -> Report:
     started = time.perf_counter()
-    started_from = _checkpoints(request.tasks, columns)
+    started_from = _started_from(request.tasks, columns)
     for task in request.tasks:
         for model in {id(model): model for column in columns.values() for model in column.models}.values():
             with task.section():
@@ -190,28 +186,21 @@ def _prepare(request: Request, columns: Mapping[str, Column], console: Console) 
 
 def _datasets(tasks: Sequence[ProbeTask]) -> list[DatasetUse]:
     """Return the datasets of the probes, each once, with distinct names."""
-    return each_once(
-        DatasetUse(f"{type(dataset).__name__}, {dataset.spec.split}", dataset, key=task.data_key)
-        for task in tasks
-        for dataset in task.parts.values()
-    )
+    return each_once(uses_of(tasks, lambda task, dataset: f"{type(dataset).__name__}, {dataset.spec.split}"))
 
 
-def _checkpoints(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, Weights]:
+def _started_from(tasks: Sequence[ProbeTask], columns: Mapping[str, Column]) -> dict[str, StateDict]:
     """Return the weights of the columns with their classifiers, if a probe needs them.
 
     Raises:
         UserError: There is no classifier.
     """
-    asking = [task.label for task in tasks if task.probe.needs_classifier]
     found = {}
-    for name in single_names(columns) if asking else ():
+    for name in single_names(columns):
         (model,) = columns[name].models
-        weights = checkpoint_of(model.section)
-        if weights is None or checkpoint_classifier(model.backbone, weights) is None:
-            raise UserError(f"needs a classifier, and {name} has none: {model.text}", f"probes.{asking[0]}")
-        found[name] = weights
-    return found
+        lacking = f"needs a classifier, and {name} has none: {model.text}"
+        found[name] = weights_with_classifier(tasks, model.backbone, model.section, lacking)
+    return {name: weights for name, weights in found.items() if weights is not None}
 
 
 def _is_complete(request: Request, columns: Mapping[str, Column], results: Results) -> bool:
@@ -228,7 +217,7 @@ def _open_results(
     subject: Subject,
     request: Request,
     columns: Mapping[str, Column],
-    started_from: Mapping[str, Weights],
+    started_from: Mapping[str, StateDict],
 ) -> tuple[Results, str]:
     """Return existing results, from here or the run itself, and a key of everything that the report depends on."""
     weights = {name: column.key for name, column in columns.items()}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.runner import Progress, silent
-from prior3d.geometry.overlap_samples import Camera, DepthMaps, Samples
-from prior3d.geometry.overlap_surface import DenseSurface, Surface
+from prior3d.geometry.overlap_samples import AnyDepthMaps, CameraNumbers, Samples
+from prior3d.geometry.overlap_surface import DenseSurface, DepthMapSurface
 from prior3d.geometry.precision import exact
 
 _POINTS_AT_ONCE = {"cpu": 65_536, "cuda": 4_000_000}
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 @torch.no_grad()
 def pairwise_overlap(
-    depth: DepthMaps,
+    depth: AnyDepthMaps,
     intrinsics: Tensor,
     world_from_camera: Tensor,
     first: Tensor,
@@ -84,7 +84,7 @@ def pairwise_overlap(
     return overlap.to(first.device)
 
 
-def _check(depth: DepthMaps, intrinsics: Tensor, world_from_camera: Tensor, first: Tensor, second: Tensor) -> None:
+def _check(depth: AnyDepthMaps, intrinsics: Tensor, world_from_camera: Tensor, first: Tensor, second: Tensor) -> None:
     if isinstance(depth, Tensor) and depth.dim() != 3:
         raise ValueError(f"expected depth of shape [F, H, W], got {list(depth.shape)}")
     count = len(depth)
@@ -97,7 +97,7 @@ def _check(depth: DepthMaps, intrinsics: Tensor, world_from_camera: Tensor, firs
 
 def _count_matched(
     views: Samples,
-    depth: DepthMaps,
+    depth: AnyDepthMaps,
     source: Tensor,
     target: Tensor,
     chunk: int | None,
@@ -122,12 +122,12 @@ def _count_matched(
 
 @torch.no_grad()  # which other threads do not inherit
 def _count_on_cpu(
-    views: Samples, depth: DepthMaps, source: Tensor, at_once: int, group: Sequence[tuple[int, Tensor]]
+    views: Samples, depth: AnyDepthMaps, source: Tensor, at_once: int, group: Sequence[tuple[int, Tensor]]
 ) -> Tensor:
     """Return the number of matched samples of the pairs with one target, in order."""
     ((target, pairs),) = group
-    surface = Surface(exact(depth[target])[0].cpu())
-    camera = Camera(views.cameras[target].numpy())
+    surface = DepthMapSurface(exact(depth[target])[0].cpu())
+    camera = CameraNumbers(views.cameras[target].numpy())
     found = []
     for frames in source[pairs].split(at_once):
         points = [axis.numpy().take(frames.numpy(), axis=0) for axis in views.points]
@@ -138,7 +138,7 @@ def _count_on_cpu(
 
 @torch.no_grad()
 def _count_on_gpu(
-    views: Samples, depth: DepthMaps, source: Tensor, at_once: int, group: Sequence[tuple[int, Tensor]]
+    views: Samples, depth: AnyDepthMaps, source: Tensor, at_once: int, group: Sequence[tuple[int, Tensor]]
 ) -> Tensor:
     """Return the number of matched samples of the pairs with each of these targets, in order."""
     device = views.points.device
@@ -152,7 +152,7 @@ def _count_on_gpu(
         frames_there, number_there, targets_there = (t.to(device) for t in (frames, number, targets[number]))
         points = [axis.index_select(0, frames_there) for axis in views.points]
         limit = views.limit.index_select(0, frames_there)
-        camera = Camera(views.cameras[targets_there][:, None])
+        camera = CameraNumbers(views.cameras[targets_there][:, None])
         found.append(surface.count_met(points, limit, camera, number_there[:, None]))
     return torch.cat(found)
 

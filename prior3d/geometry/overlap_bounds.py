@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prior3d.geometry.cameras import MIN_DEPTH
-from prior3d.geometry.overlap_samples import DepthMaps, Samples
+from prior3d.geometry.overlap_samples import AnyDepthMaps, Samples
 from prior3d.geometry.precision import exact
 
 _ROUNDING = 1e-6
@@ -16,7 +16,7 @@ _ROUNDING = 1e-6
 
 @torch.no_grad()
 def overlap_bounds(
-    depth: DepthMaps,
+    depth: AnyDepthMaps,
     intrinsics: Tensor,
     world_from_camera: Tensor,
     max_distance: float = 0.02,

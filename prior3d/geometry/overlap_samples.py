@@ -11,10 +11,10 @@ from torch import Tensor
 from prior3d.geometry.cameras import invert_rigid, known_depth, unproject_pixels
 from prior3d.geometry.precision import working_dtype
 
-DepthMaps = Tensor | Sequence[Tensor]
+AnyDepthMaps = Tensor | Sequence[Tensor]
 """Depth maps of F frames: a tensor [F, H, W], or a sequence that makes map [H, W] number i when it is asked for."""
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Numeric = TypeVar("Numeric", np.ndarray, Tensor)
 
 
 class Samples:
@@ -37,7 +37,7 @@ class Samples:
         known: [F] number of samples with known depth.
         tile: [S] number of the square of the image that a sample is in.
         intrinsics, camera_from_world: [F, 3, 3] and [F, 4, 4].
-        cameras: [F, 20] numbers of each camera, see `Camera`.
+        cameras: [F, 20] numbers of each camera, see `CameraNumbers`.
     """
 
     TILES = 4
@@ -45,7 +45,7 @@ class Samples:
 
     def __init__(
         self,
-        depth: DepthMaps,
+        depth: AnyDepthMaps,
         intrinsics: Tensor,
         world_from_camera: Tensor,
         count: int,
@@ -84,7 +84,7 @@ class Samples:
         return self
 
 
-class Camera:
+class CameraNumbers:
     """The numbers of one camera, or of many as tensors that broadcast; for NumPy and torch alike.
 
     Operations and their order are those of `prior3d.geometry.cameras`, so that results are the same bit by bit.
@@ -98,7 +98,7 @@ class Camera:
         self.axes = numbers[0:4], numbers[4:8], numbers[8:12]
         self.fx, self.skew, self.cx, self.slant, self.fy, self.cy, self.determinant, self.focal = numbers[12:]
 
-    def transform(self, points: Sequence[Array]) -> tuple[Array, ...]:
+    def transform(self, points: Sequence[Numeric]) -> tuple[Numeric, ...]:
         """Return x, y and depth in camera axes of world points (x, y, z), meters."""
         found = []
         for axis in self.axes:
@@ -109,7 +109,7 @@ class Camera:
             found.append(value)
         return tuple(found)
 
-    def pixels(self, x: Array, y: Array, depth: Array) -> tuple[Array, Array]:
+    def pixels(self, x: Numeric, y: Numeric, depth: Numeric) -> tuple[Numeric, Numeric]:
         """Return the pixels (x, y) of points in camera axes; overwrite x and y."""
         x /= depth
         y /= depth
@@ -120,7 +120,7 @@ class Camera:
         pixel_y += self.cy
         return pixel_x, pixel_y
 
-    def rays(self, x: Array, y: Array) -> tuple[Array, Array]:
+    def rays(self, x: Numeric, y: Numeric) -> tuple[Numeric, Numeric]:
         """Return x and y in camera axes, at depth 1, of pixels."""
         x, y = x - self.cx, y - self.cy
         ray_x, ray_y = self.fy * x, self.fx * y

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from prior3d.geometry.cameras import MIN_DEPTH, known_depth
-from prior3d.geometry.overlap_samples import Camera
+from prior3d.geometry.overlap_samples import CameraNumbers
 
 WINDOW_STEPS = 7
 """A sample is compared with 7 x 7 depth pixels, spread over the disc in which a point within the limit can lie, so the
@@ -20,7 +20,7 @@ _FRACTIONS = torch.linspace(-1, 1, WINDOW_STEPS + 2)[1:-1].numpy()
 _MIDDLE = WINDOW_STEPS // 2
 
 
-class Surface:
+class DepthMapSurface:
     """One depth map on a CPU: points that are settled, or not seen, are left out at every step.
 
     In NumPy, whose comparisons and selections take a tenth of torch's time on a CPU; both round alike.
@@ -38,7 +38,7 @@ class Surface:
             np.divide(depth, depth > 0, out=padded[1:-1, 1:-1])
         self._depth = padded.reshape(-1)
 
-    def count_met(self, points: Sequence[np.ndarray], limit: np.ndarray, camera: Camera) -> np.ndarray:
+    def count_met(self, points: Sequence[np.ndarray], limit: np.ndarray, camera: CameraNumbers) -> np.ndarray:
         """Return how many of the S points of each of P frames are near the surface, [P].
 
         Args:
@@ -58,7 +58,9 @@ class Surface:
             seen.reshape(-1)[index] = met
         return np.count_nonzero(seen, axis=1)
 
-    def _met(self, x: np.ndarray, y: np.ndarray, depth: np.ndarray, limit: np.ndarray, camera: Camera) -> np.ndarray:
+    def _met(
+        self, x: np.ndarray, y: np.ndarray, depth: np.ndarray, limit: np.ndarray, camera: CameraNumbers
+    ) -> np.ndarray:
         """Return which [N] points, at pixels x, y in the image, are near the surface."""
         rays = camera.rays(x, y)
         point = rays[0] * depth, rays[1] * depth
@@ -91,7 +93,7 @@ class Surface:
         square: np.ndarray,
         columns: np.ndarray,
         rows: np.ndarray,
-        camera: Camera,
+        camera: CameraNumbers,
     ) -> np.ndarray:
         """Return the indices, repeated, of those of N points that are near pixels of columns [C, N] x rows [R, N]."""
         across = _column(np.fmin(np.fmax(columns, -1), self.width))
@@ -141,7 +143,7 @@ class DenseSurface:
         depth = torch.stack(list(maps))
         self._depth = pad(torch.where(known_depth(depth), depth, math.nan), (1, 1, 1, 1), value=math.nan).flatten()
 
-    def count_met(self, points: Sequence[Tensor], limit: Tensor, camera: Camera, number: Tensor) -> Tensor:
+    def count_met(self, points: Sequence[Tensor], limit: Tensor, camera: CameraNumbers, number: Tensor) -> Tensor:
         """Return how many of the S points of each of P pairs are near the surface of the pair's map, [P].
 
         Args:
@@ -174,7 +176,7 @@ def _near(
     column: np.ndarray | Tensor,
     row: np.ndarray | Tensor,
     surface: np.ndarray | Tensor,
-    camera: Camera,
+    camera: CameraNumbers,
 ) -> np.ndarray | Tensor:
     """Return whether points (x, y) `point`, `depth` are within the limit, squared, of what pixels measured."""
     x, y = camera.rays(column + 0.5, row + 0.5)

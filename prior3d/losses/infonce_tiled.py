@@ -53,10 +53,10 @@ def tiled_row_losses(
     >>> tiled_row_losses(rows, rows, torch.ones(1, 4, dtype=torch.bool), 1.0, True, None)
     tensor([[0.7437, 0.7437, 0.7437, 0.7437]])
     """
-    return _TiledLosses.apply(queries, keys, _Problem(valid, temperature, symmetric, exclude, rounded))
+    return _TiledLosses.apply(queries, keys, _LossOptions(valid, temperature, symmetric, exclude, rounded))
 
 
-class _Problem(NamedTuple):
+class _LossOptions(NamedTuple):
     """Everything but the features; `tiles` and `exponentials` are the same in both passes."""
 
     valid: Tensor
@@ -106,7 +106,9 @@ class _TiledLosses(torch.autograd.Function):
     """Losses [G, N] of rows; nothing of N x N elements is kept or made."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, queries: Tensor, keys: Tensor, problem: _Problem) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, queries: Tensor, keys: Tensor, problem: _LossOptions
+    ) -> Tensor:
         queries, keys = (_round(rows, problem.rounded) for rows in (queries, keys))
         start = 0.0 if problem.bounded else -torch.inf
         negatives = [queries.new_full(problem.valid.shape, start) for _ in range(2 if problem.symmetric else 1)]

@@ -118,7 +118,7 @@ class _FusedLosses(torch.autograd.Function):
         return *found, None, None, None, None, None
 
 
-class _Rows(NamedTuple):
+class _UnitRows(NamedTuple):
     """Queries and keys as the tiles read them; everything padded with 0 to `size` rows per group."""
 
     units: tuple[Tensor, Tensor]  # [G, size, channels] of length 1, or 0 where not valid; a power of two of channels
@@ -160,7 +160,7 @@ class _Call(NamedTuple):
             "num_stages": tiles.stages,
         }
 
-    def log_sums(self, rows: _Rows) -> Tensor:
+    def log_sums(self, rows: _UnitRows) -> Tensor:
         """Return the log-sum-exps of negatives, [1, G, size] of rows or [2, G, size] with those of columns."""
         groups, size, channels = rows.units[0].shape
         options = self.options(channels)
@@ -185,7 +185,7 @@ class _Call(NamedTuple):
         return torch.stack([of_rows, of_columns.logsumexp(1)] if self.symmetric else [of_rows])
 
     def gradient(
-        self, given: Tensor, rows: _Rows, side: int, factors: Tensor, logs: Tensor, of_positive: Tensor
+        self, given: Tensor, rows: _UnitRows, side: int, factors: Tensor, logs: Tensor, of_positive: Tensor
     ) -> Tensor:
         """Return the gradient of the given queries (side 0) or keys (side 1)."""
         groups, size, channels = rows.units[0].shape
@@ -215,7 +215,9 @@ class _Call(NamedTuple):
         return found
 
 
-def _prepare(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, rounded: torch.dtype | None) -> _Rows:
+def _prepare(
+    queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, rounded: torch.dtype | None
+) -> _UnitRows:
     groups, length, width = queries.shape
     size, channels = triton.cdiv(length, PADDED) * PADDED, max(triton.next_power_of_2(width), 16)
     units = tuple(
@@ -242,7 +244,7 @@ def _prepare(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, r
         CHANNELS=channels,
         BLOCK=block,
     )
-    return _Rows(units, (query_inverse, key_inverse), positive, counts)
+    return _UnitRows(units, (query_inverse, key_inverse), positive, counts)
 
 
 def _padded_points(exclude: Exclusion | None, size: int) -> tuple[Tensor | None, Tensor | None, float]:

@@ -1,6 +1,6 @@
 """Construction of dataset, backbone and priors from a recipe; all checks happen here, before data are read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from prior3d.data.sample.loading import DrawnSamples
 from prior3d.errors import UserError, section
 from prior3d.pretraining.folder import RunFolder
 from prior3d.pretraining.objective import JointObjective, Term
+from prior3d.probes.classifier import checkpoint_classifier
 from prior3d.probes.tasks import ProbeTask, build_fitting_tasks
 from prior3d.randomness import reseed
 from prior3d.recipe.sections import BackboneSection, DataSection, PriorSection
@@ -150,6 +151,29 @@ def checkpoint_of(options: BackboneSection) -> dict[str, Tensor] | None:
                 options.name, pretrained=True, options=options.timm_options, classifier=True
             ).state_dict()
     return None
+
+
+def weights_with_classifier(
+    tasks: Sequence[ProbeTask], backbone: Backbone, options: BackboneSection, lacking: str
+) -> dict[str, Tensor] | None:
+    """Return the initial weights of a backbone with their classifier; None if no probe needs it.
+
+    Args:
+        tasks: the probes.
+        backbone: the backbone, made with `options`.
+        options: its section.
+        lacking: message if there is no classifier.
+
+    Raises:
+        UserError: there is none; the key is that of the first probe that needs it.
+    """
+    asking = [task.label for task in tasks if task.probe.needs_classifier]
+    if not asking:
+        return None
+    weights = checkpoint_of(options)
+    if weights is None or checkpoint_classifier(backbone, weights) is None:
+        raise UserError(lacking, f"probes.{asking[0]}")
+    return weights
 
 
 def fields_to_decode(objective: JointObjective, dataset: Dataset) -> frozenset[str]:

@@ -1,6 +1,5 @@
 """Robust checkpoints: written atomically, at step boundaries, also when a signal stops the run."""
 
-import os
 import pickle
 import signal
 import threading
@@ -13,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from prior3d.errors import UserError
+from prior3d.files import replacing
 from prior3d.pretraining.task import CHECKPOINT_FORMAT
 
 LAST = "last.ckpt"
@@ -64,23 +64,25 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: it cannot be written; the previous file is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    writer = None
+    kept = "; the checkpoint before it is intact" if path.exists() else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            writer = _Writer(file)
-            torch.save(checkpoint, writer)
-            writer.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        why = (writer and writer.error) or (error if isinstance(error, OSError) else None)
-        if why is None:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            _save(checkpoint, _Writer(file))
+    except UserError as error:
+        raise UserError(f"{error.message}{kept}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
+
+
+def _save(checkpoint: dict[str, Any], writer: _Writer) -> None:
+    try:
+        torch.save(checkpoint, writer)
+        writer.flush()
+    except Exception as error:
+        if writer.error is None:
             raise
-        kept = "; the checkpoint before it is intact" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {why.strerror}{kept}") from error
+        raise OSError(writer.error.errno, writer.error.strerror) from error
 
 
 def read_checkpoint(path: Path, map_location: object = None) -> dict[str, Any]:

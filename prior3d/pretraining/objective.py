@@ -34,7 +34,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeachingBackbone:
     """A frozen backbone and the features that priors read from it.
 
     Attributes:
@@ -77,7 +77,7 @@ class JointObjective(nn.Module):
         needs = {need for prior in self.priors.values() for need in prior.needs}
         return frozenset(needs | set(self.encodes))
 
-    def teachers(self, **backbones: Backbone | None) -> dict[str, Teacher]:
+    def teachers(self, **backbones: Backbone | None) -> dict[str, TeachingBackbone]:
         """Return the teachers that some prior reads, with the fields and kinds of features that are read.
 
         Args:
@@ -89,7 +89,7 @@ class JointObjective(nn.Module):
             if backbone is not None and readers:
                 fields = frozenset(field for prior in readers for field in prior.encodes)
                 kinds = frozenset().union(*(prior.reads for prior in readers)) & FEATURE_KINDS
-                found[name] = Teacher(backbone, fields, kinds)
+                found[name] = TeachingBackbone(backbone, fields, kinds)
         return found
 
     def prepare_batch(self, batch: Batch, seed: Callable[[str], None]) -> Batch:
@@ -172,7 +172,7 @@ def encode(
     batch: Batch,
     fields: list[str],
     reads: frozenset[str],
-    teachers: Mapping[str, Teacher] | None = None,
+    teachers: Mapping[str, TeachingBackbone] | None = None,
 ) -> Pass:
     """Run the backbone ONCE over all images of all `fields`, and its teachers at most once each, without gradients.
 

@@ -4,25 +4,24 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from prior3d.backbone import Backbone
-from prior3d.errors import UserError
 from prior3d.files import write_json
-from prior3d.pretraining.building import checkpoint_of
+from prior3d.pretraining.building import weights_with_classifier
 from prior3d.pretraining.machine import choose_device
 from prior3d.pretraining.progress import Bars
-from prior3d.probes.classifier import checkpoint_classifier, classifier_digest
+from prior3d.probes.classifier import classifier_digest
 from prior3d.probes.keys import keys_of
 from prior3d.probes.measuring import Measuring
 from prior3d.probes.results import AFTER, BEFORE, Results
-from prior3d.probes.tasks import ProbeTask
 from prior3d.reporting import About, Plots, compare, device_name, tabulate, write_report
 from prior3d.reporting.events import write_events
 
 if TYPE_CHECKING:
     from prior3d.pretraining.run import Run
-    from prior3d.recipe.sections import BackboneSection
+
+_NO_CLASSIFIER = (
+    "needs a classifier that comes with the weights: set backbone.pretrained, or backbone.weights to a file with one"
+)
 
 
 class Probing:
@@ -38,7 +37,7 @@ class Probing:
         for task in self.tasks:
             with task.section():
                 task.probe.check(run.backbone, trains=run.recipe.backbone.train != "frozen")
-        checkpoint = _checkpoint(self.tasks, run.backbone, run.recipe.backbone)
+        checkpoint = weights_with_classifier(self.tasks, run.backbone, run.recipe.backbone, _NO_CLASSIFIER)
         self._classifier = None if checkpoint is None else classifier_digest(run.backbone, checkpoint)
         started_from = None if checkpoint is None else dict.fromkeys((BEFORE, AFTER), checkpoint)
         # shared: predictions before and after training are plotted next to each other
@@ -127,20 +126,3 @@ def _credit(labels: Sequence[str], idle: Sequence[str]) -> str:
     """Name the priors that acted and those that did not."""
     text = ", ".join(label for label in labels if label not in idle)
     return f"{text} ({', '.join(idle)}: the loss stayed 0)" if idle else text
-
-
-def _checkpoint(
-    tasks: Sequence[ProbeTask], backbone: Backbone, options: "BackboneSection"
-) -> Mapping[str, Tensor] | None:
-    """Return the run's initial weights with their classifier, if a probe needs it."""
-    for task in tasks:
-        if task.probe.needs_classifier:
-            weights = checkpoint_of(options)
-            if weights is None or checkpoint_classifier(backbone, weights) is None:
-                raise UserError(
-                    "needs a classifier that comes with the weights: set backbone.pretrained, or backbone.weights to a"
-                    " file with one",
-                    f"probes.{task.label}",
-                )
-            return weights
-    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from prior3d.contracts.dataset import Dataset
 from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
 from prior3d.errors import UserError, section
 from prior3d.files import writing_from_threads
@@ -30,6 +31,7 @@ from prior3d.pretraining.resuming import Begun
 from prior3d.pretraining.run import Run, start_key
 from prior3d.pretraining.task import PretrainingTask
 from prior3d.pretraining.tracking import Curves, check_loggers, make_loggers
+from prior3d.probes.tasks import ProbeTask, uses_of
 
 if TYPE_CHECKING:
     from prior3d.recipe import Recipe
@@ -66,10 +68,10 @@ def train(
 def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begun | None, quiet: bool) -> Run:
     check_processes(recipe.trainer.devices)
     check_loggers(recipe.trainer.loggers)
-    first_rank = not rank_zero_only.rank
+    is_first = _is_first_rank()
     goes_on = begun is not None
     parts = build(recipe, registry, begun.files if goes_on and begun.keeps_start else None)
-    run = Run(recipe, registry, parts, make_console(quiet or not first_rank))
+    run = Run(recipe, registry, parts, make_console(quiet or not is_first))
     if goes_on:
         run.files, run.resumes, run.steps = begun.files, True, begun.step
     prepare(run)
@@ -77,7 +79,7 @@ def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begu
         with section("data"):
             check_data(begun.data, run.data)
     try:
-        if first_rank:
+        if is_first:
             _begin(run, begun, out or Path("runs"))
         with writing_from_threads(run.folder or Path("runs")):
             _carry_out(run)
@@ -116,12 +118,12 @@ def prepare(run: Run) -> None:
 
 def _datasets(parts: Parts) -> list[DatasetUse]:
     """Return the datasets of training and probes, each once, with distinct names."""
-    uses = [DatasetUse("train", parts.dataset, fields_to_decode(parts.objective, parts.dataset))]
-    for task in parts.probes:
-        for dataset in task.parts.values():
-            name = f"{task.label}, {dataset.spec.split}" if task.has_own_data else dataset.spec.split
-            uses.append(DatasetUse(name, dataset, key=task.data_key))
-    return each_once(uses)
+
+    def name(task: ProbeTask, dataset: Dataset) -> str:
+        return f"{task.label}, {dataset.spec.split}" if task.has_own_data else dataset.spec.split
+
+    training = DatasetUse("train", parts.dataset, fields_to_decode(parts.objective, parts.dataset))
+    return each_once([training, *uses_of(parts.probes, name)])
 
 
 def _begin(run: Run, begun: Begun | None, out: Path) -> None:
@@ -142,7 +144,7 @@ def _begin(run: Run, begun: Begun | None, out: Path) -> None:
 
 
 def _carry_out(run: Run) -> None:
-    probing = Probing(run) if not rank_zero_only.rank else None
+    probing = Probing(run) if _is_first_rank() else None
     options = run.recipe.trainer
     if probing is not None and options.probe_before:
         probing.before()
@@ -151,6 +153,11 @@ def _carry_out(run: Run) -> None:
         if options.probe_after:
             probing.after()
         run.console.print(f"weights for timm: {run.files.backbone}")
+
+
+def _is_first_rank() -> bool:
+    """Whether this process is the first one of a run, which writes its files; a run alone is."""
+    return not rank_zero_only.rank  # 0, or None where Lightning found no rank
 
 
 def fit(run: Run) -> None:

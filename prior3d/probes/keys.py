@@ -7,7 +7,7 @@ import torch
 from prior3d.contracts.dataset import Dataset
 from prior3d.files import content_key, fingerprint
 from prior3d.probes.probe_data import chosen_frames
-from prior3d.probes.results import Keys
+from prior3d.probes.results import KeyOf
 from prior3d.probes.tasks import ProbeTask
 from prior3d.recipe.sections import DataSection, ProbeSection
 from prior3d.registry import Plugin, Registry
@@ -20,7 +20,7 @@ def keys_of(
     registry: Registry,
     weights: Mapping[str, str],
     classifiers: Mapping[str, str] | None = None,
-) -> Keys:
+) -> KeyOf:
     """Return the keys of the scores that probes measure on models; the datasets must be prepared.
 
     Args:

@@ -11,7 +11,7 @@ from prior3d.geometry import full_precision
 from prior3d.probes.features import Standardization
 from prior3d.randomness import generator
 
-Take = Callable[[Tensor], Tensor]
+VectorsOf = Callable[[Tensor], Tensor]
 """Function from rows [n] to vectors [n, C] float32, all on one device."""
 
 PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
@@ -45,13 +45,13 @@ class LogisticRegression:
         with full_precision(vectors.device):
             return self.standardize(vectors.float()) @ self.weight.T + self.bias
 
-    def predict(self, take: Take, count: int) -> Tensor:
+    def predict(self, take: VectorsOf, count: int) -> Tensor:
         """Return the class of each of `count` vectors, [count] int64 on the CPU."""
         return torch.cat([self.logits(take(rows)).argmax(1).cpu() for rows in torch.arange(count).split(_ROWS)])
 
 
 def fit_logistic(
-    take: Take,
+    take: VectorsOf,
     labels: Tensor,
     classes: int,
     penalty: float,
@@ -96,7 +96,7 @@ def fit_logistic(
     return LogisticRegression(standardize, weight.detach(), bias.detach())
 
 
-def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
+def choose_penalty(take: VectorsOf, labels: Tensor, classes: int, penalties: Sequence[float] = PENALTIES) -> float:
     """Return the penalty with the lowest cross-entropy on a fifth of the training images, fitted to the others.
 
     Args:
@@ -123,7 +123,7 @@ def choose_penalty(take: Take, labels: Tensor, classes: int, penalties: Sequence
     return penalties[losses.index(min(losses))]
 
 
-def _standardization(take: Take, chunks: Sequence[Tensor]) -> Standardization:
+def _standardization(take: VectorsOf, chunks: Sequence[Tensor]) -> Standardization:
     count = sum(map(len, chunks))
     mean = sum(take(chunk).double().sum(0) for chunk in chunks) / count
     std = (sum((take(chunk).double() - mean).square().sum(0) for chunk in chunks) / count).sqrt()

@@ -23,18 +23,18 @@ from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.results import Results
 from prior3d.probes.tasks import ProbeTask
 
-Plot = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
+PlotTask = Callable[[ProbeTask, Mapping[str, FrozenModel], ProbeData, Mapping[str, Any]], None]
 """Function that plots models on the data of a task; see `Probe.plot`."""
 
 _IMAGES = 256
 """Number of training images for the statistics of BatchNorm layers, without augmentation, as probes see images."""
 
-Weights = Mapping[str, Tensor]
-"""A state dict."""
+StateDict = Mapping[str, Tensor]
+"""Weights by name, as in a checkpoint."""
 
 
 def freeze(
-    backbones: Sequence[Backbone], data: ProbeData, device: str | torch.device, started_from: Weights | None = None
+    backbones: Sequence[Backbone], data: ProbeData, device: str | torch.device, started_from: StateDict | None = None
 ) -> FrozenModel:
     """Return copies of backbones as probes see them; the originals do not change.
 
@@ -98,7 +98,7 @@ class Measuring:
     """
 
     def __init__(
-        self, device: str | torch.device, workers: int = 0, started_from: Mapping[str, Weights] | None = None
+        self, device: str | torch.device, workers: int = 0, started_from: Mapping[str, StateDict] | None = None
     ) -> None:
         self.device, self.workers = device, workers
         self._frozen = _FrozenModels(device, started_from or {})
@@ -111,7 +111,7 @@ class Measuring:
         results: Results,
         *,
         progress: Progress = silent,
-        plot: Plot | None = None,
+        plot: PlotTask | None = None,
         plotted: Sequence[str] = (),
     ) -> None:
         """Measure models and controls; skip measurements that `results` already holds.
@@ -223,7 +223,7 @@ def _by_data(tasks: Iterable[ProbeTask]) -> list[list[ProbeTask]]:
 class _FrozenModels:
     """Models as probes see them: each backbone is frozen once per dataset that its statistics are estimated on."""
 
-    def __init__(self, device: str | torch.device, started_from: Mapping[str, Weights]) -> None:
+    def __init__(self, device: str | torch.device, started_from: Mapping[str, StateDict]) -> None:
         self._device, self._started_from = device, started_from
         self._single: dict[tuple[str, int], FrozenModel] = {}
         self._made: dict[tuple[str, str], FrozenModel] = {}

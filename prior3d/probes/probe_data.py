@@ -16,6 +16,7 @@ from prior3d.contracts.probe import FeatureKind, Part
 from prior3d.contracts.runner import Progress, silent
 from prior3d.data.sample.augmentation import assemble
 from prior3d.data.sample.loading import batched, to_float
+from prior3d.data.spacing import evenly_chosen
 from prior3d.errors import DamagedFile, UserError
 from prior3d.files import temporary_folder, writing
 from prior3d.probes.models import FrozenModel
@@ -327,4 +328,4 @@ def chosen_frames(dataset: Dataset, most: int | None) -> list[tuple[int, int]]:
     frames = [(scene, frame) for scene, count in enumerate(counts) for frame in range(count)]
     if most is None or len(frames) <= most:
         return frames
-    return [frames[index] for index in np.linspace(0, len(frames) - 1, most).round().astype(int)]
+    return [frames[index] for index in evenly_chosen(len(frames), most)]

@@ -11,7 +11,7 @@ from prior3d.files import write_atomically
 
 BEFORE, AFTER = "before", "after"
 
-Keys = Callable[[str, str | None], str | None]
+KeyOf = Callable[[str, str | None], str | None]
 """Function from probe label and column (None for controls) to a text that changes with everything its scores depend on;
 None for what is not measured."""
 
@@ -47,7 +47,7 @@ class Results:
     scores: dict[str, dict[str, list[Scores]]] = field(default_factory=dict)
     measured: dict[str, dict[str, Origin]] = field(default_factory=dict)
     file: Path | None = None
-    _keys: Keys | None = field(default=None, init=False, repr=False)
+    _keys: KeyOf | None = field(default=None, init=False, repr=False)
     _aside: dict[str, dict[str, tuple[list[Scores], Origin]]] = field(default_factory=dict, init=False, repr=False)
 
     def put(
@@ -69,7 +69,7 @@ class Results:
         """Return whether a probe has measured its controls."""
         return any(measured.control for measured in self.measured.get(label, {}).values())
 
-    def keep_only(self, keys: Keys) -> None:
+    def keep_only(self, keys: KeyOf) -> None:
         """Drop scores of anything else, and give scores measured from now on their keys.
 
         Scores without a key, from other probes or models, are set aside: written with the rest, but not part of it.

@@ -11,7 +11,7 @@ seeds matter most.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from prior3d.randomness import generator
 LEVEL = 0.95
 """Level of all intervals."""
 
-Verdict = Literal["not inferior", "inferior", "open"]
+MarginVerdict = Literal["not inferior", "inferior", "open"]
 
 _MOST_FREEDOM = 10_000.0
 """Degrees of freedom from which Student's distribution equals the normal one, to the digits that are shown."""
@@ -41,7 +41,7 @@ class Estimate:
         spread: Standard deviation between seeds; NaN with one seed.
         standard_error: Standard error of the value, over seeds and groups.
         freedom: Degrees of freedom of the standard error.
-        low, high: The 95 % interval.
+        low, high: The 95 % interval, within the bounds of the metric if they are known.
         p: Two-sided p-value of no difference from 0; meaningless for a metric that is not a difference.
         seeds, groups: Number of seeds and groups.
     """
@@ -116,9 +116,18 @@ def resample(scores: Sequence[Scores], summarize: Summarize, weights: Tensor) ->
     )
 
 
-def estimate(model: Resampled, metric: str) -> Estimate:
-    """Return a metric's mean over seeds with its interval."""
-    return _judge(model.measured[metric], model.drawn[metric], len(model.groups))
+def estimate(model: Resampled, metric: str, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Return a metric's mean over seeds with its interval.
+
+    Args:
+        model: Metrics over some seeds, groups and resamplings.
+        metric: Name of the metric.
+        bounds: Smallest and largest possible value of the metric, at which the interval is cut: a share of 0.05 with
+            a large error is between 0 and something, and never below 0.
+    """
+    found = _judge(model.measured[metric], model.drawn[metric], len(model.groups))
+    low, high = bounds
+    return replace(found, low=max(found.low, low), high=min(found.high, high))
 
 
 def difference(ours: Resampled, theirs: Resampled, metric: str, relative: bool = False) -> Estimate:
@@ -163,7 +172,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judge_margin(change: Estimate, margin: float, lower_is_better: bool) -> Verdict:
+def judge_margin(change: Estimate, margin: float, lower_is_better: bool) -> MarginVerdict:
     """Return whether a difference is surely within a margin fixed beforehand, surely beyond it, or neither.
 
     Args:

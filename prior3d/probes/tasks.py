@@ -1,6 +1,6 @@
 """From recipe sections to probes with their data; every check happens here, before any data is read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prior3d.contracts.dataset import Dataset, DataSpec, Split, table_of
 from prior3d.contracts.fields import missing_fields
 from prior3d.contracts.probe import Part, Probe
+from prior3d.data.preparing import DatasetUse
 from prior3d.errors import DoesNotFit, UserError, section
 from prior3d.recipe.sections import DataSection, ProbeSection
 from prior3d.registry.schema import construct
@@ -51,6 +52,18 @@ def probe_section(label: str, has_own_data: bool) -> AbstractContextManager[None
     """Give errors the keys of a probe's section; those about `data` get the run's keys if the probe has no own data."""
     elsewhere = {"backbone": "backbone"} | ({} if has_own_data else {"data": "data"})
     return section(f"probes.{label}", elsewhere)
+
+
+def uses_of(tasks: Iterable[ProbeTask], name: Callable[[ProbeTask, Dataset], str]) -> Iterator[DatasetUse]:
+    """Yield the use of each dataset of probes, in their order; a dataset may occur several times.
+
+    Args:
+        tasks: The probes.
+        name: Returns the name of a task's dataset for messages.
+    """
+    for task in tasks:
+        for dataset in task.parts.values():
+            yield DatasetUse(name(task, dataset), dataset, key=task.data_key)
 
 
 def build_tasks(

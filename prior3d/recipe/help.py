@@ -21,7 +21,7 @@ _UNBOUNDED = 10**9
 _WIDEST = (32, 26, 18)  # widths of all columns but the last, in characters
 
 
-class Row(NamedTuple):
+class OptionRow(NamedTuple):
     """One option: its name (`pairs.min_overlap` inside another option), type, default and meaning, in words."""
 
     name: str
@@ -52,7 +52,7 @@ def describe(registry: Registry, name: str, width: int = 120) -> str:
     return "\n\n\n".join(pages)
 
 
-def plugin_rows(plugin: Plugin, cls: type) -> list[Row]:
+def plugin_rows(plugin: Plugin, cls: type) -> list[OptionRow]:
     """Return the keys that every section of a plugin's kind has, followed by the plugin's options.
 
     Args:
@@ -66,7 +66,7 @@ def plugin_rows(plugin: Plugin, cls: type) -> list[Row]:
     return [*own, *(row for row in rows(own_options(section)) if row.name != naming)]
 
 
-def rows(options: Options, within: str = "") -> list[Row]:
+def rows(options: Options, within: str = "") -> list[OptionRow]:
     """Return a row for every option, and for every key of options that are sections themselves."""
     schema = options.json_schema("")
     found = []
@@ -76,7 +76,7 @@ def rows(options: Options, within: str = "") -> list[Row]:
         if inner is not None and default.startswith("{"):
             default = "as below"
         kind = type_in_words(schema["properties"][name], schema.get("$defs", {}))
-        found.append(Row(f"{within}{name}", kind, default, options.docs.get(name, "")))
+        found.append(OptionRow(f"{within}{name}", kind, default, options.docs.get(name, "")))
         if inner is not None:
             found += rows(read_options(inner, inner.__name__), f"{within}{name}.")
     return found
@@ -154,7 +154,7 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _page(title: str, documented: type, options: list[Row], width: int) -> str:
+def _page(title: str, documented: type, options: list[OptionRow], width: int) -> str:
     text = inspect.getdoc(documented) or ""
     about = text
     for heading in ("\nArgs:\n", "\nAttributes:\n", "\nRaises:\n"):
@@ -165,7 +165,7 @@ def _page(title: str, documented: type, options: list[Row], width: int) -> str:
     return "\n\n".join(part for part in (title, about.strip(), table) if part)
 
 
-def _table(options: list[Row], width: int) -> str:
+def _table(options: list[OptionRow], width: int) -> str:
     """Format rows as a table, with cells wrapped within their columns."""
     lines = [_HEADS, *options]
     widths = [min(most, max(len(row[i]) for row in lines)) for i, most in enumerate(_WIDEST)]

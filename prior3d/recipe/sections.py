@@ -17,9 +17,9 @@ Steps = Annotated[int, Ge(0), Le(_MOST)]
 Side = Annotated[int, Ge(1), Le(8192)]
 Width = Annotated[int, Ge(1), Le(4096)]
 Stride = Annotated[int, Ge(1), Le(1024)]
-Batch = Annotated[int, Ge(1), Le(65536)]
-Views = Annotated[int, Ge(1), Le(1024)]
-Processes = Annotated[int, Ge(0), Le(1024)]
+BatchSize = Annotated[int, Ge(1), Le(65536)]
+ViewCount = Annotated[int, Ge(1), Le(1024)]
+ProcessCount = Annotated[int, Ge(0), Le(1024)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -143,9 +143,9 @@ class DataSection:
 
     name: str
     size: tuple[Side, Side]
-    batch_size: Batch
-    views: Views = 2
-    workers: Processes = 2
+    batch_size: BatchSize
+    views: ViewCount = 2
+    workers: ProcessCount = 2
     cache: Path = Path("~/.cache/prior3d")
     on_damage: Literal["refuse", "skip"] = "refuse"
     augment: AugmentOptions | None = field(default_factory=AugmentOptions)

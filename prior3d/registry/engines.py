@@ -1,6 +1,5 @@
 """Choice of the engine that does a numerical job on tensors of a device and dtype: by name, or by `auto`."""
 
-import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prior3d.errors import UserError
-from prior3d.messages import bug
+from prior3d.messages import bug, did_you_mean
+from prior3d.registry.members import checked_class
 from prior3d.registry.registry import Registry, current
 
 if TYPE_CHECKING:
@@ -138,10 +138,9 @@ def _skipping_broken(job: str, name: str, obstacles: dict[str, str]) -> Iterator
 def _named(job: str, name: str, registry: Registry) -> "Engine":
     known = names(job, registry)
     if name not in known:
-        near = next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        hint = f", did you mean '{near}'?" if near else ""
+        hint = did_you_mean(name, known)
         raise UserError(f"unknown {job} engine '{name}'{hint} (there are: {', '.join(('auto', *known))})", "engine")
-    made = _instance(registry.get("engines", f"{job}/{name}", "engine"))
+    made = _instance(checked_class(registry.get("engines", f"{job}/{name}", "engine"), "engine"))
     if getattr(made, "job", None) != job:
         raise UserError(f"engine '{job}/{name}' does the job {getattr(made, 'job', None)}, not {job}", "engine")
     return made

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from prior3d.errors import UserError
+from prior3d.errors import UserError, section
 from prior3d.registry.kinds import KINDS
 
 _LOG = logging.getLogger(__name__)
@@ -39,6 +39,22 @@ def refuse_unusable(cls: type) -> None:
             raise UserError(
                 f"{cls.__name__}.{name} is called with ({', '.join(taken)}) and has the signature {_shown(member)}"
             )
+
+
+def checked_class(cls: type, key: str = "") -> type:
+    """Return a plugin's class that its contract can use; warn of names that are probably misspelled.
+
+    Args:
+        cls: as for `refuse_unusable`.
+        key: the option that names it, relative to the current section.
+
+    Raises:
+        UserError: as `refuse_unusable`, with this key.
+    """
+    with section(key):
+        refuse_unusable(cls)
+    warn_of_unknown_names(cls)
+    return cls
 
 
 def unknown_names(cls: type) -> Iterator[tuple[str, str]]:

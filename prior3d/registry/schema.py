@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from prior3d.errors import UserError, section
 from prior3d.messages import described, join, unknown_key
 from prior3d.registry.kinds import KINDS, Kind
-from prior3d.registry.members import refuse_unusable, warn_of_unknown_names
+from prior3d.registry.members import checked_class
 from prior3d.registry.registry import Registry, in_force
 from prior3d.registry.schema_errors import explain
 
@@ -233,9 +233,7 @@ def construct(
             the section, or the section's.
     """
     with section(key):
-        refuse_unusable(cls)
-        warn_of_unknown_names(cls)
-        values = options_of(cls).validate(options)
+        values = options_of(checked_class(cls)).validate(options)
         try:
             with in_force(registry):
                 return cls(*positional, **values)

@@ -8,7 +8,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from prior3d.messages import described, did_you_mean, unknown_key
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The keys and indices on the path to a value of the section."""
 
 _EXPECTED = {
@@ -48,8 +48,8 @@ class _Problem:
     def __init__(self, error: Mapping[str, Any], section: object) -> None:
         self.type, self.input, self.message = error["type"], error["input"], error["msg"]
         self.context: Mapping[str, Any] = error.get("ctx", {})
-        self.path: Path = ()
-        self.arms: list[tuple[Path, str]] = []
+        self.path: KeyPath = ()
+        self.arms: list[tuple[KeyPath, str]] = []
         value = section
         for index, part in enumerate(error["loc"]):
             inside = (
@@ -71,7 +71,7 @@ class _Problem:
         return self.message.removeprefix("Input should be ")
 
 
-def explain(error: ValidationError, section: object, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
+def explain(error: ValidationError, section: object, schema: Callable[[], dict[str, Any]]) -> tuple[KeyPath, str]:
     """Return the place and the message of the most informative error in a section.
 
     Args:
@@ -83,7 +83,7 @@ def explain(error: ValidationError, section: object, schema: Callable[[], dict[s
     return _choose(problems, 0, schema)
 
 
-def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[Path, str]:
+def _choose(problems: Sequence[_Problem], level: int, schema: Callable[[], dict[str, Any]]) -> tuple[KeyPath, str]:
     """Return place and message of the most informative problem; `level` counts unions with a chosen arm."""
     # a misspelled key is also a missing key: the former is more informative
     first = min(problems, key=lambda problem: (problem.type not in _UNKNOWN, problem.type == "missing"))
@@ -124,7 +124,7 @@ def _wrong(expected: Sequence[str], problem: _Problem) -> str:
     return f"expected {choices}, got {described(problem.input)}{did_you_mean(problem.input, words)}"
 
 
-def _keys(schema: Callable[[], dict[str, Any]], path: Path) -> list[str]:
+def _keys(schema: Callable[[], dict[str, Any]], path: KeyPath) -> list[str]:
     """Return the keys that a nested section may have, from all union arms on the path."""
     try:
         root = schema()

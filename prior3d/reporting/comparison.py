@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prior3d.contracts.probe import Probe
+from prior3d.contracts.probe import Probe, bounds_of
 from prior3d.probes.results import Results
 from prior3d.probes.statistics import Estimate, Resampled, difference, draw_groups, estimate, resample
 from prior3d.probes.tasks import ProbeTask
@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric of one probe.
 
     Attributes:
@@ -70,7 +70,7 @@ class Section:
     task: ProbeTask
     models: tuple[str, ...]
     controls: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ def _section(
     return Section(task, tuple(own), tuple(controls), tuple(rows))
 
 
-def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], probe: Probe) -> Row:
+def _row(metric: str, columns: dict[str, Resampled], pairs: Sequence[Pair], probe: Probe) -> MetricRow:
     have = {name: model for name, model in columns.items() if metric in model.measured}
-    return Row(
+    return MetricRow(
         metric,
         metric in probe.lower_is_better,
-        {name: estimate(model, metric) for name, model in have.items()},
+        {name: estimate(model, metric, bounds_of(probe, metric)) for name, model in have.items()},
         {name: tuple(model.measured[metric].tolist()) for name, model in have.items()},
         {(a, b): difference(have[a], have[b], metric) for a, b in pairs if a in have and b in have},
     )

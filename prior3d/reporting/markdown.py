@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prior3d.contracts.probe import Probe
 from prior3d.reporting.about import About, describe_data
-from prior3d.reporting.comparison import Comparison, Pair, Row, Section
+from prior3d.reporting.comparison import Comparison, MetricRow, Pair, Section
 from prior3d.reporting.table import interval, marked, number
 
 _FEW = 10
@@ -75,7 +75,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
         yield "Brackets hold 95 % intervals."
 
 
-def _judged(row: Row, pair: Pair, section: Section) -> str:
+def _judged(row: MetricRow, pair: Pair, section: Section) -> str:
     """Return the verdict, with the best control if the model does not beat it."""
     unbeaten = row.unbeaten(pair[0], section.controls)
     against = f", but the control {unbeaten[0]} has {number(row.columns[unbeaten[0]].value)}" if unbeaten else ""
@@ -142,7 +142,7 @@ def _change_title(pair: Pair) -> str:
     return f"{ours} - {theirs}"
 
 
-def _value(row: Row, column: str, with_interval: bool) -> str:
+def _value(row: MetricRow, column: str, with_interval: bool) -> str:
     found = row.columns.get(column)
     if found is None:
         return ""
@@ -150,7 +150,7 @@ def _value(row: Row, column: str, with_interval: bool) -> str:
     return f"{number(found.value)}{spread} {interval(found) if with_interval else ''}".rstrip()
 
 
-def _change(row: Row, pair: Pair, controls: Sequence[str]) -> str:
+def _change(row: MetricRow, pair: Pair, controls: Sequence[str]) -> str:
     found = row.differences.get(pair)
     if found is None:
         return ""

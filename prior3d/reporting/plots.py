@@ -19,7 +19,7 @@ _IMAGES = 4
 
 
 class Plots:
-    """Collects figures: the features of all models once, and each probe's plots; called as `measuring.Plot`.
+    """Collects figures: the features of all models once, and each probe's plots; called as `measuring.PlotTask`.
 
     Attributes:
         figures: Dict from name, for example `depth/predictions`, to figure, in the order of a report.

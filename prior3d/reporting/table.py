@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prior3d.probes.statistics import Estimate
-from prior3d.reporting.comparison import Comparison, Pair, Row, is_sure
+from prior3d.reporting.comparison import Comparison, MetricRow, Pair, is_sure
 
 _NUMBER = 5
 """Width of a number, characters."""
@@ -59,21 +59,22 @@ def _narrowest(column: str) -> int:
     return max(_NUMBER, *(len(word) for word in column.split()))
 
 
-def _values(row: Row, columns: list[str]) -> list[str]:
+def _values(row: MetricRow, columns: list[str]) -> list[str]:
     return [number(row.columns[name].value) if name in row.columns else "" for name in columns]
 
 
-def _change(row: Row, model: str, pair: Pair | None, controls: Sequence[str]) -> Text:
+def _change(row: MetricRow, model: str, pair: Pair | None, controls: Sequence[str]) -> Text:
     found = row.columns.get(model) if pair is None else row.differences.get(pair)
     if found is None:
         return Text("")
-    half = f"± {number(found.high - found.value)}" if is_sure(found) else ""
+    half = max(found.high - found.value, found.value - found.low)  # one side may be cut at the bounds of the metric
+    half = f"± {number(half)}" if is_sure(found) else ""
     if pair is None:
         return Text(half)
     return Text(f"{number(found.value, True)} {half}".rstrip(), style=_STYLES[row.verdict(pair, controls)])
 
 
-def marked(row: Row) -> str:
+def marked(row: MetricRow) -> str:
     """Return a metric's name, with an arrow if lower values are better."""
     return row.metric + (" ↓" if row.lower_is_better else "")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prior3d.files import write_atomically
 from prior3d.probes.statistics import Estimate
 from prior3d.reporting.about import About, describe_data, versions
-from prior3d.reporting.comparison import Comparison, Row, Section, is_sure
+from prior3d.reporting.comparison import Comparison, MetricRow, Section, is_sure
 from prior3d.reporting.markdown import to_markdown
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _section(section: Section) -> dict[str, object]:
     }
 
 
-def _row(row: Row, controls: Sequence[str]) -> dict[str, object]:
+def _row(row: MetricRow, controls: Sequence[str]) -> dict[str, object]:
     return {
         "lower is better": row.lower_is_better,
         "columns": {

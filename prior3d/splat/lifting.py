@@ -11,7 +11,7 @@ from prior3d.contracts.splatting import SplatOperator
 from prior3d.geometry import full_precision
 from prior3d.splat.least_squares import SEEN, HeldViews, LeastSquares, StreamedViews
 
-Views = Iterable[tuple[SplatOperator, Tensor]]
+ViewMaps = Iterable[tuple[SplatOperator, Tensor]]
 HELD_VALUES = 1 << 28
 """Maximum number of values in a scene's feature maps for least squares in memory; beyond it, views are streamed."""
 
@@ -37,7 +37,7 @@ class Lifted:
 
 
 @torch.no_grad()
-def lift_average(views: Views) -> Lifted:
+def lift_average(views: ViewMaps) -> Lifted:
     """Give each Gaussian the average of the features that it contributes to: sum of w f / sum of w.
 
     Args:
@@ -73,7 +73,9 @@ def lift_average(views: Views) -> Lifted:
 
 
 @torch.no_grad()
-def lift_cg(views: Views, *, ridge: float = 0.1, iterations: int = 20, held_out: float = 0.1, seed: int = 0) -> Lifted:
+def lift_cg(
+    views: ViewMaps, *, ridge: float = 0.1, iterations: int = 20, held_out: float = 0.1, seed: int = 0
+) -> Lifted:
     """Find the features whose rendering is closest to the maps, close to the average without evidence against it.
 
     Minimizes, over the cells of all views, sum m |sum(w x) / m - f|^2 + ridge * sum over Gaussians of
@@ -142,7 +144,7 @@ def _system(views: Iterator[tuple[SplatOperator, Tensor]], held_out: float, seed
     return StreamedViews(held, held_out, seed) if whole is None else HeldViews(whole, operators, maps, held_out, seed)
 
 
-def _checked(views: Views) -> Iterator[tuple[SplatOperator, Tensor]]:
+def _checked(views: ViewMaps) -> Iterator[tuple[SplatOperator, Tensor]]:
     """Yield operators and maps [V, C, h, w].
 
     Raises:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from prior3d.contracts.probe import bounds_of
 from prior3d.probes.statistics import (
     Estimate,
+    MarginVerdict,
     Resampled,
-    Verdict,
     difference,
     draw_groups,
     estimate,
@@ -15,7 +16,7 @@ from prior3d.probes.statistics import (
     resample,
 )
 from prior3d.study.choosing import chosen_trials, gain, probes_of
-from prior3d.study.matrix import TEST, TUNE, Comparison, Unit
+from prior3d.study.matrix import TEST, TUNE, RowComparison, Unit
 from prior3d.study.records import Records
 
 
@@ -36,7 +37,7 @@ class Change:
     estimate: Estimate
     relative: Estimate
     better: bool
-    verdict: Verdict | None
+    verdict: MarginVerdict | None
 
 
 class Findings:
@@ -68,8 +69,8 @@ class Findings:
 
     def estimate(self, row: str, endpoint: str) -> Estimate | None:
         """Return an endpoint of a row with its interval; None if it was not measured."""
-        found = self._of(row, endpoint)
-        return None if found is None else estimate(found[1], self.matrix.endpoints[endpoint].metric)
+        found, one = self._of(row, endpoint), self.matrix.endpoints[endpoint]
+        return None if found is None else estimate(found[1], one.metric, bounds_of(self.probes[one.probe], one.metric))
 
     def change(self, row: str, against: str, endpoint: str) -> Change | None:
         """Return a row compared with another one, over the seeds that both have; None if there are none.
@@ -111,7 +112,7 @@ class Findings:
             return (known or list(rows))[0]
         return max(known, key=lambda row: gain(self.records, row, self.chosen[row]))
 
-    def compared_with(self, one: Comparison) -> str:
+    def compared_with(self, one: RowComparison) -> str:
         """Return the row to compare with: the only one, the best on validation, or the nearest in a value."""
         ours = self.values(one.row, one.equal) if one.equal else {}
         theirs = {row: self.values(row, one.equal) for row in one.against} if ours else {}

@@ -62,7 +62,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """One of `compare:`, a row against another, in addition to the comparisons with `initial` and `baseline`.
 
     Attributes:
@@ -77,7 +77,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One of `rows:`.
 
     Attributes:
@@ -156,10 +156,10 @@ class Matrix:
 
     top: Top
     base: Mapping[str, object]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, StudyRow]
     stages: Mapping[str, Stage]
     endpoints: Mapping[str, Endpoint]
-    compare: tuple[Comparison, ...]
+    compare: tuple[RowComparison, ...]
     source: Source
 
     @property

@@ -9,7 +9,19 @@ from prior3d.messages import described, unknown_key
 from prior3d.recipe.reading import own_options
 from prior3d.recipe.source import Source
 from prior3d.recipe.yaml12 import load
-from prior3d.study.matrix import SECTIONS, START, TEST, TUNE, Comparison, Endpoint, Matrix, Row, Stage, Top, Unit
+from prior3d.study.matrix import (
+    SECTIONS,
+    START,
+    TEST,
+    TUNE,
+    Endpoint,
+    Matrix,
+    RowComparison,
+    Stage,
+    StudyRow,
+    Top,
+    Unit,
+)
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -43,7 +55,9 @@ def _matrix(content: object, source: Source) -> Matrix:
         if key not in parts and key not in top.types:
             raise UserError(unknown_key(key, [*parts, *top.types]), key)
     given = {key: _mapping(content.get(key), key) for key in parts[:-1]}
-    compare = [_section(Comparison, one, f"compare[{index}]") for index, one in enumerate(content.get("compare") or ())]
+    compare = [
+        _section(RowComparison, one, f"compare[{index}]") for index, one in enumerate(content.get("compare") or ())
+    ]
     return Matrix(
         top=Top(**top.validate({key: content[key] for key in content if key in top.types}, "")),
         base=_only_sections(given["base"], "base"),
@@ -59,13 +73,13 @@ def _section(cls: type, given: object, key: str) -> Any:
     return cls(**own_options(cls).validate(_mapping(given, key), key))
 
 
-def _row(name: str, given: Mapping[str, object]) -> Row:
+def _row(name: str, given: Mapping[str, object]) -> StudyRow:
     key = f"rows.{name}"
     trials, at = given.get("trials", [{}]), f"{key}.trials"
     if not isinstance(trials, list) or not trials:
         raise UserError(f"expected a list of trials, {{}} for one that changes nothing, got {trials}", at)
     sections = {section: value for section, value in given.items() if section not in ("about", "trials")}
-    return Row(
+    return StudyRow(
         name,
         str(given.get("about") or ""),
         _only_sections(sections, key, ("about", "trials")),

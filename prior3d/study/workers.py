@@ -17,7 +17,7 @@ from prior3d.errors import UserError
 from prior3d.study.matrix import Matrix, Unit
 from prior3d.study.records import FAILED
 
-Done = Callable[[Unit, dict[str, object], float], None]
+WhenDone = Callable[[Unit, dict[str, object], float], None]
 """Function that receives a unit, its record and its seconds."""
 
 
@@ -75,7 +75,7 @@ class Worker:
         self.process.join()
 
 
-def run_units(setting: Setting, units: Iterable[Unit], jobs: int, done: Done, until: float | None = None) -> None:
+def run_units(setting: Setting, units: Iterable[Unit], jobs: int, done: WhenDone, until: float | None = None) -> None:
     """Run units in the given order, `jobs` at a time; always end all workers on exit.
 
     Args:

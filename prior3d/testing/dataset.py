@@ -22,6 +22,7 @@ from prior3d.contracts.view import View
 from prior3d.data.posed.surface import SURFACE_NEEDS
 from prior3d.data.preparing import prepare
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors
+from prior3d.data.spacing import evenly_chosen
 from prior3d.errors import UserError, refusal_of
 from prior3d.randomness import generator
 from prior3d.registry.schema import validate_options
@@ -382,7 +383,7 @@ def _decodable(dataset: Dataset) -> frozenset[str]:
 def _some_frames(dataset: Dataset) -> list[tuple[int, int]]:
     counts = [dataset.frame_count(scene) for scene in range(len(dataset.scenes))]
     every = [(scene, frame) for scene, count in enumerate(counts) for frame in range(count)]
-    return [every[row] for row in np.linspace(0, len(every) - 1, min(_FRAMES, len(every))).round().astype(int)]
+    return [every[row] for row in evenly_chosen(len(every), _FRAMES)]
 
 
 def _sample(dataset: Dataset, index: int, fields: frozenset[str]) -> list[View]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from prior3d.backbone import Maps
 from prior3d.contracts.dataset import DataSpec, Split, View
 from prior3d.contracts.fields import IGNORE_CLASS, is_known
-from prior3d.contracts.probe import Probe, Scores, measured
+from prior3d.contracts.probe import Probe, Scores, bounds_of, measured
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.errors import UserError, refusal_of
 from prior3d.probes import FrozenModel, ProbeData
@@ -146,9 +146,8 @@ def _check_metrics(probe: Probe, scores: Scores) -> None:
     for name, value in found.items():
         assert isinstance(value, float) and math.isfinite(value), f"the metric {name!r} is {value}, no finite float"
         assert any(name.startswith(begin) for begin in probe.meanings), f"nothing in `meanings` says what {name!r} is"
-        for begin, (low, high) in probe.bounds.items():
-            within = low - _BOUND <= value <= high + _BOUND
-            assert not name.startswith(begin) or within, f"the metric {name!r} is {value}, beyond {low} to {high}"
+        low, high = bounds_of(probe, name)
+        assert low - _BOUND <= value <= high + _BOUND, f"the metric {name!r} is {value}, beyond {low} to {high}"
     twice = probe.summarize(scores.total(torch.full((len(scores.groups),), 2.0)))
     for name, value in found.items():
         assert math.isclose(value, twice.get(name, math.nan), rel_tol=1e-6, abs_tol=1e-9), (

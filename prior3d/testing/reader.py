@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.reader import Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import pose_problem
+from prior3d.data.spacing import evenly_chosen
 from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
 from prior3d.testing.members import check_members
@@ -222,7 +223,7 @@ def _check_damage(cls: type[Reader], root: Path, scene: str, options: dict[str, 
 
     whole, before = look("untouched")
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    chosen = _spread(files)
+    chosen = [files[row] for row in evenly_chosen(len(files), _MOST_FILES)]
     damaged = 0
     for path in chosen:
         name, status, content = path.relative_to(root), path.stat(), path.read_bytes()
@@ -248,8 +249,3 @@ def _check_damage(cls: type[Reader], root: Path, scene: str, options: dict[str, 
         changed += found is not None and found[1] != before
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert changed, "no file's time of change changes the fingerprint"
-
-
-def _spread(files: Sequence[Path]) -> list[Path]:
-    rows = np.linspace(0, len(files) - 1, min(len(files), _MOST_FILES)).round().astype(int)
-    return [files[row] for row in rows.tolist()]

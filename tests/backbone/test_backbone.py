@@ -74,7 +74,7 @@ def test_timm_options_reach_timm():
 @pytest.mark.parametrize(
     ("arguments", "key", "words"),
     [
-        ({"encoder": "resnet81", "size": (64, 64)}, "name", "did you mean resnet18"),
+        ({"encoder": "resnet81", "size": (64, 64)}, "name", "did you mean 'resnet18'"),
         ({"encoder": "vit_tiny_patch16_224", "size": (90, 128)}, "size", "use a multiple of 16, such as 96 x 128 "),
         ({"encoder": "test_resnet", "size": (64, 64), "timm_options": {"no_such": 1}}, "timm_options", "no_such"),
         ({"encoder": "test_resnet", "size": (64, 64), "decoder_stride": 64}, "decoder_stride", "none is 64"),

@@ -32,6 +32,30 @@ def test_probes_that_the_data_do_not_fit_are_left_out_unless_named():
         request("probes.classification.split=test")
 
 
+BROKEN = """
+import no_such_module
+from prior3d import Probe
+
+
+class Torn(Probe):
+    pass
+"""
+
+
+def test_all_leaves_out_probes_that_cannot_be_used_unless_they_are_named(tmp_path):
+    (tmp_path / "torn.py").write_text(BROKEN)
+    (tmp_path / "half.py").write_text("from prior3d import Probe\n\n\nclass Half(Probe):\n    pass\n")
+    files = [tmp_path / "torn.py", tmp_path / "half.py"]
+    made = request(labels=["all"], plugins=files)
+    assert "correspondence" in made.probes and {"torn", "half"}.isdisjoint(made.probes)
+    assert "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'" in made.left_out["torn"]
+    assert made.left_out["half"] == "Half does not define measure, summarize"
+    assert "torn" not in request("probes.torn=null", labels=["all"], plugins=files).left_out
+    with pytest.raises(UserError, match=r"^probes\.torn: probe 'torn' .* cannot be imported"):
+        request(labels=["all", "torn"], plugins=files)
+    assert {"torn", "half"}.isdisjoint(request(labels=["depth"], plugins=files).left_out)
+
+
 def test_cue_conflicts_are_known_by_the_names_of_folders_and_files(shared_data, tmp_path):
     data = ["data.name=classification_folder", "data.test_fraction=1.0"]
     made = request(*data, f"data.root={shared_data / 'cue-conflict'}", labels=["all"])

@@ -44,7 +44,7 @@ def expect(result, *words):
         ("optim.lr=.nan", "optim.lr: "),
         ("priors.view_invariance.weight=-1", "priors.view_invariance.weight: "),
         ("priors.view_invariance.points=1", "priors.view_invariance.points: "),
-        ("backbone.name=convnext_ato", "backbone.name: timm has no model 'convnext_ato', did you mean convnext_atto"),
+        ("backbone.name=convnext_ato", "backbone.name: timm has no model 'convnext_ato', did you mean 'convnext_atto'"),
         ("data.name=synthetic_room", "data.name: unknown dataset 'synthetic_room', did you mean 'synthetic_rooms'?"),
         ("backbone.weights=no.pth", "backbone.weights: no such file"),
         ("backbone.name=vit_tiny_patch16_224", "data.size: vit_tiny_patch16_224 cannot take images of 50 x 64 pixels"),
@@ -53,7 +53,7 @@ def expect(result, *words):
         ("data.pairs.min_overlap=0.999", "overlap"),
         (
             "priors={triplane: {stride: 7}}",
-            "priors.triplane: convnext_atto has no map of stride 7; its strides are 4, 8",
+            "priors.triplane.stride: convnext_atto has no map of stride 7; its strides are 4, 8",
         ),
         ("priors={gaussian_distillation: {teacher: ema}}", "backbone.ema"),
         ("priors={pixel_voxel: {engine: minkowski}}", "engine: unknown sparse engine 'minkowski'"),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -367,10 +368,12 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before_and_nothing_else(tmp_
     content = {"prior3d": {"format": 1}, "weights": torch.rand(1000)}
     write_checkpoint(content, file)
     before = file.read_bytes()
-    (tmp_path / ".last.ckpt.tmp").symlink_to("/dev/full")  # every byte written there says that the disk is full
+    temporary = tmp_path / f".last.ckpt.{socket.gethostname()}-{os.getpid()}.tmp"
+    temporary.symlink_to("/dev/full")  # every byte written there says that the disk is full
     with pytest.raises(UserError) as refused:
         write_checkpoint({**content, "weights": torch.rand(10**6)}, file)
-    assert str(refused.value) == (f"cannot write {file}: No space left on device; the checkpoint before it is intact")
+    advice = "free some, or use another folder; the checkpoint before it is intact"
+    assert str(refused.value) == f"cannot write {file}: No space left on device; {advice}"
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"] and file.read_bytes() == before
 
 

@@ -5,7 +5,7 @@ from prior3d.backbone import Backbone, set_trainable
 from prior3d.contracts.prior import Prior
 from prior3d.errors import UserError
 from prior3d.pretraining.health import compare_gradients
-from prior3d.pretraining.objective import JointObjective, Teacher, Term, encode
+from prior3d.pretraining.objective import JointObjective, TeachingBackbone, Term, encode
 from prior3d.randomness import reseed, stream_seed
 
 
@@ -87,7 +87,9 @@ def test_only_what_is_read_is_given(backbone, batch):
 
 def test_the_reference_runs_once_and_without_gradient(backbone, batch):
     calls, handle = count_calls(backbone.encoder.model.layer1)
-    teachers = {"reference": Teacher(backbone, frozenset({"image", "image_crops"}), frozenset({"dense", "pooled"}))}
+    teachers = {
+        "reference": TeachingBackbone(backbone, frozenset({"image", "image_crops"}), frozenset({"dense", "pooled"}))
+    }
     features = encode(backbone, batch, ["image", "image_crops"], frozenset({"dense", "reference"}), teachers).features
     handle.remove()
     assert len(calls) == 2  # itself, and once as its own reference
@@ -100,7 +102,9 @@ def test_a_teacher_computes_what_its_readers_read_and_nothing_else(backbone, bat
     assert objective.teachers(reference=backbone, ema=backbone) == {}
     objective.priors["crops"].reads = frozenset({"pooled", "encoder", "reference"})
     teachers = objective.teachers(reference=backbone, ema=None)
-    assert teachers == {"reference": Teacher(backbone, frozenset({"image_crops"}), frozenset({"pooled", "encoder"}))}
+    assert teachers == {
+        "reference": TeachingBackbone(backbone, frozenset({"image_crops"}), frozenset({"pooled", "encoder"}))
+    }
     calls, handle = count_calls(backbone.decoder)
     seen, other = count_images(backbone.encoder)
     backbone.eval()

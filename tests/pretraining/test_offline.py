@@ -255,12 +255,12 @@ def test_two_ranks_share_the_scenes_and_finish(moving, tmp_path):
         (
             DISTILLATION,
             ["priors.gaussian_distillation.stride=3"],
-            "priors.gaussian_distillation: convnext_atto has no map of stride 3; its strides are 4, 8, 16, 32",
+            "priors.gaussian_distillation.stride: convnext_atto has no map of stride 3; its strides are 4, 8, 16, 32",
         ),
         (
             DISTILLATION,
             ["priors.gaussian_distillation.start_step=3"],
-            "priors.gaussian_distillation: start_step and refresh_every need teacher: ema",
+            "priors.gaussian_distillation.start_step: needs teacher: ema; the reference never changes",
         ),
     ],
 )

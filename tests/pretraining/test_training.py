@@ -1,11 +1,14 @@
 """What a run does and leaves behind."""
 
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,6 +85,18 @@ def test_pictures_are_drawn_and_change_nothing(train, uninterrupted, tmp_path):
     }
     first, second = (load_file(run / "backbone.safetensors") for run in (folder, uninterrupted))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_plotted(train, tmp_path):
+    pixel_voxel = "{prior: pixel_voxel, voxels: color, voxel_size: 0.1, points: 32, width: 0.25}"
+    priors = ["priors.view_invariance.points=32", f"priors.colored={pixel_voxel}"]
+    surface = "data.surface={voxel_size: 0.05, min_frames: 1}"
+    folder = train(tmp_path, *priors, surface, "trainer.max_steps=2", "trainer.draw_every=1", "data.workers=1")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["losses, mean of the last batches"]["colored"] > 0
+    pictures = [image.encoded_image_string for image in curves(folder).Images("colored/matches")]
+    shown = [np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures]
+    assert len(shown) == 2 and all(picture.std() > 10 for picture in shown)  # one per step, none blank
 
 
 def test_the_backbone_is_called_once_per_step_also_for_crops(train, tmp_path, monkeypatch):

@@ -53,6 +53,13 @@ def test_resampled_metrics_are_those_of_repeated_groups():
         np.testing.assert_allclose(drawn[row], repeated.mean(1))
 
 
+def test_an_interval_is_cut_at_bounds_and_the_rest_stays():
+    model = resampled(np.array([[0.0, 0.0, 0.3, 0.1]]), draw_groups(4, 200))
+    whole, cut = estimate(model, "mean"), estimate(model, "mean", (0.0, 1.0))
+    assert whole.low < 0 and (cut.low, cut.high) == (0.0, whole.high)
+    assert (cut.value, cut.standard_error, cut.p) == (whole.value, whole.standard_error, whole.p)
+
+
 def test_metrics_that_are_no_means_are_summarized_from_the_resampled_sums():
     counts = torch.tensor([[8.0, 2.0], [1.0, 9.0], [5.0, 5.0]])
     scores = [Scores(("a", "b", "c"), {"confusion": counts})]

@@ -3,9 +3,13 @@
 import logging
 
 import pytest
+import torch
 
 from prior3d import Exporter, Prior, Probe, UserError
 from prior3d.contracts.prior import BackboneSpec
+from prior3d.data.posed import make_reader
+from prior3d.registry import Registry, in_force
+from prior3d.registry.engines import choose
 from prior3d.registry.members import refuse_unusable, unknown_names
 from prior3d.registry.schema import construct
 from prior3d.testing import check_prior, check_probe
@@ -110,3 +114,57 @@ def test_outdated_and_misspelled_names_are_named_once(cls, name, meant, caplog):
 def test_an_outdated_name_next_to_the_one_of_today_is_a_helper():
     both = with_members(Good, draw=lambda self, figure: None, plot=lambda self, batch, features: {})
     assert not list(unknown_names(both))
+
+
+LAME_ENGINE = """
+from prior3d import SparseEngine
+
+
+class Lame(SparseEngine):
+    rank = 1000
+
+    def obstacle(self, device, dtype):
+        return None
+
+    def convolve(self, features, weight):
+        return features
+"""
+
+LAME_READER = """
+from prior3d import BY_MARKER, Reader
+
+
+class Lame(Reader):
+    @classmethod
+    def recognizes(cls, folder):
+        return BY_MARKER
+
+    def scenes(self):
+        return ["."]
+
+    def opens(self, scene):
+        return None
+"""
+
+
+def test_an_engine_in_a_run_is_checked_by_name_and_skipped_by_auto(tmp_path, caplog):
+    (tmp_path / "lame.py").write_text(LAME_ENGINE)
+    registry, cpu = Registry([tmp_path / "lame.py"]), torch.device("cpu")
+    wrong = "Lame.convolve is called with (features, weight, kernel_map) and has the signature (self, features, weight)"
+    with pytest.raises(UserError) as refused:
+        choose("sparse", "lame", cpu, torch.float32, registry)
+    assert str(refused.value) == f"engine: {wrong}"
+    assert choose("sparse", "auto", cpu, torch.float32, registry).rank == 0
+    assert f"auto skips the sparse engine lame: {wrong}" in caplog.messages
+
+
+def test_a_reader_in_a_run_is_checked_by_name_and_skipped_by_auto(tmp_path, caplog):
+    (tmp_path / "lame.py").write_text(LAME_READER)
+    wrong = "Lame does not define open; it has opens"
+    with in_force(Registry([tmp_path / "lame.py"])):
+        with pytest.raises(UserError) as refused:
+            make_reader(tmp_path, "lame", {})
+        assert str(refused.value) == f"format: {wrong}"
+        with pytest.raises(UserError, match=r"^root: no format .* recognizes .*; these are broken: lame$"):
+            make_reader(tmp_path, "auto", {})
+    assert f"the reader lame is broken and skipped: {wrong}" in caplog.messages

@@ -23,6 +23,7 @@ class Hits(Probe):
 
     lower_is_better = frozenset({"missed"})
     meanings = MappingProxyType({"hit": "share of tries that hit"})
+    bounds = MappingProxyType({"hit": (0, 1), "mis": (0, 1)})
 
     def measure(self, model, data, seed=0):
         raise AssertionError("nothing is measured here")

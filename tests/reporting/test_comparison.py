@@ -25,6 +25,14 @@ def test_metrics_and_differences_are_those_of_the_sums(make_task, make_results):
     assert change.high - change.value == pytest.approx(2.2010 * error, rel=0.1)
 
 
+def test_intervals_of_values_end_at_the_bounds_of_the_metric(make_task, make_results):
+    found = rows(make_task(3), make_results(before=[[0, 0, 3]], after=[[10, 10, 7]]))
+    before, after, change = *found["hit"].columns.values(), found["hit"].differences["after", "before"]
+    assert (before.low, after.high) == (0, 1) and before.high > 0.2 and after.low < 0.8
+    assert change.high - change.value == pytest.approx(change.value - change.low), "a difference has other bounds"
+    assert found["missed"].columns["before"].high == 1, "bounds hold for all names with this beginning"
+
+
 def test_better_and_worse_know_what_less_means(make_task, make_results):
     pair = ("after", "before")
     found = rows(make_task(), make_results(before=[LOW], after=[HIGH]))

@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "fixtures"))
 from plain_overlap import PlainOverlap
 
 Result = TypeVar("Result")
-Views = tuple[DepthMaps, Tensor, Tensor]
+Recorded = tuple[DepthMaps, Tensor, Tensor]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def report(folder: Path, frames: int, sample: int) -> str:
     return f"{about}\n\n{format_table(rows, 'CPU s', 'mine, plain')}"
 
 
-def read_views(folder: Path, frames: int) -> Views:
+def read_views(folder: Path, frames: int) -> Recorded:
     """Read depth, intrinsics and poses of a 7-Scenes recording."""
     recording = SevenScenes(folder).open(SevenScenes(folder).scenes()[0])
     depth = DepthMaps()
@@ -81,7 +81,7 @@ def read_views(folder: Path, frames: int) -> Views:
     return depth, intrinsics, torch.stack([torch.from_numpy(recording.frames[n].world_from_camera) for n in chosen])
 
 
-def plain_seconds(views: Views, sample: int) -> tuple[dict[str, float | str], str]:
+def plain_seconds(views: Recorded, sample: int) -> tuple[dict[str, float | str], str]:
     """Time the plain definition on a sample of the pairs of both looks; extrapolate to all, and compare results."""
     options = PairOptions()
     first, second = torch.triu_indices(len(views[0]), len(views[0]), offset=1)

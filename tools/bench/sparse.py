@@ -34,7 +34,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Row:
+class Timing:
     """One line of the table."""
 
     work: str
@@ -122,7 +122,7 @@ def choose_or_none(name: str, device: torch.device, dtype: torch.dtype) -> objec
         return None
 
 
-def networks(batches: list[Tensor], args: argparse.Namespace, device: torch.device) -> Iterable[Row]:
+def networks(batches: list[Tensor], args: argparse.Namespace, device: torch.device) -> Iterable[Timing]:
     work = f"MinkUNet34C, {len(batches[0]):,} voxels"
     for precision in args.precisions:
         dtype = HALF.get(precision, torch.float32)
@@ -156,7 +156,7 @@ def in_precision(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, HALF[precision]) if precision in HALF else nullcontext()
 
 
-def convolutions(rows: Tensor, args: argparse.Namespace, device: torch.device) -> Iterable[Row]:
+def convolutions(rows: Tensor, args: argparse.Namespace, device: torch.device) -> Iterable[Timing]:
     kernel_map = SparseTensor(rows.new_zeros(len(rows), 1).float(), rows).manager.kernel_map(1, 1, 3)
     pairs = sum(kernel_map.counts)
     rates = {precision: rate(precision, device) for precision in args.precisions}
@@ -182,7 +182,7 @@ def convolutions(rows: Tensor, args: argparse.Namespace, device: torch.device) -
                     device,
                 )
             arithmetic = 3 * 2 * pairs * channels**2 / rates[precision]
-            yield Row(work, precision, "arithmetic alone", 1000 * arithmetic, float("nan"), float("nan"))
+            yield Timing(work, precision, "arithmetic alone", 1000 * arithmetic, float("nan"), float("nan"))
 
 
 def convolution_step(convolve: Callable[..., Tensor], features: Tensor, weight: Tensor, *others: object) -> None:
@@ -224,7 +224,7 @@ def rate(precision: str, device: torch.device) -> float:
 
 def measured(
     work: str, precision: str, name: str, steps: list[Callable[[], None]], repeats: int, device: torch.device
-) -> Row:
+) -> Timing:
     """Time the first call apart, then the median over all batches."""
     synchronize(device)
     start = time.perf_counter()
@@ -237,7 +237,7 @@ def measured(
         torch.cuda.reset_peak_memory_stats()
     ms, _ = timed(steps, repeats, device)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
-    return Row(work, precision, name, ms, peak, first)
+    return Timing(work, precision, name, ms, peak, first)
 
 
 def timed(steps: list[Callable[[], object]], repeats: int, device: torch.device) -> tuple[float, list[float]]:
@@ -257,7 +257,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def print_row(row: Row, before: list[Row]) -> None:
+def print_row(row: Timing, before: list[Timing]) -> None:
     """Print a line, with its ratio to the yardstick of the same work if that has been measured."""
     same = [one for one in before if (one.work, one.precision) == (row.work, row.precision)]
     ratios = "  ".join(f"{row.ms / one.ms:.2f}x {one.what}" for one in same)

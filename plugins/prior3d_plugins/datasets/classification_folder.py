@@ -1,7 +1,7 @@
 """Images with one class each: class folders, in one folder, in split folders, or in domain folders."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -71,28 +71,19 @@ class ClassificationFolder(SingleImages):
         if domains and folders:
             raise UserError("folders hold either splits or domains, not both", "folders")
         folders = None if domains else folders or found_folders(root)
-        splits = splits_of(folders, *shares)
-        if "test" not in splits and "test" in domains.values():
-            splits = (*splits, "test")
-        self.offer(splits)
+        self.offer(_splits(folders, domains, shares))
         self.class_names = _common_classes(root, _all_folders(folders, domains), label, endings)
-        if folders is not None:
-            whole_in = {getattr(folders, spec.split).strip("/"): spec.split}
-        else:
-            whole_in = domains or {"": None}
-        chosen = {folder: _images(root, folder, label, endings) for folder in whole_in}
-        for folder, split in whole_in.items():
-            chosen[folder] = [n for n in chosen[folder] if (split or split_of(n, *shares)) == spec.split]
+        chosen: dict[str, list[str]] = {}  # paths below root, by folder
+        for folder, split in _folders_with(spec.split, folders, domains).items():
+            names = _images(root, folder, label, endings)
+            chosen[folder] = [name for name in names if (split or split_of(name, *shares)) == spec.split]
         chosen = {folder: names for folder, names in chosen.items() if names}
         if not chosen:
             raise UserError(f"no images ({' '.join(endings)}) for the split {spec.split} in {root}", "root")
         self.scenes = list(chosen) if domains else [root.resolve().name]
         self.hold([root] * len(chosen), list(chosen.values()))
         self._label = label
-        number = {name: index for index, name in enumerate(self.class_names)}
-        self._labels = [
-            np.array([number[_class_of(name, label)] for name in names], np.int32) for names in chosen.values()
-        ]
+        self._labels = [_class_numbers(names, self.class_names, label) for names in chosen.values()]
 
     def content_options(self) -> dict[str, object]:
         """Return the sorted classes and where their names are."""
@@ -155,6 +146,26 @@ def _domains(root: Path, trained: Sequence[str], tested: Sequence[str]) -> dict[
     return {**dict.fromkeys(trained, None), **dict.fromkeys(tested, "test")}
 
 
+def _splits(
+    folders: SplitFolders | None, domains: Mapping[str, Split | None], shares: tuple[float, float]
+) -> tuple[Split, ...]:
+    """Return the splits that there are: those of folders and shares, and "test" if a whole domain is in it."""
+    splits = splits_of(folders, *shares)
+    return (*splits, "test") if "test" in domains.values() and "test" not in splits else splits
+
+
+def _folders_with(
+    split: Split, folders: SplitFolders | None, domains: Mapping[str, Split | None]
+) -> Mapping[str, Split | None]:
+    """Return the folders that may have images of a split, each with the split of all its images.
+
+    It is None for a folder whose images are split individually.
+    """
+    if folders is not None:
+        return {getattr(folders, split).strip("/"): split}
+    return domains or {"": None}
+
+
 def _all_folders(folders: SplitFolders | None, domains: Iterable[str]) -> list[str]:
     if folders is None:
         return list(domains) or [""]
@@ -212,6 +223,12 @@ def _images(root: Path, folder: str, label: Label, endings: tuple[str, ...]) -> 
 def _class_of(name: str, label: Label) -> str:
     folder, _, file = name.rpartition("/")
     return os.path.basename(folder) if label == "folder" else os.path.splitext(file)[0].split("_")[0]
+
+
+def _class_numbers(names: Iterable[str], classes: Sequence[str], label: Label) -> np.ndarray:
+    """Return the number of the class of each image, int32."""
+    number = {name: index for index, name in enumerate(classes)}
+    return np.array([number[_class_of(name, label)] for name in names], np.int32)
 
 
 def _folders(folder: Path) -> list[str]:

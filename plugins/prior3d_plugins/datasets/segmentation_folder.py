@@ -1,7 +1,7 @@
 """Images with a mask of class ids each: the usual layout of semantic segmentation data."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
@@ -193,26 +193,29 @@ def _pairs(root: Path, images: str, masks: str, endings: tuple[str, ...], patter
     Raises:
         UserError: A folder is missing, or images and masks do not pair up.
     """
-    stems = []
-    for folder, wanted in ((images, endings), (masks, (".png",))):
-        existing_folder(root / folder, "root")
-        found: dict[str, str] = {}
-        for name in list_files(root / folder, wanted):
-            stem = os.path.splitext(name)[0]
-            if fnmatchcase(os.path.basename(stem), pattern):
-                if stem in found:
-                    raise UserError(f"two files for {stem} in {root / folder}: {found[stem]}, {name}", "root")
-                found[stem] = name
-        stems.append(found)
-    image_of, mask_of = stems
-    for lonely, what, where in (
-        (sorted(image_of.keys() - mask_of.keys()), "images have no mask", masks),
-        (sorted(mask_of.keys() - image_of.keys()), "masks have no image", images),
-    ):
-        if lonely:
-            of = len(image_of if what.startswith("images") else mask_of)
-            raise UserError(f"{len(lonely)} of {of} {what} in {root / where}, the first: {lonely[0]}", "root")
+    image_of = _by_stem(root / images, endings, pattern)
+    mask_of = _by_stem(root / masks, (".png",), pattern)
+    _refuse_lonely(image_of, mask_of, "images have no mask", root / masks)
+    _refuse_lonely(mask_of, image_of, "masks have no image", root / images)
     return [(images + image_of[stem], masks + mask_of[stem]) for stem in image_of]
+
+
+def _by_stem(folder: Path, endings: tuple[str, ...], pattern: str) -> dict[str, str]:
+    """Return the files below a folder by their path without extension; the name must match the pattern."""
+    existing_folder(folder, "root")
+    found: dict[str, str] = {}
+    for name in list_files(folder, endings):
+        stem = os.path.splitext(name)[0]
+        if fnmatchcase(os.path.basename(stem), pattern):
+            if stem in found:
+                raise UserError(f"two files for {stem} in {folder}: {found[stem]}, {name}", "root")
+            found[stem] = name
+    return found
+
+
+def _refuse_lonely(ones: Mapping[str, str], others: Mapping[str, str], what: str, where: Path) -> None:
+    if lonely := sorted(ones.keys() - others.keys()):
+        raise UserError(f"{len(lonely)} of {len(ones)} {what} in {where}, the first: {lonely[0]}", "root")
 
 
 def _sizes(mask: Sequence[int], image: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ _WITHIN_DEG = (11.25, 22.5, 30.0)
 _BINS = 360
 """Bins of the histogram of angles from 0 to 180 degrees; the median is computed from it."""
 
-Truth = Callable[[Tensor], Tensor]
+NormalsOf = Callable[[Tensor], Tensor]
 """Function from rows [n] to normals [n, 3, H, W], 0 where unknown."""
 
 
@@ -129,7 +129,7 @@ class Normals(Probe):
         truth = self._truth(data, "held_out", torch.device("cpu"))(rows_shown(data))
         return {"normals": plot_normals(images_shown(data), truth, {name: shown[name] for name in models})}
 
-    def _truth(self, data: ProbeData, part: Part, device: torch.device) -> Truth:
+    def _truth(self, data: ProbeData, part: Part, device: torch.device) -> NormalsOf:
         if "normals" in data.parts[part].provides:
             normals = data.field(part, "normals")
             return lambda rows: normals.take(rows, device).float()
@@ -161,7 +161,7 @@ def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return (distance * known).sum() / known.sum().clamp_min(1)
 
 
-def _mean(truth: Truth, data: ProbeData, part: Part) -> Tensor:
+def _mean(truth: NormalsOf, data: ProbeData, part: Part) -> Tensor:
     """Return the mean normal of a part, [3]; raise UserError if no normal is known."""
     total, count = torch.zeros(3, dtype=torch.float64), 0
     for rows in torch.arange(len(data.frames[part])).split(32):
@@ -174,7 +174,7 @@ def _mean(truth: Truth, data: ProbeData, part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _score(predict: Truth, batches: Iterable[Tensor], truth: Truth) -> dict[str, Tensor]:
+def _score(predict: NormalsOf, batches: Iterable[Tensor], truth: NormalsOf) -> dict[str, Tensor]:
     errors: dict[str, list[Tensor]] = {"pixels": [], "degrees": [], "within": [], "histogram": []}
     for rows in batches:
         normals = truth(rows)

@@ -31,7 +31,7 @@ from prior3d.data.posed.files import (
 )
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
-from prior3d.data.posed.pairs import PairOptions, PairTable, mine_pairs
+from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 
@@ -47,6 +47,7 @@ __all__ = [
     "DEFAULT_SURFACE",
     # computed once per scene
     "PairTable",
+    "angle_bin",
     "mine_pairs",
     "PosedFrame",
     "Surface",

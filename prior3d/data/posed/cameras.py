@@ -10,7 +10,7 @@ from prior3d.contracts.reader import Camera
 from prior3d.data.decoding import same_field_of_view
 from prior3d.errors import UserError
 
-Row = tuple[float, float, float]
+ThreeNumbers = tuple[float, float, float]
 
 FocalAndCenter = tuple[float, float, float, float]
 """Focal lengths along x and y and principal point, pixels: fx, fy, cx, cy."""
@@ -43,8 +43,8 @@ class Calibration:
     fy: float
     cx: float
     cy: float
-    translation: Row
-    rotation: tuple[Row, Row, Row] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    translation: ThreeNumbers
+    rotation: tuple[ThreeNumbers, ThreeNumbers, ThreeNumbers] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     pixel_centers: PixelCenters = "integer"
 
     def __post_init__(self) -> None:

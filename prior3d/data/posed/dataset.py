@@ -20,6 +20,7 @@ from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.preparing import prepare
+from prior3d.data.spacing import evenly_chosen
 from prior3d.errors import DamagedFile, UserError
 from prior3d.files import content_key
 from prior3d.jobs import Store, damage_in, do_job
@@ -232,8 +233,7 @@ class PosedDataset(Dataset):
         self, scene: int, most: int, fields: frozenset[str], damaged: list[DamagedFile], progress: Progress
     ) -> Iterator[View]:
         """Read evenly spaced frames, up to a limit; leave out damaged files and add them to `damaged`."""
-        wanted = min(self.frame_count(scene), most)
-        frames = np.linspace(0, self.frame_count(scene) - 1, wanted).round().astype(int).tolist()
+        frames = evenly_chosen(self.frame_count(scene), most)
         for frame in progress(frames, f"{self.scenes[scene]}: reading frames", len(frames)):
             try:
                 yield self.load(scene, frame, fields)

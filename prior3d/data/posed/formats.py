@@ -11,6 +11,7 @@ from prior3d.data.posed.files import seen_in
 from prior3d.errors import UserError, section
 from prior3d.messages import bug
 from prior3d.registry import current
+from prior3d.registry.members import checked_class
 from prior3d.registry.schema import OptionsOf, plain, validate_options
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def make_reader(root: Path, format: str, options: Mapping[str, object], options_
             option is wrong.
     """
     folder = existing_root(root)
-    cls = _recognized(folder) if format == AUTO else current().get("readers", format, "format")
+    cls = checked_class(_recognized(folder) if format == AUTO else current().get("readers", format, "format"), "format")
     with section(options_key):
         checked = validate_options(cls, plain(options), "")
     with section(options_key, elsewhere={"root": "root"}):
@@ -78,7 +79,7 @@ def recognizing(folder: Path, formats: Collection[str] | None = None) -> dict[st
     for name in dict.fromkeys(plugin.name for plugin in registry.list("readers")):
         if formats is None or name in formats:
             try:
-                asked[name] = int(registry.get("readers", name).recognizes(folder))
+                asked[name] = int(checked_class(registry.get("readers", name)).recognizes(folder))
             except Exception as error:  # a broken plugin ends only the runs that name it
                 broken.append(name)
                 _warn_once(name, error.message if isinstance(error, UserError) else bug(error))

@@ -94,6 +94,7 @@ def away_from_edges(depth: np.ndarray, focal: float, edge: float) -> np.ndarray:
 def _unproject(frame: PosedFrame, origin: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the points [n, 3] of a depth map away from edges, in world axes relative to `origin`, and their colors."""
     depth, intrinsics, world_from_camera, image = frame
+    # Not `prior3d.geometry`: it computes in another order, so the last bits of points, and a few voxels, would differ.
     row, column = np.nonzero(away_from_edges(depth, abs(float(intrinsics[0, 0])), edge))
     z = depth[row, column].astype(np.float64)
     rays = np.stack([column + 0.5, row + 0.5, np.ones(len(z))]) * z

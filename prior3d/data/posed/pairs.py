@@ -162,16 +162,20 @@ def mine_pairs(
     return PairTable(*(column.cpu() for column in columns))
 
 
-def angle_bin(angle_deg: Tensor | float) -> Tensor:
-    """Return the index of the bin of `ANGLE_BINS_DEG` that an angle falls into.
+def angle_bin(angle_deg: Tensor | float, bins: Sequence[tuple[float, float]] = ANGLE_BINS_DEG) -> Tensor:
+    """Return the index of the bin that an angle falls into.
 
     Args:
         angle_deg: Angles of any shape, degrees.
+        bins: Lower and upper end of each bin, degrees, ascending and without gaps.
 
     Returns:
         Bin indices, int64 of the same shape.
+
+    >>> angle_bin(torch.tensor([3.0, 15.0, 170.0])).tolist()
+    [0, 1, 2]
     """
-    edges = torch.tensor([low for low, _ in ANGLE_BINS_DEG[1:]])
+    edges = torch.tensor([low for low, _ in bins[1:]])
     return torch.bucketize(torch.as_tensor(angle_deg, dtype=edges.dtype), edges, right=True)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from prior3d.data.spacing import evenly_chosen
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -151,14 +153,13 @@ def choose_pairs(world_from_camera: np.ndarray, depth: float) -> list[tuple[int,
     count = len(world_from_camera)
     gaps = [gap for gap in GAPS if gap < count] or ([count - 1] if count > 1 else [])
     pairs = []
-    starts = np.unique(np.linspace(0, count - 1, 2 * _PAIRS).round().astype(int)) if gaps else []
+    starts = evenly_chosen(count, 2 * _PAIRS) if gaps else []
     for first in starts:
         inside = [gap for gap in gaps if first + gap < count]
         moved = [gap for gap in inside if _has_moved(*world_from_camera[[first, first + gap]], depth)]
         if inside:
-            pairs.append((int(first), int(first + (moved[0] if moved else inside[-1]))))
-    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(_PAIRS, len(pairs))).round().astype(int)) if pairs else []
-    return [pairs[index] for index in chosen]
+            pairs.append((first, first + (moved[0] if moved else inside[-1])))
+    return [pairs[index] for index in evenly_chosen(len(pairs), _PAIRS)]
 
 
 def judge(frames: Sequence[tuple[PosedDepth, PosedDepth]]) -> Verdict:
@@ -201,6 +202,7 @@ def warp(first: PosedDepth, second: PosedDepth, reading: Reading = READINGS[GIVE
         Pixels of the first frame [N] (row-major), x and y in the second [N] and depth there [N]; only points in front
         of the second camera, inside or outside of its image.
     """
+    # Not `prior3d.geometry`: it computes in another order, so the last bits would differ, and verdicts have limits.
     rows, columns = np.nonzero(first.depth > 0)
     z = first.depth[rows, columns].astype(np.float64) * reading.scale
     pixels = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))])
@@ -297,7 +299,7 @@ def plot_warped(frames: Sequence[tuple[PosedDepth, PosedDepth]], most: int = 3) 
     """
     from matplotlib.figure import Figure
 
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    chosen = evenly_chosen(len(frames), most)
     figure = Figure(figsize=(9, 2.5 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False)
     for row, index in zip(axes, chosen, strict=True):

@@ -20,7 +20,7 @@ from prior3d.probes.pictures.matched_clusters import MatchedClusters, fit_matche
 from prior3d.probes.pictures.shared_axes import SharedAxes, fit_shared_axes
 from prior3d.randomness import generator
 
-Maps = Mapping[str, Sequence[Tensor]]
+MapsByModel = Mapping[str, Sequence[Tensor]]
 """By model, the features [C, h, w] of each image."""
 
 PLACES = 2048
@@ -77,7 +77,9 @@ def read_maps(models: Mapping[str, FrozenModel], images: Sequence[Tensor] | Tens
     return {name: [encode(model, image, kind) for image in images] for name, model in models.items()}
 
 
-def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, names: Sequence[str] = ()) -> Figure:
+def pca_figure(
+    images: Sequence[Tensor] | Tensor, maps: MapsByModel, axes: SharedAxes, names: Sequence[str] = ()
+) -> Figure:
     """Plot features in the colors of given axes; `names` label the images."""
     first = next(iter(maps))
     beneath = {
@@ -91,7 +93,7 @@ def pca_figure(images: Sequence[Tensor] | Tensor, maps: Maps, axes: SharedAxes, 
 
 
 def cluster_figure(
-    images: Sequence[Tensor] | Tensor, maps: Maps, clusters: MatchedClusters, names: Sequence[str] = ()
+    images: Sequence[Tensor] | Tensor, maps: MapsByModel, clusters: MatchedClusters, names: Sequence[str] = ()
 ) -> Figure:
     """Plot the clusters of features; `names` label the images."""
     first = next(iter(maps))

@@ -276,9 +276,11 @@ def test_refreshes_are_steps_of_the_moving_average_only():
     assert GaussianDistillation(spec, teacher="ema", start_step=60).refresh_steps == (60,)
     made = GaussianDistillation(spec, teacher="ema", start_step=60, refresh_every=40, refreshes=2)
     assert made.refresh_steps == (60, 100, 140)
-    with pytest.raises(UserError, match="of teacher: ema; the reference never changes"):
+    with pytest.raises(UserError, match=r"^start_step: needs teacher: ema; the reference never changes"):
         GaussianDistillation(spec, start_step=60)
-    with pytest.raises(UserError, match="example has no map of stride 8; its strides are 4, 16"):
+    with pytest.raises(UserError, match=r"^refresh_every: needs teacher: ema"):
+        GaussianDistillation(spec, refresh_every=5)
+    with pytest.raises(UserError, match=r"^stride: example has no map of stride 8; its strides are 4, 16"):
         GaussianDistillation(spec, stride=8)
 
 

@@ -293,14 +293,13 @@ def test_decodes_the_coarsest_map_of_stride_16_or_less():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 8}, "example has no map of stride 8; its strides are 4, 16"),
-        ({"rgb_weight": 0.0, "depth_weight": 0.0}, "rgb_weight and depth_weight are both 0: nothing is left"),
+        ({"stride": 8}, "^stride: example has no map of stride 8; its strides are 4, 16"),
+        ({"rgb_weight": 0.0, "depth_weight": 0.0}, "^rgb_weight: this and depth_weight are both 0: nothing is left"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(options, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         make(**options)
-    assert caught.value.key is None  # the run adds the prior's label, which only it knows
 
 
 @pytest.mark.parametrize(

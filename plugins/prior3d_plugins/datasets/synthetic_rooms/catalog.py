@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from prior3d_plugins.datasets.synthetic_rooms import fittings, furniture, on_walls
-from prior3d_plugins.datasets.synthetic_rooms.design import Design, Parts
+from prior3d_plugins.datasets.synthetic_rooms.design import Design, Primitives
 
 CLASSES = (
     "floor",
@@ -29,7 +29,7 @@ CLASSES = (
 )
 """Names of the semantic classes, by id."""
 
-VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Parts]]] = (
+VARIANTS: dict[str, dict[str, Callable[[np.random.Generator], Primitives]]] = (
     furniture.VARIANTS | fittings.VARIANTS | on_walls.VARIANTS
 )
 """Dict from kind to variant to the function that draws it."""

@@ -12,7 +12,7 @@ from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive
 
 Triple = tuple[float, float, float]
 
-Parts = list[Primitive]
+Primitives = list[Primitive]
 """Return type of the functions that draw a design."""
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from prior3d_plugins.datasets.synthetic_rooms.design import Parts, Triple, ball, box, legs, post
+from prior3d_plugins.datasets.synthetic_rooms.design import Primitives, Triple, ball, box, legs, post
 from prior3d_plugins.datasets.synthetic_rooms.primitives import Primitive
 
 
@@ -17,7 +17,7 @@ def _books(rng: np.random.Generator, low: Triple, high: Triple) -> list[Primitiv
     return [box((a, low[1], low[2]), (b, high[1], top), 1 + number % 2) for number, (a, b, top) in enumerate(blocks)]
 
 
-def _shelf_boards(rng: np.random.Generator) -> Parts:
+def _shelf_boards(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.7, 0.26, 1.2), (1.3, 0.38, 2.0))
     x, y, levels = w / 2, d / 2, np.linspace(0.03, h - 0.03, int(rng.integers(4, 6)))
     sides = [box((a, -y, 0), (a + 0.04, y, h)) for a in (-x, x - 0.04)]
@@ -30,7 +30,7 @@ def _shelf_boards(rng: np.random.Generator) -> Parts:
     return [*sides, *boards, box((-x + 0.01, -y, 0), (x - 0.01, -y + 0.02, h), 3), *books]
 
 
-def _shelf_posts(rng: np.random.Generator) -> Parts:
+def _shelf_posts(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.6, 0.3, 1.0), (1.1, 0.42, 1.7))
     x, y, levels = w / 2, d / 2, np.linspace(0.15, h - 0.05, int(rng.integers(3, 5)))
     posts = [post(a, b, 0, h, 0.025, 3) for a in (-x + 0.03, x - 0.03) for b in (-y + 0.03, y - 0.03)]
@@ -41,7 +41,7 @@ def _shelf_posts(rng: np.random.Generator) -> Parts:
     return [*posts, *boards, *books]
 
 
-def _cabinet_doors(rng: np.random.Generator) -> Parts:
+def _cabinet_doors(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.8, 0.4, 0.8), (1.4, 0.55, 2.0))
     x, y, count = w / 2, d / 2 - 0.05, int(rng.integers(2, 4))
     edges = np.linspace(-x, x, count + 1)
@@ -50,7 +50,7 @@ def _cabinet_doors(rng: np.random.Generator) -> Parts:
     return [box((-x, -d / 2, 0), (x, y, h)), *doors, *knobs]
 
 
-def _cabinet_drawers(rng: np.random.Generator) -> Parts:
+def _cabinet_drawers(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.7, 0.4, 0.7), (1.2, 0.55, 1.1))
     x, y, edges = w / 2, d / 2 - 0.05, np.linspace(0.1, h - 0.04, int(rng.integers(4, 6)))
     levels = list(pairwise(edges))
@@ -60,7 +60,7 @@ def _cabinet_drawers(rng: np.random.Generator) -> Parts:
     return [body, *fronts, *grips, *legs(w, d - 0.1, 0.08, 0.06)]
 
 
-def _shelf_cubes(rng: np.random.Generator) -> Parts:
+def _shelf_cubes(rng: np.random.Generator) -> Primitives:
     side, d = rng.uniform((0.34, 0.3), (0.42, 0.38))
     columns, rows = int(rng.integers(2, 4)), int(rng.integers(3, 5))
     x, y, t = columns * side / 2, d / 2, 0.025
@@ -76,7 +76,7 @@ def _shelf_cubes(rng: np.random.Generator) -> Parts:
     return [*uprights, *boards, *things]
 
 
-def _cabinet_sideboard(rng: np.random.Generator) -> Parts:
+def _cabinet_sideboard(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.3, 0.4, 0.65), (1.8, 0.5, 0.85))
     x, y, foot = w / 2, d / 2 - 0.05, rng.uniform(0.18, 0.28)
     body, top = (
@@ -90,33 +90,33 @@ def _cabinet_sideboard(rng: np.random.Generator) -> Parts:
     return [body, top, *doors, *feet]
 
 
-def _lamp_shade(rng: np.random.Generator) -> Parts:
+def _lamp_shade(rng: np.random.Generator) -> Primitives:
     r, h = rng.uniform((0.16, 1.3), (0.26, 1.75))
     shade = post(0, 0, h - 0.32, h, r, 1)
     return [post(0, 0, 0, 0.04, r * 0.8), post(0, 0, 0, h - 0.3, 0.025), shade]
 
 
-def _lamp_globe(rng: np.random.Generator) -> Parts:
+def _lamp_globe(rng: np.random.Generator) -> Primitives:
     r, h = rng.uniform((0.15, 1.2), (0.22, 1.6))
     globe = ball((0, 0, h - r), (r, r, r), 1)
     return [box((-r, -r, 0), (r, r, 0.05)), post(0, 0, 0, h - 2 * r, 0.03), globe]
 
 
-def _lamp_arc(rng: np.random.Generator) -> Parts:
+def _lamp_arc(rng: np.random.Generator) -> Primitives:
     r, h, reach = rng.uniform((0.14, 1.45, 0.5), (0.2, 1.8, 0.75))
     arm = box((-0.02, -0.02, h - 0.04), (reach, 0.02, h))
     shade = ball((reach, 0, h - 0.2), (r, r, r * 0.7), 1)
     return [post(0, 0, 0, 0.05, 0.17), post(0, 0, 0, h, 0.022), arm, post(reach, 0, h - 0.2, h, 0.012), shade]
 
 
-def _lamp_column(rng: np.random.Generator) -> Parts:
+def _lamp_column(rng: np.random.Generator) -> Primitives:
     r, h = rng.uniform((0.11, 0.9), (0.16, 1.4))
     rings = [post(0, 0, z, z + 0.03, r + 0.015) for z in (0.08, h * 0.4, h * 0.7, h - 0.03)]
     feet = [post(r * 0.7 * a, r * 0.7 * b, 0, 0.08, 0.02) for a in (-1, 1) for b in (-1, 1)]
     return [post(0, 0, 0.08, h, r, 1), *rings, *feet]
 
 
-def _plant_leaves(rng: np.random.Generator) -> Parts:
+def _plant_leaves(rng: np.random.Generator) -> Primitives:
     r, pot = rng.uniform((0.14, 0.25), (0.2, 0.4))
     turns = np.arange(5) * 2 * np.pi / 5 + rng.uniform(0, 1)
     leaves = [
@@ -126,7 +126,7 @@ def _plant_leaves(rng: np.random.Generator) -> Parts:
     return [post(0, 0, 0, pot, r), post(0, 0, pot, pot + 0.4, 0.03), *leaves]
 
 
-def _plant_columns(rng: np.random.Generator) -> Parts:
+def _plant_columns(rng: np.random.Generator) -> Primitives:
     r, pot = rng.uniform((0.15, 0.2), (0.22, 0.35))
     heights = rng.uniform(0.2, 0.45, 3)
     columns = [
@@ -136,7 +136,7 @@ def _plant_columns(rng: np.random.Generator) -> Parts:
     return [box((-r, -r, 0), (r, r, pot)), *columns]
 
 
-def _plant_tiers(rng: np.random.Generator) -> Parts:
+def _plant_tiers(rng: np.random.Generator) -> Primitives:
     r, pot, reach = rng.uniform((0.14, 0.22, 0.24), (0.2, 0.32, 0.34))
     heights = pot + rng.uniform((0.25, 0.5, 0.72), (0.35, 0.62, 0.9))
     shifts = rng.uniform(-0.06, 0.06, (3, 2))
@@ -147,7 +147,7 @@ def _plant_tiers(rng: np.random.Generator) -> Parts:
     return [post(0, 0, 0, pot, r), post(0, 0, pot, heights[-1], 0.035, 2), *tiers]
 
 
-def _plant_grass(rng: np.random.Generator) -> Parts:
+def _plant_grass(rng: np.random.Generator) -> Primitives:
     r, pot = rng.uniform((0.14, 0.3), (0.2, 0.5))
     turns = np.arange(8) * 2 * np.pi / 8 + rng.uniform(0, 1)
     heights, away = rng.uniform(0.16, 0.32, 8), r * rng.uniform(0.2, 0.9, 8)
@@ -158,7 +158,7 @@ def _plant_grass(rng: np.random.Generator) -> Parts:
     return [box((-r, -r, 0), (r, r, pot)), box((-r - 0.02, -r - 0.02, pot - 0.05), (r + 0.02, r + 0.02, pot)), *blades]
 
 
-def _clutter_boxes(rng: np.random.Generator) -> Parts:
+def _clutter_boxes(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.2, 0.15, 0.08), (0.4, 0.3, 0.25))
     top = rng.uniform(0.5, 0.8)
     boxes = [
@@ -168,18 +168,18 @@ def _clutter_boxes(rng: np.random.Generator) -> Parts:
     return boxes
 
 
-def _clutter_ball(rng: np.random.Generator) -> Parts:
+def _clutter_ball(rng: np.random.Generator) -> Primitives:
     r = rng.uniform(0.1, 0.2)
     return [ball((0, 0, r), (r, r, r))]
 
 
-def _clutter_vase(rng: np.random.Generator) -> Parts:
+def _clutter_vase(rng: np.random.Generator) -> Primitives:
     r, h = rng.uniform((0.08, 0.14), (0.14, 0.22))
     return [ball((0, 0, h * 0.6), (r, r, h * 0.6)), post(0, 0, h, h * 1.7, r * 0.45, 1)]
 
 
-def _clutter_bottles(rng: np.random.Generator) -> Parts:
-    bottles: Parts = []
+def _clutter_bottles(rng: np.random.Generator) -> Primitives:
+    bottles: Primitives = []
     for number, (x, y) in enumerate([(-0.11, -0.03), (0.0, 0.06), (0.11, -0.02)]):
         r, h = rng.uniform((0.035, 0.1), (0.05, 0.24))
         bottles += [post(x, y, 0, h, r, number % 2), post(x, y, h, h + 0.05, r * 0.4, 1)]

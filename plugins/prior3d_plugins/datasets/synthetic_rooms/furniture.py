@@ -4,23 +4,23 @@ from itertools import pairwise
 
 import numpy as np
 
-from prior3d_plugins.datasets.synthetic_rooms.design import Parts, ball, box, legs, post
+from prior3d_plugins.datasets.synthetic_rooms.design import Primitives, ball, box, legs, post
 
 
-def _table_four_legs(rng: np.random.Generator) -> Parts:
+def _table_four_legs(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.9, 0.6, 0.68), (1.6, 0.9, 0.8))
     t = rng.uniform(0.05, 0.09)
     top = box((-w / 2, -d / 2, h - 0.05), (w / 2, d / 2, h))
     return [top, *legs(w * 0.96, d * 0.94, h - 0.05, t, 1)]
 
 
-def _table_pedestal(rng: np.random.Generator) -> Parts:
+def _table_pedestal(rng: np.random.Generator) -> Primitives:
     r, h = rng.uniform((0.4, 0.68), (0.65, 0.8))
     top = post(0, 0, h - 0.05, h, r)
     return [top, post(0, 0, 0, h - 0.05, 0.07, 1), post(0, 0, 0, 0.05, r * 0.6, 1)]
 
 
-def _table_panels(rng: np.random.Generator) -> Parts:
+def _table_panels(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.0, 0.55, 0.7), (1.5, 0.75, 0.78))
     x, y = w / 2, d / 2
     sides = [box((-x, -y, 0), (-x + 0.05, y, h - 0.05), 1), box((x - 0.4, -y, 0), (x, y, h - 0.05), 1)]
@@ -28,7 +28,7 @@ def _table_panels(rng: np.random.Generator) -> Parts:
     return [box((-x, -y, h - 0.05), (x, y, h)), *sides, back]
 
 
-def _table_trestles(rng: np.random.Generator) -> Parts:
+def _table_trestles(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.2, 0.65, 0.7), (1.8, 0.9, 0.78))
     x, y = w * 0.36, d / 2
     top = box((-w / 2, -y, h - 0.04), (w / 2, y, h))
@@ -37,7 +37,7 @@ def _table_trestles(rng: np.random.Generator) -> Parts:
     return [top, *bars, *uprights, box((-x, -0.03, h * 0.35), (x, 0.03, h * 0.35 + 0.1), 1)]
 
 
-def _chair_four_legs(rng: np.random.Generator) -> Parts:
+def _chair_four_legs(rng: np.random.Generator) -> Primitives:
     w, h, back = rng.uniform((0.42, 0.42, 0.8), (0.52, 0.5, 1.0))
     x = w / 2
     seat, rest = box((-x, -x, h - 0.06), (x, x, h)), box((-x, -x, h + 0.12), (x, -x + 0.05, back))
@@ -45,7 +45,7 @@ def _chair_four_legs(rng: np.random.Generator) -> Parts:
     return [seat, rest, *rails, *legs(w, w, h - 0.06, 0.05, 1)]
 
 
-def _chair_slats(rng: np.random.Generator) -> Parts:
+def _chair_slats(rng: np.random.Generator) -> Primitives:
     w, h, back = rng.uniform((0.42, 0.42, 0.85), (0.5, 0.5, 1.05))
     x, count = w / 2, int(rng.integers(3, 5))
     seat = post(0, 0, h - 0.05, h, x)
@@ -56,7 +56,7 @@ def _chair_slats(rng: np.random.Generator) -> Parts:
     return [seat, *slats, rail, *legs]
 
 
-def _chair_swivel(rng: np.random.Generator) -> Parts:
+def _chair_swivel(rng: np.random.Generator) -> Primitives:
     w, h, back = rng.uniform((0.46, 0.44, 0.9), (0.55, 0.52, 1.1))
     x = w / 2
     seat, rest = box((-x, -x, h - 0.09), (x, x, h)), box((-x * 0.8, -x, h + 0.15), (x * 0.8, -x + 0.08, back))
@@ -65,7 +65,7 @@ def _chair_swivel(rng: np.random.Generator) -> Parts:
     return [seat, rest, spine, post(0, 0, 0.03, h - 0.09, 0.035, 1), *feet]
 
 
-def _chair_shell(rng: np.random.Generator) -> Parts:
+def _chair_shell(rng: np.random.Generator) -> Primitives:
     w, h, back = rng.uniform((0.48, 0.38, 0.72), (0.58, 0.44, 0.85))
     x = w / 2
     seat, rest = ball((0, 0.02, h), (x, x - 0.02, 0.1)), ball((0, -x + 0.08, (h + back) / 2), (x, 0.08, (back - h) / 2))
@@ -74,7 +74,7 @@ def _chair_shell(rng: np.random.Generator) -> Parts:
     return [seat, rest, *arms, *legs]
 
 
-def _sofa_arms(rng: np.random.Generator) -> Parts:
+def _sofa_arms(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.5, 0.8, 0.72), (2.1, 0.95, 0.88))
     x, y, arm, count = w / 2, d / 2, 0.2, int(rng.integers(2, 4))
     base, back = box((-x, -y, 0.06), (x, y, 0.3)), box((-x, -y, 0.3), (x, -y + 0.22, h))
@@ -84,7 +84,7 @@ def _sofa_arms(rng: np.random.Generator) -> Parts:
     return [base, back, *arms, *cushions]
 
 
-def _sofa_bolsters(rng: np.random.Generator) -> Parts:
+def _sofa_bolsters(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.5, 0.75, 0.65), (2.0, 0.9, 0.8))
     x, y = w / 2, d / 2
     seat, back = box((-x, -y, 0.14), (x, y, 0.42)), box((-x, -y, 0.42), (x, -y + 0.15, h))
@@ -92,7 +92,7 @@ def _sofa_bolsters(rng: np.random.Generator) -> Parts:
     return [seat, back, *bolsters, *legs(w, d, 0.14, 0.07, 1)]
 
 
-def _sofa_corner(rng: np.random.Generator) -> Parts:
+def _sofa_corner(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.7, 0.8, 0.7), (2.2, 0.9, 0.82))
     x, y, lounge, side = w / 2, d / 2, rng.uniform(1.3, 1.6), rng.choice([-1, 1])
     low, high = sorted((side * x, side * (x - 0.8)))
@@ -102,7 +102,7 @@ def _sofa_corner(rng: np.random.Generator) -> Parts:
     return [seat, longer, back, box((arm[0], -y + 0.2, 0.4), (arm[1], y, 0.56)), *cushions]
 
 
-def _bed_headboard(rng: np.random.Generator) -> Parts:
+def _bed_headboard(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.0, 1.9, 0.85), (1.7, 2.1, 1.2))
     x, y = w / 2, d / 2
     frame, board = box((-x, -y, 0.1), (x, y, 0.3)), box((-x, -y, 0), (x, -y + 0.07, h))
@@ -112,7 +112,7 @@ def _bed_headboard(rng: np.random.Generator) -> Parts:
     return [frame, board, mattress, blanket, *pillows, *legs(w, d, 0.1, 0.08)]
 
 
-def _bed_platform(rng: np.random.Generator) -> Parts:
+def _bed_platform(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((0.9, 1.9, 0.5), (1.5, 2.1, 0.65))
     x, y = w / 2, d / 2
     body, mattress = (
@@ -123,7 +123,7 @@ def _bed_platform(rng: np.random.Generator) -> Parts:
     return [body, mattress, roll, box((-x - 0.01, y - 0.7, h * 0.5), (x + 0.01, y - 0.1, h + 0.02), 2)]
 
 
-def _bed_posts(rng: np.random.Generator) -> Parts:
+def _bed_posts(rng: np.random.Generator) -> Primitives:
     w, d, h = rng.uniform((1.0, 1.85, 0.75), (1.6, 2.05, 0.95))
     x, y, foot = w / 2, d / 2, h * 0.8
     ends = [(-y + 0.04, h), (y - 0.04, foot)]

@@ -18,7 +18,7 @@ _RAYS_AT_ONCE = 1 << 20  # about 300 MB
 
 
 @dataclass(frozen=True)
-class Rendering:
+class RoomViews:
     """All views of a room.
 
     Attributes:
@@ -63,7 +63,7 @@ def render(
     size: tuple[int, int],
     sensor: Sensor,
     highlights: float = 0.0,
-) -> Rendering:
+) -> RoomViews:
     """Render views of a room.
 
     Args:
@@ -80,10 +80,10 @@ def render(
         for first in range(0, len(world_from_camera), step):
             rays = _cast(world_from_camera[first : first + step], intrinsics, size)
             parts.append(_render_views(room, rays, float(intrinsics[0, 0]), sensor, first, highlights))
-    return Rendering(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Rendering)))
+    return RoomViews(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RoomViews)))
 
 
-def _render_views(room: Room, rays: _Rays, focal: float, sensor: Sensor, first: int, highlights: float) -> Rendering:
+def _render_views(room: Room, rays: _Rays, focal: float, sensor: Sensor, first: int, highlights: float) -> RoomViews:
     hits = _hit_surfaces(room, rays)
     textures = list(room.surfaces)
     for piece in room.pieces:
@@ -95,7 +95,7 @@ def _render_views(room: Room, rays: _Rays, focal: float, sensor: Sensor, first: 
     if highlights:
         colors += highlights * _mirrored_lamp(room, textures, hits, points, rays.directions)
     shape = (len(rays.world_from_camera), len(rays.rows), len(rays.columns))
-    return Rendering(
+    return RoomViews(
         image=sensor.take(colors.view(3, *shape), first),
         depth=hits.depth.view(shape).numpy(),
         semantic=hits.semantic.view(shape).numpy(),

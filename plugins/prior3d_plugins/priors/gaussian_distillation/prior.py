@@ -95,10 +95,11 @@ class GaussianDistillation(Prior):
     ) -> None:
         super().__init__(backbone)
         if teacher == "reference" and (start_step or refresh_every):
-            raise UserError("start_step and refresh_every need teacher: ema; the reference never changes")
+            option = "start_step" if start_step else "refresh_every"
+            raise UserError("needs teacher: ema; the reference never changes", option)
         if stride is not None and stride not in backbone.encoder_channels:
             strides = ", ".join(map(str, sorted(backbone.encoder_channels)))
-            raise UserError(f"{backbone.name} has no map of stride {stride}; its strides are {strides}")
+            raise UserError(f"{backbone.name} has no map of stride {stride}; its strides are {strides}", "stride")
         self.stride = stride
         self.grid = Grid.of(backbone, stride, fineness)
         self.lifting = Lifting(lift, frames, spacing, min_views, self.grid, EngineChoice("splat", engine))

@@ -85,7 +85,7 @@ class Triplane(Prior):
     ) -> None:
         super().__init__(backbone)
         if rgb_weight == depth_weight == 0:
-            raise UserError("rgb_weight and depth_weight are both 0: nothing is left to reconstruct")
+            raise UserError("this and depth_weight are both 0: nothing is left to reconstruct", "rgb_weight")
         self.stride = _stride(backbone, stride)
         self.images, self.rays = images, rays
         self.weights = {
@@ -167,7 +167,8 @@ class Triplane(Prior):
 def _stride(backbone: BackboneSpec, asked: int | None) -> int:
     strides = sorted(backbone.encoder_channels)
     if asked is not None and asked not in strides:
-        raise UserError(f"{backbone.name} has no map of stride {asked}; its strides are {', '.join(map(str, strides))}")
+        known = ", ".join(map(str, strides))
+        raise UserError(f"{backbone.name} has no map of stride {asked}; its strides are {known}", "stride")
     return asked or max((stride for stride in strides if stride <= 16), default=strides[0])
 
 

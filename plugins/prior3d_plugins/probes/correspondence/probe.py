@@ -43,7 +43,7 @@ _TINY = 1e-12
 Describe = Callable[[Tensor], Tensor]
 """Function from rows [n] of the held-out images to feature maps [n, C, h, w], on the device."""
 
-Judged = tuple[Tensor, Tensor, Tensor]
+JudgedMatches = tuple[Tensor, Tensor, Tensor]
 """Matches of a pair: pixels [M, 2] in the first view, pixels [M, 2] in the second, and whether each is right [M]."""
 
 
@@ -159,7 +159,7 @@ class Correspondence(Probe):
         }
 
     def plot(
-        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[Judged]]
+        self, models: Mapping[str, FrozenModel], data: ProbeData, shown: Mapping[str, list[JudgedMatches]]
     ) -> "dict[str, Figure]":
         """Plot the matches of one pair per bin of view angle; right ones are green, wrong ones red."""
         from prior3d.figures import plot_judged_matches
@@ -187,7 +187,7 @@ class Correspondence(Probe):
         scores = by_group(names, group_of[torch.tensor([pair.rows[0] for pair in pairs])], statistics)
         return Measured(scores, [self._judge(found[order][0]) for order, _ in _first_of_each_bin(pairs)])
 
-    def _judge(self, matches: Matches) -> Judged:
+    def _judge(self, matches: Matches) -> JudgedMatches:
         return matches.cells.cpu(), matches.found.cpu(), (matches.error <= self.pixels).cpu()
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:

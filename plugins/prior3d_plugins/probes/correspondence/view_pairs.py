@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prior3d import UserError
+from prior3d.data.posed import angle_bin
 from prior3d.geometry import pixel_centers, project, unproject_pixels
 from prior3d.probes import ProbeData
 from prior3d.randomness import generator
@@ -93,10 +94,9 @@ def choose_pairs(data: ProbeData, per_bin: int) -> list[ViewPair]:
     dataset = data.parts["held_out"]
     row = {frame: index for index, frame in enumerate(data.frames["held_out"])}
     by_bin: list[list[ViewPair]] = [[] for _ in VIEW_ANGLE_BINS_DEG]
-    edges = torch.tensor([low for low, _ in VIEW_ANGLE_BINS_DEG[1:]])
     for scene in range(len(dataset.scenes)):
         table = dataset.pairs(scene)
-        bins = torch.bucketize(table.angle_deg, edges, right=True)
+        bins = angle_bin(table.angle_deg, VIEW_ANGLE_BINS_DEG)
         columns = (table.first, table.second, table.angle_deg, bins)
         for first, second, angle, index in zip(*(column.tolist() for column in columns), strict=True):
             if (scene, first) in row and (scene, second) in row:
