@@ -40,7 +40,7 @@ def test_a_control_that_lacks_the_decoder_of_the_model_is_told_so(finished, alon
 def test_a_control_with_a_decoder_that_the_model_lacks_is_told_so(finished, alone):
     with pytest.raises(UserError) as refused:
         columns(alone, against=alone, control=finished)
-    assert "it has a decoder, the model has none: name a copy of its backbone.safetensors" in refused.value.message
+    assert "it has a decoder, the model has none: name a copy of backbone.safetensors without" in refused.value.message
     assert refused.value.message.endswith("(dense channels 8, the model 320)")
     assert list(columns(alone, against=alone, control=alone))[-1].endswith(", 1 + control")
 

@@ -138,7 +138,7 @@ def test_weights_of_others_say_which_model_they_are_of(evaluate, workshop, rooms
     torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth")
     arguments = ["--probes", "glow", "--plugin", workshop / "glow.py", "--out", tmp_path / "eval", *rooms]
     line = evaluate(tmp_path / "mine.pth", *arguments)[2]
-    assert "mine.pth does not say which model it belongs to: as MODEL, add backbone.name=... with a timm model;" in line
+    assert "mine.pth does not say which model it belongs to: set backbone.name to a model of timm; as the" in line
     assert evaluate(tmp_path / "mine.pth", *arguments, "backbone.name=resnet10t")[0] == 0
     assert report_of(tmp_path / "eval")["models"]["model"]["backbone"] == "resnet10t"
 

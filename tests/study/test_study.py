@@ -348,7 +348,7 @@ def test_stages_lie_over_trials_over_rows_over_base(tmp_path):
         (lambda c: c["rows"]["initial"].update(trials=[{}, {}]), "nothing to try"),
         (lambda c: c["stages"]["test"].update(seeds=[1, 100]), "[100] also chose the trials"),
         (lambda c: c["stages"]["test"].update(seeds=[]), "expected seeds"),
-        (lambda c: c["stages"].pop("tune"), "with several trials tune"),
+        (lambda c: c["stages"].pop("tune"), "needs the stage test, and tune to choose one of several trials"),
         (lambda c: c["base"].update(priors={"view_invariance": {}}), "priors belong to rows"),
         (lambda c: c["rows"]["view_invariance"].update(optm={}), "did you mean 'optim'"),
         (lambda c: c["rows"]["view_invariance"]["priors"].update(view_invariance={"temprature": 1}), "temperature"),

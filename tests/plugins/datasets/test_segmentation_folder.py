@@ -196,5 +196,5 @@ def test_real_street_images(shared_data):
         seen += np.bincount(view["semantic"].ravel(), minlength=256)
     assert sizes == {("train", None): 184, ("validation", None): 101, ("test", None): 233, ("test", "Seq05VD*"): 171}
     assert seen[3] > 50_000 and seen[11:255].sum() == 0 and seen[255] > 0
-    with pytest.raises(UserError, match=r"holds the class id 11, and the 11 classes have the ids 0 to 10"):
+    with pytest.raises(UserError, match=r"holds the class id 11, but the 11 classes have the ids 0 to 10"):
         SegmentationFolder(spec(), root=root, class_names=CAMVID).verify()
