@@ -28,12 +28,14 @@ def interpreted() -> dict[str, list[float]]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_kernels_equal_float64_in_the_interpreter(interpreted: dict[str, list[float]]) -> None:
     exact = {case: errors for case, errors in interpreted.items() if "float32" in case}
     assert len(exact) >= 12
     assert {case: errors for case, errors in exact.items() if not max(errors) < 2e-5} == {}
 
 
+@pytest.mark.slow
 def test_products_of_bfloat16_cost_a_hundredth(interpreted: dict[str, list[float]]) -> None:
     rounded = {case: errors for case, errors in interpreted.items() if "bfloat16" in case}
     assert len(rounded) >= 4

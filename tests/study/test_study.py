@@ -192,6 +192,7 @@ def run(study, capsys, *arguments):
     return status, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_study_from_trials_to_report(study, tuned, capsys):
     path, out, _ = study
     status, said = tuned
@@ -285,6 +286,7 @@ def check_records(records):
     assert json.loads((records.folder / "chosen.json").read_text()).keys() == matrix.rows.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tuned")
 def test_a_metric_that_no_probe_gives_ends_the_study_at_once(study):
     path, out, _ = study

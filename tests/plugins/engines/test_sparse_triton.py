@@ -32,6 +32,7 @@ def interpret(*arguments):
     return ended.stdout.split()
 
 
+@pytest.mark.slow
 def test_splits_and_a_second_backward_pass():
     assert interpret("split", "once") == ["split", "once"]
 
@@ -40,6 +41,7 @@ def test_dense_convolutions():
     assert interpret("dense") == ["dense"]
 
 
+@pytest.mark.slow
 def test_recorded_operations_there_and_back(shared_data):
     assert interpret("reference", shared_data / "minkowski_reference.npz", "down_up_k2s2") == ["down_up_k2s2"]
 

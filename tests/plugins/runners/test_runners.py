@@ -202,7 +202,7 @@ def test_a_runner_whose_constructor_is_no_schema_is_caught():
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (WaitsForTheKilled, "hangs: not done with 'killed'"),
+        pytest.param(WaitsForTheKilled, "hangs: not done with 'killed'", marks=pytest.mark.slow),
         (LeavesProcesses, "processes still run after the last job"),
     ],
 )
