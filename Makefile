@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests of one file stay in one process, since they share what was trained for them.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# One process more than there are cores, since some tests wait; tests of one file share what was trained for them.
+PROCESSES := $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
+PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
