@@ -14,10 +14,10 @@ from pathlib import Path
 
 from prior3d.contracts.runner import Progress, Runner, SceneJob
 from prior3d.errors import DamagedFile, UserError, refusal_of
+from prior3d.jobs.example import write, write_and_die, write_and_interrupt, write_and_raise, write_slowly
 from prior3d.jobs.running import StoreWork, damage_in, do_job, path_of, run_jobs
 from prior3d.jobs.store import Store
 from prior3d.registry.schema import validate_options
-from prior3d.testing.example_jobs import write, write_and_die, write_and_interrupt, write_and_raise, write_slowly
 from prior3d.testing.members import check_members
 
 _JOBS = 7

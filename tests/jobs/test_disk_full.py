@@ -17,7 +17,7 @@ from prior3d.contracts.runner import SceneJob
 from prior3d.errors import UserError
 from prior3d.files import replacing, temporary_folder, write_atomically, writing
 from prior3d.jobs import Store, run_jobs
-from prior3d.testing.example_jobs import write_much
+from prior3d.jobs.example import write_much
 from prior3d_plugins.runners.local import Local
 from prior3d_plugins.runners.processes import Processes
 

@@ -16,8 +16,8 @@ import pytest
 from prior3d.contracts.runner import Runner, SceneJob
 from prior3d.errors import DamagedFile, UserError
 from prior3d.jobs import Store, damage_in, run_jobs
+from prior3d.jobs.example import write, write_and_die
 from prior3d.testing import check_runner
-from prior3d.testing.example_jobs import write, write_and_die
 from prior3d_plugins.runners.local import Local
 from prior3d_plugins.runners.processes import Processes
 
@@ -276,7 +276,7 @@ PARENT = """
     from pathlib import Path
     from prior3d.contracts.runner import SceneJob
     from prior3d.jobs import Store, run_jobs
-    from prior3d.testing.example_jobs import write_slowly
+    from prior3d.jobs.example import write_slowly
     from prior3d_plugins.runners.processes import Processes
     if __name__ == "__main__":
         place = Path(sys.argv[1])
