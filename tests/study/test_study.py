@@ -225,6 +225,7 @@ def test_a_study_from_trials_to_report(study, tuned, capsys):
     initial = [trial_value(records, "initial", seed) for seed in (0, 1)]
     assert f"| `initial` | {sum(initial) / 2:.3f} | {abs(initial[0] - initial[1]) / math.sqrt(2):.3f} |" in text
     assert (path.parent / "results.png").read_bytes().startswith(b"\x89PNG")
+    check_changed_probe(study, capsys)
 
 
 @pytest.mark.parametrize(("endpoints", "shape"), [(1, (2, 1)), (4, (2, 4)), (5, (4, 3))])
@@ -255,6 +256,23 @@ def report(study, capsys, name, lines):
     for line in lines:
         assert line in text
     return text
+
+
+def check_changed_probe(study, capsys):
+    """A probe whose source has changed measures again; until then its records can be read."""
+    path, out, _ = study
+    only, record = ("--only", "initial", "--stage", "test"), next(out.glob("units/initial/test-*seed0.json"))
+    plugins = path.with_name("plugins.py")
+    plugins.write_text(PLUGINS + "# measured another way\n")
+    report(study, capsys, "changed.md", ["All rows encode as many images"])
+    older = json.loads(record.read_text())
+    del older["probe sources"]  # an earlier version did not write them down
+    record.write_text(json.dumps(older))
+    status, said = run(study, capsys, *only)
+    assert status == 0 and "test: 2 units, 1 of them done already" in said
+    assert "test: the source of a probe has changed since 1 of them ran" in said
+    assert run(study, capsys, *only)[1].count("2 of them done already") == 1
+    plugins.write_text(PLUGINS)
 
 
 def trial_value(records, row, seed):
@@ -348,7 +366,7 @@ def test_stages_lie_over_trials_over_rows_over_base(tmp_path):
         (lambda c: c["rows"]["initial"].update(trials=[{}, {}]), "nothing to try"),
         (lambda c: c["stages"]["test"].update(seeds=[1, 100]), "[100] also chose the trials"),
         (lambda c: c["stages"]["test"].update(seeds=[]), "expected seeds"),
-        (lambda c: c["stages"].pop("tune"), "with several trials tune"),
+        (lambda c: c["stages"].pop("tune"), "tune to choose one of several trials"),
         (lambda c: c["base"].update(priors={"view_invariance": {}}), "priors belong to rows"),
         (lambda c: c["rows"]["view_invariance"].update(optm={}), "did you mean 'optim'"),
         (lambda c: c["rows"]["view_invariance"]["priors"].update(view_invariance={"temprature": 1}), "temperature"),
