@@ -12,6 +12,7 @@ import torch
 from prior3d.backbone import Backbone
 from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
+from prior3d.jobs.running import make_runner
 from prior3d.recipe.yaml12 import dump, load
 from prior3d.study.choosing import chosen_trials, gain, trial_values
 from prior3d.study.command import main
@@ -342,6 +343,18 @@ def test_the_key_of_a_unit_changes_with_its_recipe_and_not_with_the_machine(tmp_
     assert key(lambda content: content["base"]["data"].update(cache="/elsewhere", workers=3)) == own
     assert key(without_another_row) == own
     assert key(lambda content: content["base"]["data"].update(rooms=2)) != own
+    assert key(lambda content: content["base"].update(prepare={"runner": "processes", "workers": 2})) == own
+
+
+def test_a_study_prepares_with_the_runner_that_it_names(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("prior3d.study.unit.make_runner", lambda *given: made.append(given[:2]) or make_runner(*given))
+    change = {"runner": "processes", "workers": 1}
+    recipe = read_matrix(write(tmp_path, lambda content: content["base"].update(prepare=change)))
+    bench = Bench(tmp_path / "scratch")
+    bench.run(recipe.recipe(Unit(TEST, "initial", 0, 0)), "unit")
+    bench.close()
+    assert made == [("processes", {"workers": 1})]
 
 
 def test_stages_lie_over_trials_over_rows_over_base(tmp_path):
