@@ -18,7 +18,7 @@ from prior3d.errors import ArgumentError, UserError, several
 from prior3d.pretraining.folder import describe
 from prior3d.pretraining.run import Run
 from prior3d.recipe import Recipe, build_recipe, load_recipe
-from prior3d.recipe.source import COMMAND_LINE, override
+from prior3d.recipe.source import override
 from prior3d.registry import Registry
 from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
@@ -71,17 +71,43 @@ def train(
     if resume is not None:
         if recipe is not None:
             raise ArgumentError(f"a resumed run keeps its own recipe: leave out {recipe}", "resume")
-        if out is not None:
-            raise ArgumentError(f"a resumed run stays in its folder: leave out {out}", "out")
-        name = _OVERRIDES if isinstance(overrides, Mapping) else COMMAND_LINE  # the command gives texts
-        begun = pretraining.find_begun(Path(resume), texts, plugins, name)
-        made = begun.recipe
-    elif recipe is None:
+        return resume_run(resume, texts, out=out, plugins=plugins, quiet=quiet)
+    if recipe is None:
         raise UserError("which recipe? Give a YAML file, the name of a shipped recipe, or a mapping")
-    else:
-        begun, made = None, make_recipe(recipe, texts, plugins)
+    made = make_recipe(recipe, texts, plugins)
     with made.source.locating():
-        return pretraining.train(made, Registry(made.plugins), None if out is None else Path(out), begun, quiet)
+        return pretraining.train(made, Registry(made.plugins), None if out is None else Path(out), None, quiet)
+
+
+def resume_run(
+    folder: str | os.PathLike,
+    overrides: Sequence[str],
+    *,
+    out: str | os.PathLike | None = None,
+    plugins: Sequence[str | os.PathLike] = (),
+    quiet: bool = False,
+    overrides_name: str = _OVERRIDES,
+) -> Run:
+    """Continue a run, as `train` does with `resume`.
+
+    Args:
+        folder: the run folder.
+        overrides: `key=value` texts.
+        out: refused: a resumed run stays in its folder.
+        plugins: additional plugin files.
+        quiet: print nothing.
+        overrides_name: name of the overrides in messages.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from prior3d import pretraining
+
+    if out is not None:
+        raise ArgumentError(f"a resumed run stays in its folder: leave out {out}", "out")
+    begun = pretraining.find_begun(Path(folder), overrides, plugins, overrides_name)
+    with begun.recipe.source.locating():
+        return pretraining.train(begun.recipe, Registry(begun.recipe.plugins), None, begun, quiet)
 
 
 def prepare(
