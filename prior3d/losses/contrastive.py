@@ -16,10 +16,17 @@ from prior3d.losses.infonce_tiled import tiled_row_losses, unit_rows
 _log = logging.getLogger(__name__)
 
 PLAIN_PAIRS = 2**22
-"""Up to so many pairs of rows, all logits are kept; beyond, they are made in tiles, and again for the gradients."""
+"""Up to so many pairs of rows over all groups, 4.2 million, all logits are kept in float32 at least.
+
+Beyond, logits are made in tiles, and again for the gradients, and their products follow autocast to bfloat16. So a
+larger batch of equal groups can change the precision.
+"""
 
 FUSED = False
-"""Whether CUDA takes the fused Triton kernels instead of tiles in torch; off until they were measured on a GPU."""
+"""Whether CUDA takes the fused Triton kernels instead of tiles in torch.
+
+Off: they are not measured on a GPU yet. Set it to True to use them.
+"""
 
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
@@ -68,7 +75,8 @@ def masked_point_info_nce(
 ) -> Tensor:
     """Compute PointInfoNCE for a batch in fixed shapes, without waiting for the device.
 
-    Up to `PLAIN_PAIRS` pairs (2,048 rows), all logits are kept. Beyond, the memory is O(N): see `infonce_tiled`.
+    Up to 4.2 million pairs of rows over all groups (`PLAIN_PAIRS`), all logits are kept, in float32 at least. Beyond,
+    memory is O(N), see `infonce_tiled`, and products of matrices follow autocast to bfloat16; sums stay float32.
 
     Args:
         queries: [G, N, C] features, one group per view pair; row i matches row i of the keys; L2-normalized here.
