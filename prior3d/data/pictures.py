@@ -16,14 +16,29 @@ Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike
 
 
 def as_batch(images: object, size: tuple[int, int] | None) -> Tensor:
-    """Return images as [N, 3, H, W] float 0..1."""
+    """Return images as one batch.
+
+    Args:
+        images: [N, 3, H, W] float 0..1, [N, H, W, 3] uint8, or one `Picture` or several.
+        size: height and width to which images are resized, pixels; None to keep their size.
+
+    Returns:
+        [N, 3, H, W] float32 0..1.
+
+    Raises:
+        UserError: a file cannot be read, or images have different sizes and `size` is not given.
+        ValueError: there is no image, or one has an unsupported shape or type.
+
+    >>> as_batch([np.zeros((4, 6, 3), np.uint8), torch.rand(3, 8, 8)], (2, 3)).shape
+    torch.Size([2, 3, 2, 3])
+    """
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         batch = _as_float(images, batch=True)
         return batch if size is None else _resize(batch, size)
-    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if not several:
+    given = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not given:
         raise ValueError("expected at least one image, got none")
-    single = [_as_tensor(image) for image in several]
+    single = [_as_tensor(image) for image in given]
     if size is not None:
         single = [_resize(image[None], size)[0] for image in single]
     shapes = {tuple(image.shape[-2:]) for image in single}
