@@ -348,7 +348,12 @@ def test_the_key_of_a_unit_changes_with_its_recipe_and_not_with_the_machine(tmp_
 
 def test_a_study_prepares_with_the_runner_that_it_names(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("prior3d.study.unit.make_runner", lambda *given: made.append(given[:2]) or make_runner(*given))
+
+    def make(name, options, registry):
+        made.append((name, options))
+        return make_runner("local", {}, registry)  # quicker than other processes
+
+    monkeypatch.setattr("prior3d.study.unit.make_runner", make)
     change = {"runner": "processes", "workers": 1}
     recipe = read_matrix(write(tmp_path, lambda content: content["base"].update(prepare=change)))
     bench = Bench(tmp_path / "scratch")
