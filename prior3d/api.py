@@ -9,25 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prior3d.backbone import Backbone
+from prior3d.data.pictures import Picture, as_batch
 from prior3d.errors import ArgumentError, UserError, several
 from prior3d.pretraining.folder import describe
 from prior3d.pretraining.run import Run
 from prior3d.recipe import Recipe, build_recipe, load_recipe
-from prior3d.recipe.source import COMMAND_LINE, override
+from prior3d.recipe.source import override
 from prior3d.registry import Registry
 from prior3d.registry.schema import construct, plain
 from prior3d.reporting.report import Report
 
 Overrides = Mapping[str, object] | Sequence[str]
 """Overrides of a recipe: a mapping of dotted keys to values, `{"optim.lr": 1e-3}`, or `key=value` texts."""
-
-Picture = Tensor | np.ndarray | Image.Image | str | os.PathLike
-"""An image: [3, H, W] float 0..1, [H, W, 3] uint8, a Pillow image or a file."""
 
 _OVERRIDES = "overrides"
 """Name of the overrides in messages."""
@@ -71,17 +68,43 @@ def train(
     if resume is not None:
         if recipe is not None:
             raise ArgumentError(f"a resumed run keeps its own recipe: leave out {recipe}", "resume")
-        if out is not None:
-            raise ArgumentError(f"a resumed run stays in its folder: leave out {out}", "out")
-        name = _OVERRIDES if isinstance(overrides, Mapping) else COMMAND_LINE  # the command gives texts
-        begun = pretraining.find_begun(Path(resume), texts, plugins, name)
-        made = begun.recipe
-    elif recipe is None:
+        return resume_run(resume, texts, out=out, plugins=plugins, quiet=quiet)
+    if recipe is None:
         raise UserError("which recipe? Give a YAML file, the name of a shipped recipe, or a mapping")
-    else:
-        begun, made = None, make_recipe(recipe, texts, plugins)
+    made = make_recipe(recipe, texts, plugins)
     with made.source.locating():
-        return pretraining.train(made, Registry(made.plugins), None if out is None else Path(out), begun, quiet)
+        return pretraining.train(made, Registry(made.plugins), None if out is None else Path(out), None, quiet)
+
+
+def resume_run(
+    folder: str | os.PathLike,
+    overrides: Sequence[str],
+    *,
+    out: str | os.PathLike | None = None,
+    plugins: Sequence[str | os.PathLike] = (),
+    quiet: bool = False,
+    overrides_name: str = _OVERRIDES,
+) -> Run:
+    """Continue a run, as `train` does with `resume`.
+
+    Args:
+        folder: the run folder.
+        overrides: `key=value` texts.
+        out: refused: a resumed run stays in its folder.
+        plugins: additional plugin files.
+        quiet: print nothing.
+        overrides_name: name of the overrides in messages.
+
+    Raises:
+        UserError: as `train`.
+    """
+    from prior3d import pretraining
+
+    if out is not None:
+        raise ArgumentError(f"a resumed run stays in its folder: leave out {out}", "out")
+    begun = pretraining.find_begun(Path(folder), overrides, plugins, overrides_name)
+    with begun.recipe.source.locating():
+        return pretraining.train(begun.recipe, Registry(begun.recipe.plugins), None, begun, quiet)
 
 
 def prepare(
@@ -222,7 +245,7 @@ def features(
     >>> features(load("test_resnet", overrides={"backbone.pretrained": False}), torch.rand(2, 3, 70, 96)).shape
     torch.Size([2, 96, 3, 3])
     """
-    batch = _as_batch(images, size)
+    batch = as_batch(images, size)
     backbone = model.backbone if isinstance(model, Run) else model if isinstance(model, Backbone) else load(model)
     before = next(backbone.parameters()).device
     modes = [(module, module.training) for module in backbone.modules()]
@@ -337,61 +360,3 @@ def _encode(backbone: Backbone, images: Tensor) -> Tensor:
             f" {at[0]} x {at[1]}: give size={tuple(at)}"
         ) from error
     return maps[..., : -(-height // stride), : -(-width // stride)]
-
-
-def _as_batch(images: object, size: tuple[int, int] | None) -> Tensor:
-    """Return images as [N, 3, H, W] float 0..1."""
-    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-        batch = _as_float(images, batch=True)
-        return batch if size is None else _resize(batch, size)
-    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if not several:
-        raise ValueError("expected at least one image, got none")
-    single = [_as_tensor(image) for image in several]
-    if size is not None:
-        single = [_resize(image[None], size)[0] for image in single]
-    shapes = {tuple(image.shape[-2:]) for image in single}
-    if len(shapes) > 1:
-        found = ", ".join(f"{height} x {width}" for height, width in sorted(shapes)[:3])
-        raise UserError(f"these images have several sizes ({found}): give size=(height, width), or encode them apart")
-    return torch.stack(single)
-
-
-def _as_tensor(image: object) -> Tensor:
-    """Return one image as [3, H, W] float 0..1."""
-    if isinstance(image, str | os.PathLike):
-        try:
-            with Image.open(image) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError as error:
-            raise UserError(f"no such image: {image}") from error
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{image} is not an image that can be read") from error
-    if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))  # a copy: an array of Pillow is read-only, which torch warns of
-    if not isinstance(image, Tensor | np.ndarray):
-        raise ValueError(f"expected a tensor, an array, a Pillow image or a file, got {type(image).__name__}")
-    return _as_float(image, batch=False)
-
-
-def _as_float(image: Tensor | np.ndarray, batch: bool) -> Tensor:
-    """Return an image or a batch as [..., 3, H, W] float 0..1, from that form or from [..., H, W, 3] uint8."""
-    tensor = torch.as_tensor(image)
-    first = "N, " if batch else ""
-    if tensor.ndim != 3 + batch:
-        raise ValueError(f"expected [{first}3, H, W] or [{first}H, W, 3], got {list(tensor.shape)}")
-    if tensor.dtype == torch.uint8:
-        if tensor.shape[-1] == 3:
-            tensor = tensor.movedim(-1, -3)
-        tensor = tensor.float() / 255
-    if tensor.shape[-3] != 3 or not tensor.is_floating_point():
-        given = f"{list(tensor.shape)} {tensor.dtype}"
-        raise ValueError(f"expected [{first}3, H, W] float of 0..1 or [{first}H, W, 3] uint8, got {given}")
-    low, high = tensor.amin().item(), tensor.amax().item()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"expected values of 0..1, got {low:.3g}..{high:.3g}; images of 0..255 must be uint8")
-    return tensor.float().contiguous()  # equal bits for every memory layout of the input
-
-
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

@@ -32,7 +32,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 on success, 2 after an error that the user can fix, with one line on stderr, 130 after
-        Ctrl-C. A bug in prior3d or in a plugin ends with its traceback.
+        Ctrl-C, 143 after SIGTERM. A bug in prior3d or in a plugin ends with its traceback.
     """
     return _command(_train, _train_parser(), argv)
 
@@ -171,7 +171,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         plugins=arguments.plugin,
         device=arguments.device,
     )
-    return evaluation.plot(request, pictures) if arguments.pictures else evaluation.run(request)
+    if arguments.pictures:
+        evaluation.plot(request, pictures)
+    else:
+        evaluation.run(request)
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -193,6 +197,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     if given := _files(arguments):
         raise ArgumentError(f"a resumed run keeps its own recipe: leave out {given[0]}", "resume")
     from prior3d import api
+    from prior3d.recipe.source import COMMAND_LINE
 
     overrides, plugins = arguments.recipe, arguments.plugin
     if arguments.check:
@@ -200,7 +205,10 @@ def _resume(arguments: argparse.Namespace) -> int:
 
         find_begun(arguments.resume, overrides, plugins)
         return _print(f"{arguments.resume} can be resumed")
-    return _status(api.train(None, overrides, out=arguments.out, plugins=plugins, resume=arguments.resume))
+    resumed = api.resume_run(
+        arguments.resume, overrides, out=arguments.out, plugins=plugins, overrides_name=COMMAND_LINE
+    )
+    return _status(resumed)
 
 
 def _status(run: "Run") -> int:

@@ -256,7 +256,8 @@ def test_errors_in_python_speak_of_arguments_and_overrides(folder, recipe, run):
     for target in (recipe, folder / "r.yaml", prior3d.load_recipe(folder / "r.yaml")):
         assert said(prior3d.train, target, {"optim.lrr": 1}) == wrong
         assert said(prior3d.prepare, target, ["optim.lrr=1"]) == wrong
-    assert said(prior3d.train, resume=run.folder, overrides={"optim.lrr": 1}) == wrong
+    for overrides in ({"optim.lrr": 1}, ["optim.lrr=1"]):
+        assert said(prior3d.train, resume=run.folder, overrides=overrides) == wrong
     assert said(prior3d.train, recipe, ["a"]) == "overrides: expected key.path=value, got 'a'"
     assert said(prior3d.train, recipe, {"seed.x": 1}) == "overrides: seed.x: seed is 3, not a section"
     assert said(prior3d.evaluate, run, overrides={"priors.x": 1}).startswith("overrides: priors.x: nothing is trained")

@@ -1,1 +1,1 @@
-"""The interfaces that plugins implement: one contract per kind, and the table of fields. No machinery."""
+"""The interfaces that plugins implement: one contract per kind, the table of fields, and kernel maps."""

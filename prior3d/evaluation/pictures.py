@@ -58,15 +58,12 @@ _FITTED = 48
 """Number of images that axes and clusters are fitted to, evenly chosen; all pages use the same axes and clusters."""
 
 
-def plot(arguments: Arguments, images: Sequence[str]) -> int:
+def plot(arguments: Arguments, images: Sequence[str]) -> None:
     """Plot features of the models on images, side by side.
 
     Args:
         arguments: Models, output folder and device.
         images: Files and folders.
-
-    Returns:
-        The exit status 0.
 
     Raises:
         UserError: Models or images do not work; no files remain.
@@ -93,7 +90,6 @@ def plot(arguments: Arguments, images: Sequence[str]) -> int:
         files = write_pictures(frozen, paths, out, _LONG_SIDE, progress=Bars(console), say=console.print)
         for file in files:
             console.print(f"{file}")
-    return 0
 
 
 def _refuse_unread(subject: Subject) -> None:

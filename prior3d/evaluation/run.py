@@ -62,17 +62,13 @@ class Arguments:
     overrides_name: str = COMMAND_LINE
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: Arguments) -> None:
     """Run `prior3d-eval`: measure models and write a report, showing progress.
-
-    Returns:
-        The exit status 0.
 
     Raises:
         UserError: Models, data or probes do not work; no files remain.
     """
     measure_and_report(arguments, make_console())
-    return 0
 
 
 def measure_and_report(arguments: Arguments, console: Console) -> Report:

@@ -1,4 +1,4 @@
-"""Small jobs for testing runners, in a separate module that other processes import quickly."""
+"""Small jobs for testing runners; here, and not in `testing`, because other processes import them without torch."""
 
 import os
 import signal

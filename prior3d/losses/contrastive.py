@@ -1,4 +1,4 @@
-"""Contrastive losses between matching rows, and the choice of rows so that no true match counts as a negative."""
+"""Contrastive losses between matching rows (PointInfoNCE)."""
 
 import importlib
 import logging
@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from prior3d.geometry import full_precision, working_dtype
@@ -17,10 +16,17 @@ from prior3d.losses.infonce_tiled import tiled_row_losses, unit_rows
 _log = logging.getLogger(__name__)
 
 PLAIN_PAIRS = 2**22
-"""Up to so many pairs of rows, all logits are kept; beyond, they are made in tiles, and again for the gradients."""
+"""Up to so many pairs of rows over all groups, 4.2 million, all logits are kept in float32 at least.
+
+Beyond, logits are made in tiles, and again for the gradients, and their products follow autocast to bfloat16. So a
+larger batch of equal groups can change the precision.
+"""
 
 FUSED = False
-"""Whether CUDA takes the fused Triton kernels instead of tiles in torch; off until they were measured on a GPU."""
+"""Whether CUDA takes the fused Triton kernels instead of tiles in torch.
+
+Off: they are not measured on a GPU yet. Set it to True to use them.
+"""
 
 
 def point_info_nce(queries: Tensor, keys: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
@@ -69,7 +75,8 @@ def masked_point_info_nce(
 ) -> Tensor:
     """Compute PointInfoNCE for a batch in fixed shapes, without waiting for the device.
 
-    Up to `PLAIN_PAIRS` pairs (2,048 rows), all logits are kept. Beyond, the memory is O(N): see `infonce_tiled`.
+    Up to 4.2 million pairs of rows over all groups (`PLAIN_PAIRS`), all logits are kept, in float32 at least. Beyond,
+    memory is O(N), see `infonce_tiled`, and products of matrices follow autocast to bfloat16; sums stay float32.
 
     Args:
         queries: [G, N, C] features, one group per view pair; row i matches row i of the keys; L2-normalized here.
@@ -112,95 +119,6 @@ def masked_point_info_nce(
     rows = valid.sum(-1)
     loss = torch.where(valid, losses, 0.0).sum(-1) / rows.clamp(min=1)
     return loss.sum() / (rows > 0).sum().clamp(min=1)
-
-
-def gather_negatives(keys: Tensor) -> Tensor:
-    """Gather rows of all ranks, with gradient; a single process gets its own rows back.
-
-    Args:
-        keys: [N, ...], the same shape on every rank. Masks can be gathered too.
-
-    Returns:
-        [ranks * N, ...] in rank order. The gradient sums the gradients of all ranks' losses for this rank's rows; with
-        the averaging of DDP, the result is the gradient of the mean loss.
-
-    >>> gather_negatives(torch.eye(2)).shape
-    torch.Size([2, 2])
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return keys
-    if not keys.is_floating_point():
-        return _GatherRanks.apply(keys.float()).to(keys.dtype)  # exact up to 2**24; not every backend gathers bool
-    return _GatherRanks.apply(keys)
-
-
-@torch.no_grad()
-def sample_one_per_cell(
-    cells_a: Tensor,
-    cells_b: Tensor,
-    valid: Tensor,
-    count: int,
-    *,
-    num_cells_a: int,
-    num_cells_b: int,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pick random matches, no feature cell of either view twice; fixed shapes, no wait for the device.
-
-    Two matches that share a cell would be each other's negative although they have the same feature. In each of three
-    rounds, a match is taken if it is the first, in random order, of its cell in a and then of its cell in b. Few cells
-    then remain that another match could still have used.
-
-    Args:
-        cells_a: [B, N] int64 cell of each match in view a.
-        cells_b: [B, N] int64 cell of each match in view b.
-        valid: [B, N] bool, slots that hold a match.
-        count: maximum number of matches per batch entry.
-        num_cells_a: cells of a feature map of view a (h * w).
-        num_cells_b: cells of a feature map of view b.
-        generator: generator on the tensors' device; the global one if None.
-
-    Returns:
-        [B, count] int64 index into the N matches and [B, count] bool valid; valid ones first, in random order.
-
-    Reference:
-        Hou et al., Pri3D, 2021, arXiv 2104.11225. Its code samples pixels first and maps them to cells after, so
-        samples of one cell become false negatives; here no cell occurs twice.
-
-    >>> cells_a, cells_b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])  # the first two share a cell of a
-    >>> valid = torch.ones(1, 3, dtype=torch.bool)
-    >>> _, picked = sample_one_per_cell(cells_a, cells_b, valid, 3, num_cells_a=2, num_cells_b=3)
-    >>> picked
-    tensor([[ True,  True, False]])
-    """
-    if cells_a.dim() != 2 or not cells_a.shape == cells_b.shape == valid.shape:
-        shapes = [list(tensor.shape) for tensor in (cells_a, cells_b, valid)]
-        raise ValueError(f"expected cells_a, cells_b and valid of one shape [B, N], got {shapes}")
-    if count < 0:
-        raise ValueError(f"expected count >= 0, got {count}")
-    slots = cells_a.shape[1]
-    taken_last = torch.iinfo(torch.int64).max
-    # The slot number makes every priority unique: equal priorities would let two matches into one cell.
-    high = 2**62 // max(slots, 1)
-    priority = torch.randint(high, cells_a.shape, device=cells_a.device, generator=generator) * slots
-    priority = priority + torch.arange(slots, device=cells_a.device)
-    cells = [(torch.where(valid, cells_a, 0), num_cells_a), (torch.where(valid, cells_b, 0), num_cells_b)]
-
-    picked = torch.zeros_like(valid)
-    free = valid
-    for _ in range(3):
-        first = free
-        for cell, num_cells in cells:
-            candidate = torch.where(first, priority, taken_last)
-            best = candidate.new_full((len(cell), num_cells), taken_last).scatter_reduce(1, cell, candidate, "amin")
-            first = first & (best.gather(1, cell) == priority)
-        picked = picked | first
-        for cell, num_cells in cells:
-            used = torch.zeros(len(cell), num_cells, dtype=torch.int64, device=cell.device)
-            free = free & (used.scatter_reduce(1, cell, first.long(), "amax").gather(1, cell) == 0)
-    order, index = torch.where(picked, priority, taken_last).topk(min(count, slots), dim=1, largest=False)
-    padding = (0, count - min(count, slots))
-    return tuple(torch.nn.functional.pad(tensor, padding) for tensor in (index, order < taken_last))
 
 
 def _row_losses(
@@ -287,20 +205,6 @@ class _Product(torch.autograd.Function):
         queries, keys = ctx.saved_tensors
         with full_precision(gradient.device):
             return gradient @ keys, gradient.mT @ queries
-
-
-class _GatherRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, keys: Tensor) -> Tensor:
-        gathered = [torch.empty_like(keys, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, keys.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _counted_pairs(valid: Tensor, exclude: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prior3d.losses.contrastive import sample_one_per_cell
+from prior3d.losses.one_per_cell import sample_one_per_cell
 
 
 class CellMatches(NamedTuple):

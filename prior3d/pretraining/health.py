@@ -16,7 +16,7 @@ PATIENCE = 5
 """Consecutive steps without a finite loss that end a training; a single one may leave the weights unchanged."""
 
 IDLE_PATIENCE = 100
-"""Consecutive steps with exactly zero loss of every prior that end a training."""
+"""Steps from the start with exactly zero loss of every prior that end a training."""
 
 _CELLS = 1024
 """Number of cells to sample: enough to estimate a rank, few enough for every log line."""

@@ -97,7 +97,8 @@ class Joint(nn.Module):
             ValueError: the batch lacks a field.
         """
         step = self.steps if step is None else step
-        self.steps = step + self.training
+        if self.training:
+            self.steps = step + 1
         batch = self.objective.prepare_batch(dict(batch), lambda use: self._seed(step, use))
         self._check(batch)
         self._seed(step, "backbone")

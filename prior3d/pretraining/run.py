@@ -36,7 +36,6 @@ class Run:
         parts: dataset, backbone, priors and probes.
         console: where to print lines and bars.
         files: paths of the run folder; None before it exists.
-        resumes: whether an earlier process started the run.
         history: changes at each resume, one mapping of step and keys per resume.
         steps: number of optimizer steps done.
         stopped_by: signal that stopped the run at a resumable step; None otherwise.
@@ -49,7 +48,6 @@ class Run:
     parts: Parts
     console: Console = field(default_factory=make_console)
     files: RunFolder | None = None
-    resumes: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     stopped_by: str | None = None

@@ -150,6 +150,8 @@ class PretrainingTask(lightning.LightningModule):
         """Return the joint loss of one (micro-)batch."""
         seed = self.seeder(batch_idx)
         batch = self.objective.prepare_batch(batch, seed)
+        # Not in `encode`: pictures encode a few samples again, and do not count.
+        self.encoded_images = sum(batch[field].shape[:2].numel() for field in self.objective.encodes)
         result = self.encode(batch, seed)
         losses = self.objective(batch, result.features, self.global_step, seed)
         self._measure(losses, result, batch_idx)
@@ -158,7 +160,6 @@ class PretrainingTask(lightning.LightningModule):
     def encode(self, batch: dict[str, Tensor], seed: Callable[[str], None]) -> Pass:
         """Run the backbone once, and the teachers that are read."""
         seed("backbone")
-        self.encoded_images = sum(batch[field].shape[:2].numel() for field in self.objective.encodes)
         teachers = self.objective.teachers(reference=self.reference, ema=self.ema)
         return encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
 

@@ -73,7 +73,7 @@ def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begu
     parts = build(recipe, registry, begun.files if goes_on and begun.keeps_start else None)
     run = Run(recipe, registry, parts, make_console(quiet or not is_first))
     if goes_on:
-        run.files, run.resumes, run.steps = begun.files, True, begun.step
+        run.files, run.steps = begun.files, begun.step
     prepare(run)
     if goes_on and begun.data is not None and not begun.is_complete:
         with section("data"):

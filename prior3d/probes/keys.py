@@ -11,6 +11,7 @@ from prior3d.probes.results import KeyOf
 from prior3d.probes.tasks import ProbeTask
 from prior3d.recipe.sections import DataSection, ProbeSection
 from prior3d.registry import Plugin, Registry
+from prior3d.registry.source_digest import source_digest
 
 
 def keys_of(
@@ -51,6 +52,7 @@ def _key(task: ProbeTask, section: ProbeSection, data: DataSection, registry: Re
     return content_key(
         {
             "probe": [*_identity(probe), dict(section.options)],
+            "source": source_digest(type(task.probe)),  # the version stays the same while a checkout is edited
             "seeds": task.seeds if task.probe.seeded else 1,
             "most": task.most,
             "data": [*_identity(dataset), dict(source.options)],

@@ -212,9 +212,12 @@ def _parts(one: ProbeSection, probe: Probe, datasets: _Datasets, views: int) -> 
 
 
 def _check_needs(one: ProbeSection, probe: Probe, dataset: Dataset) -> None:
+    what = f"the data ({type(dataset).__name__})" if one.data is None else one.data.name
     missing = missing_fields(probe.needs, dataset.provides, table_of(dataset))
+    for method in ("frame_count", "load"):
+        if getattr(type(dataset), method) is getattr(Dataset, method):
+            raise DoesNotFit(f"reads frames one by one, and {what} has no {method}")
     if missing:
-        what = f"the data ({type(dataset).__name__})" if one.data is None else one.data.name
         raise DoesNotFit(f"needs {', '.join(missing)}, which {what} does not provide")
 
 

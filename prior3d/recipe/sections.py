@@ -243,7 +243,8 @@ class TrainerSection:
 
     Attributes:
         max_steps: number of optimizer steps of the run.
-        precision: 32 for full precision, or bf16 for the backbone (geometry and losses stay in 32 bits).
+        precision: 32 for full precision, or bf16 for the backbone. Geometry and losses stay in 32 bits, except that
+            PointInfoNCE over more than 4.2 million pairs of rows multiplies in bf16; its sums stay in 32 bits.
         devices: number of GPUs, or of processes on a CPU; each has its own batches.
         accelerator: type of device; auto uses a GPU if there is one.
         accumulate: number of batches whose gradients are accumulated for one optimizer step.

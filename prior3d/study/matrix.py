@@ -16,14 +16,17 @@ from prior3d.recipe.source import Source
 from prior3d.study.starting import Start
 
 TUNE, TEST = "tune", "test"
-SECTIONS = ("backbone", "data", "priors", "optim", "trainer", "probes", "plugins")
+SECTIONS = ("backbone", "data", "priors", "optim", "trainer", "prepare", "probes", "plugins")
 """Sections of recipes that a matrix may set; seeds belong to stages."""
 START = "start"
 """An additional section that recipes do not have: see `study.starting.Start`."""
 
 _TRAINER = {"draw_every": 0, "gradients_every": 0, "log_every": 50}
 _MACHINE = (("data", "cache"), ("data", "workers"), ("trainer", "accelerator"))
-"""Keys of a recipe that set where it runs and change no result: results of one machine count on another."""
+"""Keys of a recipe that set where it runs and change no result: results of one machine count on another.
+
+So does the whole section `prepare`.
+"""
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Matrix:
     def key(self, unit: Unit) -> str:
         """Return a text that changes with everything in the file about a unit, but not with the machine it runs on."""
         content = self.content(unit)
+        content.pop("prepare", None)
         for part, name in _MACHINE:
             content[part] = {key: value for key, value in content[part].items() if key != name}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,8 +2,13 @@
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 from prior3d.errors import ArgumentError, UserError
+from prior3d.registry import Registry
+from prior3d.registry.source_digest import source_digest
 from prior3d.study.choosing import chosen_trials, keep_choice, probes_of, value
 from prior3d.study.matrix import TEST, TUNE, Unit
 from prior3d.study.records import FAILED, Records
@@ -25,14 +30,31 @@ def run(records: Records, options: argparse.Namespace) -> int:
 def _run_stage(records: Records, stage: str, options: argparse.Namespace, until: float | None) -> int:
     """Run the missing units of a stage; return the number of units that have no result."""
     units = _units(records, stage, options.only)
-    todo = sorted((unit for unit in units if records.done(unit) is None), key=lambda u: -_expected(records, u))
+    log = _Log(records, stage)
+    source = cache(lambda plugins, probe: source_digest(Registry(plugins).get("probes", probe)))
+    todo = [unit for unit in units if not _is_current(records, unit, source)]
+    todo.sort(key=lambda unit: -_expected(records, unit))
     print(f"{stage}: {len(units)} units, {len(units) - len(todo)} of them done already", flush=True)
-    log = _Log(records, stage, len(todo))
+    if changed := sum(records.done(unit) is not None for unit in todo):
+        print(f"{stage}: the source of a probe has changed since {changed} of them ran: they run again", flush=True)
+    log.total = len(todo)
     setting = Setting(records.matrix, options.out.absolute(), options.keep_weights)
     run_units(setting, todo, options.jobs, log, until)
     if left := len(todo) - log.count:
         print(f"{stage}: {left} units left for the next run", flush=True)
     return left + log.failed
+
+
+def _is_current(records: Records, unit: Unit, source: Callable[[tuple[Path, ...], str], str]) -> bool:
+    """Return whether a unit has a result of probes whose source is still the same.
+
+    Records of versions that did not write down the source of their probes count.
+    """
+    record = records.done(unit)
+    if record is None or "probe sources" not in record:
+        return record is not None
+    recipe = records.matrix.recipe(unit)
+    return record["probe sources"] == {label: source(recipe.plugins, one.probe) for label, one in recipe.probes.items()}
 
 
 def _units(records: Records, stage: str, only: list[str] | None) -> list[Unit]:
@@ -81,7 +103,7 @@ def _expected(records: Records, unit: Unit) -> float:
 class _Log:
     """Writes the record of every finished unit, and a line about it."""
 
-    def __init__(self, records: Records, stage: str, total: int) -> None:
+    def __init__(self, records: Records, stage: str, total: int = 0) -> None:
         self.records, self.stage, self.total = records, stage, total
         self.probes = probes_of(records.matrix, stage)
         self.count = self.failed = 0

@@ -26,6 +26,7 @@ from prior3d.probes.probe_data import ProbeData
 from prior3d.probes.tasks import ProbeTask, build_tasks
 from prior3d.recipe import Recipe
 from prior3d.registry import Registry
+from prior3d.registry.source_digest import source_digest
 from prior3d.reporting import device_name
 from prior3d.study.starting import Start, add_noise, take_statistics
 from prior3d.version import __version__
@@ -78,6 +79,7 @@ class Bench:
         return {
             **facts,
             "scores": {label: found.to_plain() for label, found in scores.items()},
+            "probe sources": {task.label: source_digest(type(task.probe)) for task in tasks},
             "train seconds": round(trained - started, 2),
             "probe seconds": round(time.perf_counter() - trained, 2),
             "seconds by probe": by_probe,

@@ -9,7 +9,6 @@ def test_my_dataset(tmp_path):
     check_dataset(MyDataset, {"root": str(tmp_path)})
 """
 
-from prior3d.testing.contract import check_prior, evaluate
 from prior3d.testing.dataset import check_dataset
 from prior3d.testing.engine import check_engine
 from prior3d.testing.examples import (
@@ -20,8 +19,9 @@ from prior3d.testing.examples import (
     example_scenes,
     example_teacher,
 )
-from prior3d.testing.exporters import check_exporter
-from prior3d.testing.probe_contract import check_probe
+from prior3d.testing.exporter import check_exporter
+from prior3d.testing.prior import check_prior, evaluate
+from prior3d.testing.probe import check_probe
 from prior3d.testing.reader import check_reader
 from prior3d.testing.runner import check_runner
 from prior3d.testing.view import check_view

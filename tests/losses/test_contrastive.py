@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 from torch.nn import functional as F
 
-from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce, point_info_nce, sample_one_per_cell
+from prior3d.losses import gather_negatives, masked_point_info_nce, point_info_nce, sample_one_per_cell
 
 
 @pytest.fixture(params=["plain", "tiled"])

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prior3d.losses import contrastive
-from prior3d.losses.contrastive import gather_negatives, masked_point_info_nce
+from prior3d.losses import contrastive, gather_negatives, masked_point_info_nce
 
 RANKS = 2
 

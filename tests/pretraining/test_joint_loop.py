@@ -43,6 +43,9 @@ def test_a_plain_loop_trains_backbone_and_heads():
         assert loss.item() == pytest.approx(total.item(), rel=1e-5)
     assert losses[-1] < 0.9 * losses[0]
     assert joint.steps == 8
+    joint.eval()
+    joint(batch(), step=0)
+    assert joint.steps == 8  # validation does not turn the loop back
 
 
 def test_the_backbone_runs_once_for_all_priors(monkeypatch):

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prior3d.backbone import Backbone
 from prior3d.backbone.batch_norm import reestimate_batch_norm
 from prior3d.pretraining.task import PretrainingTask
+from prior3d.pretraining.tracking import Curves
 from prior3d.recipe import load_recipe
 
 
@@ -97,6 +98,18 @@ def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_plotted(train, tmp_pat
     pictures = [image.encoded_image_string for image in curves(folder).Images("colored/matches")]
     shown = [np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures]
     assert len(shown) == 2 and all(picture.std() > 10 for picture in shown)  # one per step, none blank
+
+
+def test_what_is_encoded_for_pictures_does_not_count(train, tmp_path, monkeypatch):
+    counted, times = [], Curves._times
+
+    def count(self, trainer):
+        counted.append(self._images)
+        return times(self, trainer)
+
+    monkeypatch.setattr(Curves, "_times", count)
+    train(tmp_path, "trainer.draw_every=1", "trainer.max_steps=2", "data.batch_size=5")
+    assert counted == [20, 20]  # 5 samples x (2 views + 2 crops)
 
 
 def test_the_backbone_is_called_once_per_step_also_for_crops(train, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What scores are known by changes with the files of the data, of the probe, and with a model's classifier."""
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from prior3d.probes.tasks import build_tasks
 from prior3d.recipe.sections import DataSection, ProbeDataSection, ProbeSection
 from prior3d.registry import Registry
 from prior3d_plugins.probes.finetune_segmentation import FinetuneSegmentation
+from prior3d_plugins.probes.segmentation import Segmentation
 
 SIZE = (32, 32)
 
@@ -100,6 +103,17 @@ def test_a_classifier_counts_where_it_is_needed(root, monkeypatch):
     assert found == classifier_digest(backbone, {**weights, "conv1.weight": torch.rand(1)})
     assert found != classifier_digest(backbone, {**weights, "fc.bias": torch.rand(3)})
     assert classifier_digest(backbone, {}) is None
+
+
+def test_a_changed_probe_is_measured_again(root, tmp_path, monkeypatch):
+    source = Path(sys.modules[Segmentation.__module__].__file__)
+    before = key_of(root)
+    edited = tmp_path / "segmentation.py"
+    edited.write_text(source.read_text() + "# another map\n")
+    monkeypatch.setattr(sys.modules[Segmentation.__module__], "__file__", str(edited))
+    assert key_of(root) != before
+    edited.write_bytes(source.read_bytes())
+    assert key_of(root) == before
 
 
 def take_any_data(monkeypatch):

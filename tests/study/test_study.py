@@ -12,6 +12,7 @@ import torch
 from prior3d.backbone import Backbone
 from prior3d.contracts.dataset import DataSpec
 from prior3d.errors import UserError
+from prior3d.jobs.running import make_runner
 from prior3d.recipe.yaml12 import dump, load
 from prior3d.study.choosing import chosen_trials, gain, trial_values
 from prior3d.study.command import main
@@ -226,6 +227,7 @@ def test_a_study_from_trials_to_report(study, tuned, capsys):
     initial = [trial_value(records, "initial", seed) for seed in (0, 1)]
     assert f"| `initial` | {sum(initial) / 2:.3f} | {abs(initial[0] - initial[1]) / math.sqrt(2):.3f} |" in text
     assert (path.parent / "results.png").read_bytes().startswith(b"\x89PNG")
+    check_changed_probe(study, capsys)
 
 
 @pytest.mark.parametrize(("endpoints", "shape"), [(1, (2, 1)), (4, (2, 4)), (5, (4, 3))])
@@ -256,6 +258,23 @@ def report(study, capsys, name, lines):
     for line in lines:
         assert line in text
     return text
+
+
+def check_changed_probe(study, capsys):
+    """A probe whose source has changed measures again; until then its records can be read."""
+    path, out, _ = study
+    only, record = ("--only", "initial", "--stage", "test"), next(out.glob("units/initial/test-*seed0.json"))
+    plugins = path.with_name("plugins.py")
+    plugins.write_text(PLUGINS + "# measured another way\n")
+    report(study, capsys, "changed.md", ["All rows encode as many images"])
+    older = json.loads(record.read_text())
+    del older["probe sources"]  # an earlier version did not write them down
+    record.write_text(json.dumps(older))
+    status, said = run(study, capsys, *only)
+    assert status == 0 and "test: 2 units, 1 of them done already" in said
+    assert "test: the source of a probe has changed since 1 of them ran" in said
+    assert run(study, capsys, *only)[1].count("2 of them done already") == 1
+    plugins.write_text(PLUGINS)
 
 
 def trial_value(records, row, seed):
@@ -326,6 +345,23 @@ def test_the_key_of_a_unit_changes_with_its_recipe_and_not_with_the_machine(tmp_
     assert key(lambda content: content["base"]["data"].update(cache="/elsewhere", workers=3)) == own
     assert key(without_another_row) == own
     assert key(lambda content: content["base"]["data"].update(rooms=2)) != own
+    assert key(lambda content: content["base"].update(prepare={"runner": "processes", "workers": 2})) == own
+
+
+def test_a_study_prepares_with_the_runner_that_it_names(tmp_path, monkeypatch):
+    made = []
+
+    def make(name, options, registry):
+        made.append((name, options))
+        return make_runner("local", {}, registry)  # quicker than other processes
+
+    monkeypatch.setattr("prior3d.study.unit.make_runner", make)
+    change = {"runner": "processes", "workers": 1}
+    recipe = read_matrix(write(tmp_path, lambda content: content["base"].update(prepare=change)))
+    bench = Bench(tmp_path / "scratch")
+    bench.run(recipe.recipe(Unit(TEST, "initial", 0, 0)), "unit")
+    bench.close()
+    assert made == [("processes", {"workers": 1})]
 
 
 def test_stages_lie_over_trials_over_rows_over_base(tmp_path):

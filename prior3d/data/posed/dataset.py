@@ -78,7 +78,7 @@ class PosedDataset(Dataset):
         Args:
             scene: Index into `scenes`.
             frame: Index from 0 to `frame_count(scene) - 1`.
-            fields: Fields to decode; the others stay None, except `scene`, `frame`, and `size` with the intrinsics.
+            fields: Fields to decode; the others stay absent, except `scene`, `frame`, and `size` with the intrinsics.
         """
 
     @abstractmethod
@@ -244,8 +244,10 @@ class PosedDataset(Dataset):
 def _mining_device() -> torch.device:
     """Return where this process mines pairs: on a GPU if there is one, and on the CPU if it is one of many workers.
 
-    Workers of a runner share the cores, which is faster for many scenes; forked workers of a loader cannot use a GPU.
-    The place changes nothing but the time.
+    Every process that another one has started with `multiprocessing` counts as a worker: workers of a runner, which
+    share the cores, as is faster for many scenes; forked workers of a loader, which cannot use a GPU; and workers of a
+    study, even one that has a GPU to itself, where mining ahead with `prior3d-prepare` is faster. The place changes
+    nothing but the time.
     """
     if not torch.cuda.is_available() or multiprocessing.parent_process() is not None:
         return torch.device("cpu")

@@ -109,7 +109,8 @@ def _make_pairs(kernel_map: KernelMap) -> Pairs:
 def pieces_of(counts: Tensor, device: torch.device, blocks: int) -> Pieces:
     """Cut pairs into pieces whose sums fill the device, if each piece is shared by `blocks` programs.
 
-    The cut follows from the sizes alone, never from a timing: it decides in which order a gradient is summed.
+    The cut decides in which order a gradient is summed. It follows from the sizes and the number of multiprocessors,
+    never from a timing: a GPU repeats its sums, and a GPU of another size may round otherwise.
     """
     counts = tuple(counts.tolist())
     wanted = sum(counts) * blocks // (4 * multiprocessors(device))

@@ -51,12 +51,7 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
     def launch(config: Config, compile_only: bool = False) -> None:
         offsets, by_work = tiles.of(config.rows)
         grid = (len(offsets) * triton.cdiv(columns, config.columns), parts)
-        run = (
-            functools.partial(kernels.multiply_tiles.warmup, grid=grid)
-            if compile_only
-            else kernels.multiply_tiles[grid]
-        )
-        run(
+        _runner(kernels.multiply_tiles, grid, compile_only)(
             features,
             weight,
             target,
@@ -118,12 +113,7 @@ def weight_gradient(features: Tensor, gradient: Tensor, pairs: Pairs, precision:
     def launch(config: Config, compile_only: bool = False) -> None:
         blocks = triton.cdiv(inputs, config.rows) * triton.cdiv(outputs, config.columns)
         grid = (len(pieces.limits) * blocks,)
-        run = (
-            functools.partial(kernels.multiply_pairs.warmup, grid=grid)
-            if compile_only
-            else kernels.multiply_pairs[grid]
-        )
-        run(
+        _runner(kernels.multiply_pairs, grid, compile_only)(
             features,
             gradient,
             parts,
@@ -151,6 +141,7 @@ def weight_gradient(features: Tensor, gradient: Tensor, pairs: Pairs, precision:
 
 
 def _runner(kernel: Any, grid: tuple[int, ...], compile_only: bool) -> Callable[..., object]:
+    """Return the function that launches a kernel, or only compiles it."""
     return functools.partial(kernel.warmup, grid=grid) if compile_only else kernel[grid]
 
 

@@ -37,7 +37,7 @@ class Config(NamedTuple):
     """Block sizes of one kernel, and how Triton runs it.
 
     No field changes a result: blocks only group sums that run in one order. Whatever does change it (parts of a sum,
-    pieces of pairs) follows from the sizes alone.
+    pieces of pairs) follows from the sizes and the GPU's number of multiprocessors, never from a timing.
     """
 
     rows: int
