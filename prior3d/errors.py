@@ -64,6 +64,24 @@ class DoesNotFit(UserError):
 
 
 @contextmanager
+def changing(change: Callable[[UserError], UserError]) -> Iterator[None]:
+    """Raise what `change` makes of a `UserError` that is raised inside the block: the error itself, or another.
+
+    >>> with changing(lambda error: UserError(error.message, "size")):
+    ...     raise UserError("expected two numbers")
+    Traceback (most recent call last):
+    prior3d.errors.UserError: size: expected two numbers
+    """
+    try:
+        yield
+    except UserError as error:
+        changed = change(error)
+        if changed is error:
+            raise
+        raise changed from error
+
+
+@contextmanager
 def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Prefix the keys of errors raised inside the block with the key of their section.
 
@@ -87,11 +105,13 @@ def section(key: str, elsewhere: Mapping[str, str] = MappingProxyType({})) -> It
     Traceback (most recent call last):
     prior3d.errors.UserError: data.surface.max_points: expected at least 1
     """
-    try:
-        yield
-    except UserError as error:
+
+    def put_within(error: UserError) -> UserError:
         error.put_within(key, elsewhere)
-        raise
+        return error
+
+    with changing(put_within):
+        yield
 
 
 @contextmanager
@@ -109,12 +129,12 @@ def argument(key: str) -> Iterator[None]:
     Traceback (most recent call last):
     prior3d.errors.ArgumentError: against: no such model
     """
-    try:
+
+    def as_argument(error: UserError) -> UserError:
+        return error if isinstance(error, ArgumentError) else ArgumentError(error.message, key)
+
+    with changing(as_argument):
         yield
-    except ArgumentError:
-        raise
-    except UserError as error:
-        raise ArgumentError(error.message, key) from error
 
 
 def several(given: Iterable, key: str) -> Iterable:
@@ -139,8 +159,8 @@ def several(given: Iterable, key: str) -> Iterable:
 def on_command_line(error: UserError) -> str:
     """Return the line that a command prints: it calls its arguments by their options.
 
-    >>> on_command_line(ArgumentError("is not a folder", "out")), on_command_line(UserError("no folder", "data.root"))
-    ('--out: is not a folder', 'data.root: no folder')
+    >>> on_command_line(ArgumentError("is not a folder", "out")), on_command_line(UserError("not a number", "seed"))
+    ('--out: is not a folder', 'seed: not a number')
     """
     if not (isinstance(error, ArgumentError) and error.key):
         return str(error)

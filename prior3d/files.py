@@ -48,12 +48,13 @@ _NOTHING_LEFT = 65536
 
 
 @contextmanager
-def writing(path: Path, key: str | None = None) -> Iterator[None]:
+def writing(path: Path, key: str | None = None, kept: str = "") -> Iterator[None]:
     """Report in one line that `path` cannot be written because the disk is full or not writable.
 
     Args:
         path: the file or folder that the block writes; its folder exists.
         key: key of the option that sets the path.
+        kept: what the message says in the end about that which was there before.
 
     Raises:
         UserError: replaces an error of the block that has this cause; all other errors pass unchanged.
@@ -69,7 +70,7 @@ def writing(path: Path, key: str | None = None) -> Iterator[None]:
         why = None if isinstance(error, UserError | BlockingIOError) else _why_not_written(error, path)
         if why is None:
             raise
-        raise UserError(f"cannot write {path}: {why}", key) from error
+        raise UserError(f"cannot write {path}: {why}{kept}", key) from error
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def _lies_in(file: object, folder: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, kept: str = "") -> Iterator[Path]:
     """Provide a temporary file to write, which replaces `path` atomically when the block ends.
 
     Readers always see the complete old or the complete new content, even after a crash. A block that raises keeps the
@@ -147,6 +148,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file.
+        kept: what errors say in the end about the old content.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -157,7 +159,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(left)
     temporary = path.with_name(f"{mine}{os.getpid()}.tmp")
     try:
-        with writing(path):
+        with writing(path, kept=kept):
             yield temporary
             synchronize(temporary)
             os.replace(temporary, path)

@@ -67,10 +67,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     kept = "; the checkpoint before it is intact" if path.exists() else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path, kept) as temporary, open(temporary, "wb") as file:
             _save(checkpoint, _Writer(file))
-    except UserError as error:
-        raise UserError(f"{error.message}{kept}") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prior3d.errors import ArgumentError, UserError, several
+from prior3d.errors import ArgumentError, UserError, changing, several
 from prior3d.messages import described, did_you_mean, shown
 from prior3d.recipe.yaml12 import Document, load, parse_value
 
@@ -59,10 +59,8 @@ class Source:
         Raises:
             UserError: the error raised inside, without a key, because its message contains it.
         """
-        try:
+        with changing(self.locate):
             yield
-        except UserError as error:
-            raise self.locate(error) from error
 
     def locate(self, error: UserError) -> UserError:
         """Return the error with the place of its key in front; see `locating`."""

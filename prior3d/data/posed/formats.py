@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +25,9 @@ def _chosen(options: Mapping[str, object]) -> str | None:
     """Return the format that the options `format` and `root` choose; None if they do not fit: the dataset says why."""
     if options["format"] != AUTO:
         return str(options["format"])
-    try:
-        found = recognizing(existing_root(options["root"]))
-    except UserError:
-        return None
-    best = _surest(found)
+    best: list[str] = []
+    with suppress(UserError):
+        best = _surest(recognizing(existing_root(options["root"])))
     return best[0] if len(best) == 1 else None
 
 
