@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 
 
@@ -25,3 +27,14 @@ def test_losses_of_many_rows_are_measured_in_every_way():
     printed = subprocess.run([sys.executable, BENCH, "contrastive", *given], capture_output=True, text=True, check=True)
     ways = {" ".join(line.split()[1:-5]) for line in printed.stdout.splitlines()}
     assert {"plain logits", "kept", "tiles"} <= ways, printed.stdout
+
+
+@pytest.mark.parametrize("views", ["1", "2"])
+def test_samples_with_their_surface_are_compared_with_a_test_of_every_point(tmp_path, views):
+    sizes = ["--frames", "6", "--size", "48", "64", "--output", "24", "32", "--samples", "2", "--views", views]
+    given = ["--recording", tmp_path / "room", *sizes]
+    printed = subprocess.run([sys.executable, BENCH, "loader", *given], capture_output=True, text=True, check=True)
+    assert f"samples of {views} x 24 x 32 from 6 frames of 48 x 64; a surface of " in printed.stdout
+    assert "; the same points in the boxes of 2 views" in printed.stdout
+    names = {re.split("  +", line)[0] for line in printed.stdout.splitlines()}
+    assert names >= {"decoded and augmented", "with the surface", "every point tested"}

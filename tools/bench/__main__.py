@@ -9,6 +9,7 @@ import sys
 
 COMMANDS = {
     "contrastive": "PointInfoNCE of many rows, in each way it can be computed",
+    "loader": "a sample with its surface, and fusing it, against a test of every point of the scene",
     "pairs": "mining the pairs of one scene, against the plain definition",
     "sparse": "sparse convolution in every engine that runs here, against spconv, FlexGEMM and the arithmetic alone",
     "step": "a recipe's training step, with and without its priors, against the backbone alone",

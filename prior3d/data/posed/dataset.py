@@ -29,7 +29,7 @@ from prior3d.randomness import generator
 PAIRS_VERSION = 1
 """Version of mining. Raise it when mining changes; cached tables are then computed again."""
 
-SURFACE_VERSION = 2
+SURFACE_VERSION = 3
 """The same for fused surfaces."""
 
 DEFAULT_PAIRS = PairOptions()

@@ -254,7 +254,7 @@ class DepthCodes:
 
     def read(self, path: Path) -> np.ndarray:
         """Return the depth map of a file, [h, w] float32 meters, 0 = unknown."""
-        return self._meters[read_16bit(path)]
+        return self._meters.take(read_16bit(path))
 
 
 class FileRecording(Recording):

@@ -1,7 +1,8 @@
 """The surface of a scene as colored points on disk, and the part of it in the box around a view's frustum."""
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ FAR_PERCENTILE = 99
 
 _BLOCK_M = 0.5
 _NO_POINTS, _NO_ROWS = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
-_POINTS, _COLORS, _STARTS = "points.npy", "colors.npy", "starts.npy"
+_POINTS, _COLORS, _STARTS, _BOUNDS = "points.npy", "colors.npy", "starts.npy", "bounds.npy"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,8 @@ class Surface:
         self.folder = Path(folder)
         self.points: np.ndarray = np.load(self.folder / _POINTS, mmap_mode="r")
         self._starts: np.ndarray = np.load(self.folder / _STARTS)  # [blocks + 1]
-        first = self._starts[:-1]
-        self._low = np.minimum.reduceat(self.points, first) if len(first) else _NO_POINTS
-        self._high = np.maximum.reduceat(self.points, first) if len(first) else _NO_POINTS
+        bounds = self.folder / _BOUNDS
+        self._low, self._high = np.load(bounds) if bounds.exists() else _bounds(self.points, self._starts)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -100,7 +100,7 @@ class Surface:
         if colors is not None and (colors.dtype != np.uint8 or colors.shape != points.shape):
             raise ValueError(f"expected colors uint8 {points.shape}, got {colors.dtype} {colors.shape}")
         blocks = np.floor(points / np.float32(_BLOCK_M)).astype(np.int64)
-        order = np.lexsort((*points.T, *blocks.T))
+        order = _by_block(points, blocks)
         points = points[order]
         (folder / _COLORS).unlink(missing_ok=True)  # colors of points that were saved here before
         if colors is not None:
@@ -108,7 +108,9 @@ class Surface:
         blocks = np.floor(points / np.float32(_BLOCK_M))
         changes = np.flatnonzero((blocks[1:] != blocks[:-1]).any(1)) + 1
         np.save(folder / _POINTS, points)
-        np.save(folder / _STARTS, np.array([*([0] if len(points) else []), *changes, len(points)], np.int64))
+        starts = np.array([*([0] if len(points) else []), *changes, len(points)], np.int64)
+        np.save(folder / _STARTS, starts)
+        np.save(folder / _BOUNDS, _bounds(points, starts))
 
     def within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Return which points, rows [M] int64 of `points` and `colors`, are inside a box, including its faces.
@@ -121,16 +123,52 @@ class Surface:
         touched = np.flatnonzero(((self._low <= high) & (self._high >= low)).all(1))
         if not len(touched):
             return _NO_ROWS
-        inside = ((self._low[touched] >= low) & (self._high[touched] <= high)).all(1)
-        candidates = self._rows(touched[~inside])
-        x, y, z = self.points[candidates].T
-        kept = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
-        return np.concatenate([self._rows(touched[inside]), candidates[kept]])
+        # Only what a face of the box cuts is tested, and only against that face.
+        below, above = self._low[touched] < low, self._high[touched] > high
+        cut = (below | above).any(1)
+        parts = [self._rows(touched[~cut])]
+        points = self.points.view(np.ndarray)  # slices of memory maps are slow to make
+        for block, *faces in zip(touched[cut], below[cut].tolist(), above[cut].tolist(), strict=True):
+            start = self._starts[block]
+            own = points[start : self._starts[block + 1]]
+            tests = [own[:, axis] >= low[axis] for axis in range(3) if faces[0][axis]]
+            tests += [own[:, axis] <= high[axis] for axis in range(3) if faces[1][axis]]
+            parts.append(np.flatnonzero(reduce(np.logical_and, tests)) + start)
+        return np.concatenate(parts)
 
     def _rows(self, blocks: np.ndarray) -> np.ndarray:
         """Return the rows of the points of some blocks (ascending)."""
         runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1) if len(blocks) else []
         return np.concatenate([_NO_ROWS, *(np.arange(self._starts[run[0]], self._starts[run[-1] + 1]) for run in runs)])
+
+
+def _bounds(points: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the lowest and the highest coordinates [2, blocks, 3] of the points of each block."""
+    if len(starts) < 2:
+        return np.stack([_NO_POINTS, _NO_POINTS])
+    return np.stack([np.minimum.reduceat(points, starts[:-1]), np.maximum.reduceat(points, starts[:-1])])
+
+
+def _by_block(points: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """Return the order [N] of points by the z, y and x of their blocks, then by their own z, y and x."""
+    if not len(points):
+        return _NO_ROWS
+    first = blocks.min(0)
+    sizes = (blocks.max(0) - first + 1).tolist()
+    if math.prod(sizes) >= 2**31 or not np.isfinite(points).all():
+        return np.lexsort((*points.T, *blocks.T))
+    # One number holds block and z. Few points share it, unless a wall is along the axes.
+    x, y, z = (blocks - first).T
+    heights = (points[:, 2] + np.float32(0)).view(np.int32)  # + 0: the bits of -0 are not those of 0
+    keys = (z * sizes[1] + y) * sizes[0] + x
+    keys <<= 32
+    keys |= np.where(heights < 0, ~heights, heights + np.int64(2**31))  # ascends with z
+    order = np.argsort(keys)
+    ties = keys[order[1:]] == keys[order[:-1]]
+    tied = np.flatnonzero(np.append(ties, False) | np.insert(ties, 0, False))
+    rows = np.sort(order[tied])
+    order[tied] = rows[np.lexsort((points[rows, 0], points[rows, 1], keys[rows]))]
+    return order
 
 
 def frustum_box(
@@ -184,9 +222,9 @@ def even_subset(rows: np.ndarray, most: int, generator: torch.Generator) -> np.n
     """Return at most `most` of the rows [N]: one drawn from each of `most` equal stretches of their order."""
     if len(rows) <= most:
         return rows
-    ends = torch.arange(most + 1) * len(rows) // most
-    places = torch.rand(most, generator=generator, dtype=torch.float64) * ends.diff()
-    return rows[(ends[:-1] + places.long()).numpy()]
+    ends = np.arange(most + 1) * len(rows) // most
+    places = torch.rand(most, generator=generator, dtype=torch.float64).numpy() * np.diff(ends)
+    return rows[ends[:-1] + places.astype(np.int64)]
 
 
 def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.Generator, color: bool = False) -> None:
@@ -206,12 +244,12 @@ def add_surface(sample: dict[str, Tensor], dataset: "Dataset", generator: torch.
     views = zip(*(sample[name].numpy() for name in ("depth", "intrinsics", "world_from_camera")), strict=True)
     parts = [even_subset(crop_to_frustum(surface, *view), most, generator) for view in views]
     rows = np.concatenate(parts)
-    sample["surface"] = torch.from_numpy(surface.points[rows])
+    sample["surface"] = torch.from_numpy(np.take(surface.points, rows, axis=0))
     if color:
         if surface.colors is None:
             raise ValueError(
                 f"expected a surface with colors, as {type(dataset).__name__} provides surface_color, got one without"
                 f" for scene {dataset.scenes[scene]}"
             )
-        sample["surface_color"] = torch.from_numpy(surface.colors[rows]).float() / 255
-    sample["surface_view"] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        sample["surface_color"] = torch.from_numpy(np.take(surface.colors, rows, axis=0)).float() / 255
+    sample["surface_view"] = torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))

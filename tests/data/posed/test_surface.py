@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from plain_fusion import plain_order, plain_rows
 
 from prior3d.contracts.dataset import DataSpec, View
 from prior3d.data.posed.dataset import PosedDataset
@@ -107,6 +108,41 @@ def test_a_crop_is_what_a_test_of_every_point_finds(tmp_path, count):
         assert found.dtype == np.float32
         assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
     assert len(surface.within([-9] * 3, [9] * 3)) == count and len(surface.within([5] * 3, [6] * 3)) == 0
+
+
+def test_rows_of_a_crop_come_in_the_order_on_which_draws_depend(tmp_path):
+    rng = np.random.default_rng(1)
+    surface = saved(rng.uniform(-2, 2, (30_000, 3)), tmp_path)
+    boxes = [np.sort(rng.uniform(-2.5, 2.5, (2, 3)), axis=0) for _ in range(20)]
+    boxes += [(surface.points[7], surface.points[7]), ([-0.5, -1, -2], [0.5, 1, 2])]
+    expected = [plain_rows(surface, *box) for box in boxes]
+    for box, rows in zip(boxes, expected, strict=True):
+        found = surface.within(*box)
+        assert found.dtype == np.int64 and np.array_equal(found, rows)
+    (tmp_path / "bounds.npy").unlink()  # surfaces written before there was this file
+    again = Surface(tmp_path)
+    assert all(np.array_equal(again.within(*box), rows) for box, rows in zip(boxes, expected, strict=True))
+    rows = expected[-1]
+    ends = torch.arange(301) * len(rows) // 300
+    places = torch.rand(300, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * ends.diff()
+    drawn = even_subset(rows, 300, torch.Generator().manual_seed(5))
+    assert np.array_equal(drawn, rows[(ends[:-1] + places.long()).numpy()])
+
+
+@pytest.mark.parametrize("kind", ["anywhere", "on a grid", "walls", "copies", "far"])
+def test_points_are_saved_by_block_then_z_y_x(tmp_path, kind):
+    points = np.random.default_rng(2).uniform(-3, 3, (4000, 3)).astype(np.float32)
+    if kind == "on a grid":
+        points = np.round(points * 4) / np.float32(-4)  # with zeros of both signs
+    elif kind == "walls":
+        points[:, 2] = np.where(points[:, 2] > 0, np.float32(0), np.float32(-0.0))
+    elif kind == "copies":
+        points[:1000] = points[2000:3000]
+    elif kind == "far":
+        points *= 1e5
+    colors = np.random.default_rng(3).integers(0, 256, points.shape, dtype=np.uint8)
+    surface, order = saved(points, tmp_path, colors), plain_order(points, 0.5)
+    assert np.array_equal(surface.points, points[order]) and np.array_equal(surface.colors, colors[order])
 
 
 def test_the_crop_of_a_real_view_holds_what_the_view_sees(shared_data, tmp_path):
@@ -265,10 +301,11 @@ def test_a_surface_is_fused_once_and_the_same_again(tmp_path):
     assert np.abs(first.surface(1).points[:, 2] - 3).max() < 1e-5
 
 
-def test_a_cache_of_before_there_were_colors_is_not_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cache_of_before_there_were_colors_or_of_sums_in_another_order_is_not_read(tmp_path, monkeypatch, version):
     dataset = walls(tmp_path, voxel_size=0.05)
     with monkeypatch.context() as old:
-        old.setattr("prior3d.data.posed.dataset.SURFACE_VERSION", 1)
+        old.setattr("prior3d.data.posed.dataset.SURFACE_VERSION", version)
         old.setattr(
             "prior3d.data.posed.dataset.fuse",
             lambda frames, options: Cloud(np.array([[0, 0, 5] for _ in frames]), None),
