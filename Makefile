@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One process more than there are cores, since some tests wait; tests of one file share what was trained for them.
 PROCESSES := $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
-PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
+PARALLEL := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 

@@ -16,3 +16,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data not present: {SHARED_DATA}")
     return SHARED_DATA
+
+
+LONGEST = (
+    "test_stranger",
+    "test_api",
+    "test_distributed",
+    "test_joint",
+    "test_base_install",
+    "test_readme",
+    "test_interruption",
+)
+"""Files that take longest; they begin first, so that in the end no process is left alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; the order within a file stays."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)

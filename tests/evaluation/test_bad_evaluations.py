@@ -214,6 +214,9 @@ class Nothing(Dataset):
     def frame_count(self, scene):
         return 0
 
+    def load(self, scene, frame, fields):
+        raise AssertionError
+
     def fingerprint(self, frames=None):
         return ""
 

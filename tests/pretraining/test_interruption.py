@@ -70,6 +70,7 @@ def test_resuming_a_complete_run_changes_nothing(uninterrupted, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_accumulation_stops_at_whole_steps_and_resumes_exactly(start, recipe, train, tmp_path):
     overrides = ("trainer.accumulate=2", "trainer.max_steps=12", "trainer.checkpoint_every=2")
     whole = train(tmp_path / "whole", *overrides)

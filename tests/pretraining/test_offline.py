@@ -131,6 +131,7 @@ def test_the_key_holds_what_a_lifted_scene_depends_on_and_nothing_else(write, tm
     assert [prepare(override) for override in other] == [1] * len(other)
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_by_two_at_once_nothing_is_lost_or_half_written(write, start, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     recipe = write("slow: {anchor: 0.0, min_views: 2}", "plugins: [slow.py]")

@@ -197,7 +197,7 @@ def run(seed, count):
 
 
 def test_mutated_recipes_are_refused_in_one_line_or_build():
-    run(0, 100)
+    run(0, 50)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def test_splits_and_a_second_backward_pass():
     assert interpret("split", "once") == ["split", "once"]
 
 
+@pytest.mark.slow
 def test_dense_convolutions():
     assert interpret("dense") == ["dense"]
 

@@ -24,10 +24,15 @@ INTRINSICS = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
     "options",
     [
         {},
-        {"teacher": "ema", "start_step": 3, "refresh_every": 2, "refreshes": 2, "anchor": 0.0},
-        {"lift": "cg", "distance": "cosine", "views_per_step": 1},
+        pytest.param(
+            {"teacher": "ema", "start_step": 3, "refresh_every": 2, "refreshes": 2, "anchor": 0.0},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"lift": "cg", "distance": "cosine", "views_per_step": 1}, marks=pytest.mark.slow),
         {"stride": 16, "head": "linear", "min_views": 2, "views_per_step": None},
-        {"spacing": 0.1, "fineness": 3, "distance": "smooth_l1", "min_coverage": 0.9},
+        pytest.param(
+            {"spacing": 0.1, "fineness": 3, "distance": "smooth_l1", "min_coverage": 0.9}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_keeps_to_the_contract(options):
