@@ -215,6 +215,7 @@ def test_an_exporter_that_returns_no_path_is_an_error(tmp_path, monkeypatch, ret
     assert str(refused.value) == f"exporter 'lost' (file lost.py): export returned {said}; {must}"
 
 
+@pytest.mark.slow
 def test_the_process_is_left_as_it_was(folder, recipe, run, monkeypatch, request):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)

@@ -196,7 +196,8 @@ def test_counts_of_depth_and_color_that_differ(attempt, frames):
     expect(attempt(*as_data(scene)), "data.root: scene wall has 4 color, 3 depth, 4 pose files", "frame is 2")
 
 
-@pytest.mark.parametrize("kind", ["depth", pytest.param("color", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["depth", "color"])
 def test_a_truncated_file_ends_the_run_or_is_skipped_and_named(attempt, frames, kind, capsys):
     scene = frames(8)
     path = scene / f"frame-000003.{kind}.png"

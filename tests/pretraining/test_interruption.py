@@ -44,7 +44,8 @@ def interrupt(start, recipe, out, number, *overrides, delay=0.0):
     return checkpoint.parents[1]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_resumed_is_bit_identical(start, recipe, uninterrupted, tmp_path, workers):
     folder = interrupt(start, recipe, tmp_path, signal.SIGKILL, f"data.workers={workers}", delay=0.1 * workers)
     assert not (folder / "backbone.safetensors").exists(), "it was complete before it was killed"

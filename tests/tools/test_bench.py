@@ -22,6 +22,7 @@ def test_pairs_are_compared_with_the_plain_definition(tmp_path):
     assert len(list((tmp_path / "room").glob("*.depth.png"))) == 6
 
 
+@pytest.mark.slow
 def test_losses_of_many_rows_are_measured_in_every_way():
     given = ["--rows", "64", "--channels", "8", "--repeats", "1"]
     printed = subprocess.run([sys.executable, BENCH, "contrastive", *given], capture_output=True, text=True, check=True)

@@ -208,6 +208,7 @@ def teach(images):
     return Features(dense=torch.einsum("cd,bvdhw->bvchw", weights.to(images), F.avg_pool2d(images[0], 4)[None] - 0.5))
 
 
+@pytest.mark.slow
 def test_the_loss_pulls_features_to_the_targets_and_leaves_cells_without_one(attached):
     prior, batch = attached(), example_batch()
     student = torch.randn(2, 2, 16, 12, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
