@@ -1,7 +1,5 @@
 """Common parts of datasets of posed views with depth: mined pairs, and samples of one, two or more views."""
 
-import multiprocessing
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -215,7 +213,7 @@ class PosedDataset(Dataset):
         else:
             cameras = torch.stack(intrinsics), torch.stack(poses)
             named = partial(_named, progress, name)
-            table = mine_pairs(depth, *cameras, self.pair_options, named, _mining_device())
+            table = mine_pairs(depth, *cameras, self.pair_options, named)
         frames = torch.tensor(numbers, dtype=torch.int64)
         columns = frames[table.first], frames[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
@@ -239,19 +237,6 @@ class PosedDataset(Dataset):
                 yield self.load(scene, frame, fields)
             except DamagedFile as damage:
                 damaged.append(damage)
-
-
-def _mining_device() -> torch.device:
-    """Return where this process mines pairs: on a GPU if there is one, and on the CPU if it is one of many workers.
-
-    Every process that another one has started with `multiprocessing` counts as a worker: workers of a runner, which
-    share the cores, as is faster for many scenes; forked workers of a loader, which cannot use a GPU; and workers of a
-    study, even one that has a GPU to itself, where mining ahead with `prior3d-prepare` is faster. The place changes
-    nothing but the time.
-    """
-    if not torch.cuda.is_available() or multiprocessing.parent_process() is not None:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _named(progress: Progress, scene: str, items: Iterable, description: str, total: int) -> Iterable:
