@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     """Measure, and print a line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    for row in contrastive(parser.parse_args(arguments)):
+    for number, row in enumerate(contrastive(parser.parse_args(arguments))):
+        if number == 0:
+            print("  ".join(f"{name:>12}" for name in row))
         print("  ".join(f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}" for value in row.values()))
 
 
