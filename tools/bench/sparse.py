@@ -108,9 +108,9 @@ def surfaces(side: float, draws: torch.Generator) -> Tensor:
     return points + 0.04 * torch.randn(points.shape, generator=draws)
 
 
-def engines(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Return the engines of the job that run here."""
-    known = names("sparse")
+def engines(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Return the engines to measure that run here."""
+    known = args.engines or names("sparse")
     return [name for name in known if choose_or_none(name, device, dtype)]
 
 
@@ -127,7 +127,7 @@ def networks(batches: list[Tensor], args: argparse.Namespace, device: torch.devi
     for precision in args.precisions:
         dtype = HALF.get(precision, torch.float32)
         makers: dict[str, Callable[[], nn.Module]] = {
-            name: partial(mink_unet34c, 3, 96, engine=name) for name in engines(device, dtype)
+            name: partial(mink_unet34c, 3, 96, engine=name) for name in engines(args, device, dtype)
         }
         if importlib.util.find_spec("spconv") and device.type == "cuda":
             makers["spconv"] = spconv_unet34c
@@ -168,7 +168,7 @@ def convolutions(rows: Tensor, args: argparse.Namespace, device: torch.device) -
             features = torch.randn(len(rows), channels, device=device).to(dtype).requires_grad_()
             weight = (0.1 * torch.randn(27, channels, channels, device=device)).to(dtype).requires_grad_()
             gradient = torch.randn(len(rows), channels, device=device).to(dtype)
-            for name in engines(device, dtype):
+            for name in engines(args, device, dtype):
                 engine = choose("sparse", name, device, dtype)
                 step = partial(convolution_step, engine.convolve, features, weight, kernel_map, gradient)
                 yield measured(work, precision, name, [step], args.repeats, device)
@@ -355,6 +355,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", choices=["network", "convolution"], default=["network", "convolution"])
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 96, 128, 256])
     parser.add_argument("--precisions", nargs="+", choices=["tf32", "fp16", "bf16"], default=["tf32", "fp16", "bf16"])
+    parser.add_argument("--engines", nargs="+", help="names of engines; all that run here if left out")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--log", action="store_true", help="print what each configuration of sparse/triton takes")
 

@@ -4,7 +4,9 @@
 
 One batch is drawn and stays on the device, so the loader is not measured. "backbone alone" encodes the same images and
 differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors together.
-Times are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak.
+Times are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak. On a GPU,
+a profile of a few more steps gives, per step: kernels launched, waits of the host for the device, and how long the
+device worked. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
 """
 
 import argparse
@@ -12,7 +14,10 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -39,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--waits", action="store_true", help="print where a step waits for the device")
+    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="print the N kernels that take longest")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     batch = one_batch(recipe, parts, device)
     cases = {"backbone alone": {}} | {label: {label} for label in parts.objective.priors}
     cases["all priors"] = set(parts.objective.priors)
-    results = {name: measure(recipe, parts, batch, chosen, options.steps, device) for name, chosen in cases.items()}
+    results = {name: measure(recipe, parts, batch, chosen, options, device) for name, chosen in cases.items()}
     images = sum(batch[field].shape[:2].numel() for field in parts.objective.encodes)
     height, width = recipe.data.size
     setting = f"{images} images of {height} x {width} a step, {recipe.trainer.precision}, {name_of(device)}"
@@ -59,7 +66,12 @@ def main(arguments: Sequence[str]) -> None:
     alone = results["backbone alone"]["ms"]
     for name, result in results.items():
         speed, ratio = images / result["ms"] * 1000, result["ms"] / alone
-        print(f"{name:28} {result['ms']:9.1f} ms  x{ratio:5.2f}  {speed:9.1f} images/s  {result['gib']:7.2f} GiB")
+        line = f"{name:28} {result['ms']:9.1f} ms  x{ratio:5.2f}  {speed:9.1f} images/s  {result['gib']:7.2f} GiB"
+        if "launches" in result:
+            line += (
+                f"  {result['launches']:6.0f} launches  {result['waits']:4.0f} waits  busy {result['busy ms']:7.1f} ms"
+            )
+        print(line)
     if options.json:
         options.json.write_text(json.dumps({"images": images, "results": results}, indent=2))
 
@@ -86,24 +98,25 @@ def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
 
 
 def measure(
-    recipe: Recipe, parts: Parts, batch: dict[str, Tensor], chosen: set[str], steps: int, device: str
+    recipe: Recipe,
+    parts: Parts,
+    batch: dict[str, Tensor],
+    chosen: set[str],
+    options: argparse.Namespace,
+    device: str,
 ) -> dict[str, float]:
-    """Return the median time of a step in ms, and the peak memory in GiB, with the chosen priors."""
+    """Return the median time of a step in ms, the peak memory in GiB and, on a GPU, counts, with the chosen priors."""
     terms = {label: term for label, term in parts.objective.terms.items() if label in chosen}
     objective = JointObjective({label: parts.objective.priors[label] for label in terms}, terms)
     optimizer = make_optimizer(parts.backbone, [objective], recipe.optim)
     fields = parts.objective.encodes  # the same images in every case
     bf16 = torch.autocast(device, torch.bfloat16) if recipe.trainer.precision == "bf16" else contextlib.nullcontext()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for step in range(steps + 5):
-        synchronize(device)
-        start = time.perf_counter()
+
+    def run(step: int) -> None:
         with bf16:
             result = encode(parts.backbone, batch, fields, parts.objective.reads)
             if terms:
-                loss = objective(batch, result.features, step, lambda use, step=step: reseed("bench", step, use)).total
+                loss = objective(batch, result.features, step, partial(reseed, "bench", step)).total
             else:
                 loss = sum(
                     tensor.float().mean() for tensor in (result.maps.dense, result.maps.pooled) if tensor is not None
@@ -111,10 +124,68 @@ def measure(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for step in range(options.steps + 5):
+        synchronize(device)
+        start = time.perf_counter()
+        run(step)
         synchronize(device)
         times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
-    return {"ms": median(times[5:]) * 1000, "gib": peak}
+    result = {"ms": median(times[5:]) * 1000}
+    if device == "cuda":
+        result |= {"gib": torch.cuda.max_memory_allocated() / 2**30, **counted(run, options)}
+    else:
+        result["gib"] = float("nan")
+    return result
+
+
+def counted(run: Callable[[int], None], options: argparse.Namespace, steps: int = 3) -> dict[str, float]:
+    """Return launches, waits and busy ms per step on a GPU."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        for step in range(steps):
+            run(step)
+        torch.cuda.synchronize()
+    events = profile.events()
+    busy, kernels = 0.0, Counter()
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            busy += event.device_time
+            kernels[event.name] += event.device_time
+    calls = Counter(event.name for event in events)
+    launches = sum(count for name, count in calls.items() if "LaunchKernel" in name or "GraphLaunch" in name)
+    waits = sum(count for name, count in calls.items() if name.endswith(("Synchronize", "cudaMemcpy"))) - 1
+    for name, microseconds in kernels.most_common(options.kernels):
+        print(f"    {microseconds / 1000 / steps:8.3f} ms  {name[:140]}")
+    if options.waits:
+        print_waits(run)
+    return {"launches": launches / steps, "waits": waits / steps, "busy ms": busy / 1000 / steps}
+
+
+def print_waits(run: Callable[[int], None]) -> None:
+    """Print the lines of this project's code that wait for the device in one step, and how often."""
+    found = Counter()
+
+    def note(*_: object) -> None:
+        lines = [f"{frame.filename}:{frame.lineno} {frame.line}" for frame in traceback.extract_stack()[:-1]]
+        own = [line for line in lines if "prior3d" in line] or lines
+        found[own[-1]] += 1
+
+    torch.cuda.set_sync_debug_mode("warn")
+    show, warnings.showwarning = warnings.showwarning, note
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            run(0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        warnings.showwarning = show
+    for line, times in found.most_common():
+        print(f"    waits {times}x at {line}")
 
 
 def synchronize(device: str) -> None:
