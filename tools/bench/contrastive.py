@@ -15,7 +15,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     for number, row in enumerate(contrastive(parser.parse_args(arguments))):
         if number == 0:
             print("  ".join(f"{name:>12}" for name in row))
-        print("  ".join(f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}" for value in row.values()))
+        cells = (f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}" for value in row.values())
+        print("  ".join(cells), flush=True)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
 
-def contrastive(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return one row of figures per size, way and precision; `ratio` is the time over that of plain logits.
+def contrastive(args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Yield one row of figures per size, way and precision; `ratio` is the time over that of plain logits.
 
     Args:
         args: `rows` (list of sizes), `channels` and `repeats`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = []
     for rows in args.rows:
         for precision in ("float32", "bf16") if device == "cuda" else ("float32",):
             yardstick = math.nan
@@ -63,8 +63,7 @@ def contrastive(args: argparse.Namespace) -> list[dict[str, object]]:
                 forward, both, memory = _alone(case) if device == "cpu" else _measure(*case)
                 yardstick = both if way == "plain logits" else yardstick
                 row = {"rows": rows, "way": way, "precision": precision, "forward ms": forward, "ms": both}
-                found.append(row | {"GiB": memory, "ratio": both / yardstick})
-    return found
+                yield row | {"GiB": memory, "ratio": both / yardstick}
 
 
 def _plain_logits(queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:

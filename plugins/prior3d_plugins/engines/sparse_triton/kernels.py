@@ -85,8 +85,8 @@ def list_offsets(
 
 @triton.jit
 def multiply_tiles(
-    features: tl.tensor,  # [N_in, R], R channels are summed over
-    weight: tl.tensor,  # [K, R, C], of any strides
+    features: tl.tensor,  # [N_in, R], R channels are summed over, a multiple of BLOCK_R
+    weight: tl.tensor,  # [K, R, at least C], of any strides
     out: tl.tensor,  # [PARTS, N_out, C]
     table: tl.tensor,  # [K, padded] input row of the output row at each place, -1 for none
     order: tl.tensor,  # [N_out] output row at each place
@@ -97,11 +97,12 @@ def multiply_tiles(
     size: tl.tensor,  # K
     summed: tl.tensor,  # R
     columns: tl.tensor,  # C
+    width: tl.tensor,  # columns of the weight
     stride_k: tl.tensor,
     stride_r: tl.tensor,
     stride_c: tl.tensor,
     FLIP: tl.constexpr,  # offset K-1-k of the weight meets row k of the table
-    EVEN: tl.constexpr,  # R is a multiple of BLOCK_R and C of BLOCK_C
+    EVEN: tl.constexpr,  # the weight's columns are a multiple of BLOCK_C
     PARTS: tl.constexpr,  # programs that share the sum of one tile
     TILE: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -129,12 +130,13 @@ def multiply_tiles(
             k = size - 1 - k
         from_row = features + row.to(tl.int64)[:, None] * summed + channel[None, :]
         from_weight = weight + k * stride_k + channel[:, None] * stride_r + column[None, :] * stride_c
+        # No mask along the axis that is summed over: masked entries of the weight were not always 0 on a GPU, and
+        # garbage times 0 may be NaN. Masked columns are never written.
+        a = tl.load(from_row, mask=(row >= 0)[:, None], other=0.0)
         if EVEN:
-            a = tl.load(from_row, mask=(row >= 0)[:, None], other=0.0)
             b = tl.load(from_weight)
         else:
-            a = tl.load(from_row, mask=(row >= 0)[:, None] & (channel < summed)[None, :], other=0.0)
-            b = tl.load(from_weight, mask=(channel < summed)[:, None] & (column < columns)[None, :], other=0.0)
+            b = tl.load(from_weight, mask=(column < width)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     inside = place < out_rows
     to_row = tl.load(order + place, mask=inside, other=0).to(tl.int64) + part.to(tl.int64) * out_rows
@@ -158,7 +160,11 @@ def multiply_pairs(
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Sum features[in]^T gradient[out] over one piece of the pairs of one offset."""
+    """Sum features[in]^T gradient[out] over one piece of the pairs of one offset.
+
+    Pairs past the last read row 0 of both, and the features' row is masked to 0; channels past the last are never
+    written.
+    """
     blocks_out = tl.cdiv(outputs, BLOCK_OUT)
     blocks = tl.cdiv(inputs, BLOCK_IN) * blocks_out
     piece = tl.program_id(0) // blocks
@@ -178,10 +184,10 @@ def multiply_pairs(
         from_gradient = gradient + o[:, None] * outputs + column[None, :]
         if EVEN:
             a = tl.load(from_features, mask=inside[None, :], other=0.0)
-            b = tl.load(from_gradient, mask=inside[:, None], other=0.0)
+            b = tl.load(from_gradient)
         else:
             a = tl.load(from_features, mask=inside[None, :] & (row < inputs)[:, None], other=0.0)
-            b = tl.load(from_gradient, mask=inside[:, None] & (column < outputs)[None, :], other=0.0)
+            b = tl.load(from_gradient, mask=(column < outputs)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     to = parts + part * inputs * outputs + row.to(tl.int64)[:, None] * outputs + column[None, :]
     tl.store(to, total, mask=(row < inputs)[:, None] & (column < outputs)[None, :])

@@ -16,7 +16,7 @@ from prior3d_plugins.engines.sparse_triton.tuning import Config, Table, pair_can
 
 _CACHE = Path("~/.cache/prior3d/sparse_triton")
 _ALIGNED = 16
-"""Bytes that a thread loads at once; channels are filled up to a multiple of it."""
+"""Channels are filled up to a multiple of this: the least that is summed over at once, and whole loads of 16 bytes."""
 
 _MOST_PARTS = 8
 
@@ -40,11 +40,11 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
     out = features.new_empty(rows, columns)
     if out.numel() == 0 or len(features) == 0 or features.shape[1] == 0:
         return out.zero_()
-    features, weight = _aligned(features), _filled(weight, 1, features)
+    features, weight = _aligned(features), _filled(weight)
     if precision == "tf32" and features.dtype == torch.float32 and weight.stride(1) != 1:
         # Matrix units read tf32 along the summed axis alone.
         weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
-    summed = features.shape[1]
+    summed, width = features.shape[1], weight.shape[2]
     parts = _parts(rows, columns, size, features.device)
     target = out if parts == 1 else features.new_empty(parts, rows, columns, dtype=torch.float32)
 
@@ -64,9 +64,10 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
             size,
             summed,
             columns,
+            width,
             *weight.stride(),
             FLIP=flip,
-            EVEN=summed % config.depth == 0 and columns % config.columns == 0,
+            EVEN=width % config.columns == 0,
             PARTS=parts,
             TILE=config.rows,
             BLOCK_C=config.columns,
@@ -77,8 +78,8 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
         )
 
     exact = precision == "ieee" and features.dtype == torch.float32
-    key = ("tiles", summed, columns, size, rows.bit_length(), str(features.dtype), precision, parts, flip)
-    candidates = functools.partial(tile_candidates, rows, summed, columns, features.element_size(), exact)
+    key = ("tiles", summed, width, size, rows.bit_length(), str(features.dtype), precision, parts, flip)
+    candidates = functools.partial(tile_candidates, rows, summed, width, features.element_size(), exact)
     launch(_table(features.device).choose(key, candidates, launch))
     if parts > 1:
         grid = (triton.cdiv(out.numel(), 1024),)
@@ -151,15 +152,15 @@ def _must_widen(features: Tensor) -> bool:
 
 
 def _aligned(rows: Tensor) -> Tensor:
-    """Return contiguous rows, with channels of zeros up to whole loads."""
-    missing = -rows.shape[1] % (_ALIGNED // rows.element_size())
+    """Return contiguous rows, with channels of zeros up to a multiple of `_ALIGNED`."""
+    missing = -rows.shape[1] % _ALIGNED
     return F.pad(rows, (0, missing)) if missing else rows.contiguous()
 
 
-def _filled(weight: Tensor, axis: int, features: Tensor) -> Tensor:
-    """Return the weight with zeros for the channels that `_aligned` added."""
-    missing = features.shape[1] - weight.shape[axis]
-    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+def _filled(weight: Tensor) -> Tensor:
+    """Return a weight with zeros up to multiples of `_ALIGNED` along both axes of channels."""
+    rows, columns = (-size % _ALIGNED for size in weight.shape[1:])
+    return F.pad(weight, (0, columns, 0, rows)) if rows or columns else weight
 
 
 def _parts(rows: int, columns: int, size: int, device: torch.device) -> int:

@@ -140,15 +140,15 @@ def tile_candidates(rows: int, summed: int, columns: int, itemsize: int, exact: 
 
     Args:
         rows: rows of the result.
-        summed: channels that are summed over.
-        columns: channels of the result.
+        summed: channels that are summed over, a multiple of 16.
+        columns: channels of the weight, a multiple of 16.
         itemsize: bytes of a number.
         exact: whether products are float32 without matrix units.
     """
     wide = min(max(16, triton.next_power_of_2(columns)), 256)
-    depth = min(max(16, triton.next_power_of_2(summed)), 128 // itemsize)
-    while depth > 16 and summed % depth and not summed % (depth // 2):
-        depth //= 2  # whole blocks need no mask
+    depth = 128 // itemsize
+    while summed % depth:
+        depth //= 2  # whole blocks alone: there is no mask
     if exact:
         return [Config(64, min(wide, 64), 16, 4, 2), Config(128, min(wide, 64), 16, 8, 2)]
     shapes = [(128, min(wide, 128)), (64, min(wide, 128))]
@@ -161,8 +161,8 @@ def tile_candidates(rows: int, summed: int, columns: int, itemsize: int, exact: 
     if wide > columns and columns % 32 == 0 and wide > 64:
         shapes.append((128, 32))  # 96 channels: three whole blocks
     found = [_deepest(tile, width, depth, itemsize, _TILE_LOADS) for tile, width in shapes]
-    # Tiles have few steps, so filling deep buffers may take longer than it saves.
-    return [*found, found[0]._replace(stages=_TILE_LOADS + 1)]
+    # Tiles have few steps, so filling deep buffers may take longer than it saves; more warps have fewer sums each.
+    return [*found, found[0]._replace(stages=_TILE_LOADS + 1), found[0]._replace(warps=8)]
 
 
 def pair_candidates(inputs: int, outputs: int, itemsize: int, exact: bool) -> list[Config]:
@@ -183,7 +183,7 @@ def pair_candidates(inputs: int, outputs: int, itemsize: int, exact: bool) -> li
         shapes.append((min(rows, 128), 256))
     first, *others = dict.fromkeys(shapes)
     found = [_deepest(*shape, depth, itemsize, _PAIR_LOADS) for shape in (first, *others)]
-    return [*found, _deepest(*first, depth // 2, itemsize, _PAIR_LOADS)]
+    return [*found, _deepest(*first, depth // 2, itemsize, _PAIR_LOADS), found[0]._replace(warps=8)]
 
 
 def _deepest(rows: int, columns: int, depth: int, itemsize: int, loads: int) -> Config:
