@@ -133,10 +133,7 @@ def multiply_tiles(
         # No mask along the axis that is summed over: masked entries of the weight were not always 0 on a GPU, and
         # garbage times 0 may be NaN. Masked columns are never written.
         a = tl.load(from_row, mask=(row >= 0)[:, None], other=0.0)
-        if EVEN:
-            b = tl.load(from_weight)
-        else:
-            b = tl.load(from_weight, mask=(column < width)[None, :], other=0.0)
+        b = tl.load(from_weight) if EVEN else tl.load(from_weight, mask=(column < width)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     inside = place < out_rows
     to_row = tl.load(order + place, mask=inside, other=0).to(tl.int64) + part.to(tl.int64) * out_rows
