@@ -17,6 +17,7 @@ from prior3d.splat.reference import rasterize_views
 from prior3d.testing import check_engine
 from prior3d_plugins.engines.neighbors_faiss import NeighborsFaiss
 from prior3d_plugins.engines.neighbors_torch import NeighborsTorch
+from prior3d_plugins.engines.sparse_spconv import SparseSpconv
 from prior3d_plugins.engines.sparse_torch import SparseTorch
 from prior3d_plugins.engines.sparse_triton import SparseTriton
 from prior3d_plugins.engines.splat_gsplat import SplatGsplat
@@ -70,7 +71,7 @@ def convolution(engine):
 
 
 def test_names_are_by_job_with_or_without_it():
-    assert names("sparse") == ("torch", "triton")
+    assert names("sparse") == ("spconv", "torch", "triton")
     assert names("splat") == ("gsplat", "torch")
     assert names("neighbors") == ("faiss", "torch")
     assert choose("splat", "splat/torch", CPU, torch.float32) is choose("splat", "torch", CPU, torch.float32)
@@ -192,7 +193,7 @@ def test_a_recipe_brings_an_engine_of_its_own(quick, run, engine):
 def test_a_recipe_whose_engine_cannot_be_had_ends_in_one_line(quick, run, tmp_path):
     quick(100, "quick is not installed: pip install quick")
     for engine, message in (
-        ("quik", "unknown sparse engine 'quik', did you mean 'quick'? (there are: auto, quick, torch, triton)"),
+        ("quik", "unknown sparse engine 'quik', did you mean 'quick'? (there are: auto, quick, spconv, torch, triton)"),
         ("quick", "sparse engine 'quick' cannot run here: quick is not installed: pip install quick"),
     ):
         status, errors = run(engine)
@@ -208,7 +209,9 @@ def test_the_built_in_engines_keep_to_the_contract(cls):
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("cls", [SparseTorch, SparseTriton, SplatTorch, SplatGsplat, NeighborsFaiss, NeighborsTorch])
+@pytest.mark.parametrize(
+    "cls", [SparseTorch, SparseTriton, SparseSpconv, SplatTorch, SplatGsplat, NeighborsFaiss, NeighborsTorch]
+)
 def test_the_built_in_engines_keep_to_the_contract_on_cuda(cls):
     obstacle = cls().obstacle(torch.device("cuda"), torch.float32)
     if obstacle:
