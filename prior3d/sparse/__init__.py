@@ -11,6 +11,7 @@ from prior3d.sparse.convolution import Convolution, TransposedConvolution
 from prior3d.sparse.coordinates import CoordinateMap
 from prior3d.sparse.interpolation import interpolate
 from prior3d.sparse.kernel_map import kernel_offsets
+from prior3d.sparse.minkowski import load_minkowski_state_dict
 from prior3d.sparse.modules import BatchNorm, InstanceNorm, ReLU, concatenate, prune
 from prior3d.sparse.pooling import AvgPool, AvgUnpool, GlobalPool, MaxPool, SumPool
 from prior3d.sparse.quantize import Quantized, batch_coordinates, merge_duplicates, sparse_quantize
@@ -40,6 +41,7 @@ __all__ = [
     "convolve",
     "interpolate",
     "kernel_offsets",
+    "load_minkowski_state_dict",
     "merge_duplicates",
     "mink_unet34c",
     "mink_unet_small",
