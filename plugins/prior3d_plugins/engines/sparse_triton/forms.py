@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -21,25 +22,43 @@ _LEAST_PIECE = 512
 """Pairs below which a piece is not worth a program."""
 
 
-class Tiles(NamedTuple):
+class Tiles:
     """Output rows sorted by their sets of occupied offsets, so that a tile of rows skips the offsets it lacks.
 
-    The fields are tensors alone: they travel through `torch.compile` as they are.
+    Args:
+        table: [K, padded] int32 input row at each place, -1 for none.
+        order: [N_out] int32 output row at each place.
+        lists: for each size of `TILES`, what `of` returns, if it is known.
     """
 
-    table: Tensor  # [K, padded] int32 input row at each place, -1 for none
-    order: Tensor  # [N_out] int32 output row at each place
-    offsets_64: Tensor  # [tiles, 1 + K] int32 number of offsets of each tile, then the offsets
-    by_work_64: Tensor  # [tiles] int32 tiles with most offsets first: the longest must not start last
-    offsets_128: Tensor
-    by_work_128: Tensor
-    offsets_256: Tensor
-    by_work_256: Tensor
+    def __init__(self, table: Tensor, order: Tensor, *lists: Tensor) -> None:
+        self.table, self.order = table, order
+        self._lists = dict(zip(TILES, zip(lists[::2], lists[1::2], strict=True), strict=False))
 
     def of(self, tile: int) -> tuple[Tensor, Tensor]:
-        """Return the lists of offsets of tiles of this size, and the tiles by work."""
-        first = 2 + 2 * TILES.index(tile)
-        return self[first], self[first + 1]
+        """Return what tiles of this size need; it is made on first use.
+
+        Returns:
+            [tiles, 1 + K] int32, the number of offsets of each tile, then the offsets; and [tiles] int32, the tiles
+            with most offsets first: the longest must not start last.
+        """
+        if tile not in self._lists:
+            self._lists[tile] = self._list(tile)
+        return self._lists[tile]
+
+    def tensors(self) -> list[Tensor]:
+        """Return everything as tensors, which travel through `torch.compile`: `Tiles(*tensors)` is the same."""
+        return [self.table, self.order, *(tensor for tile in TILES for tensor in self.of(tile))]
+
+    def _list(self, tile: int) -> tuple[Tensor, Tensor]:
+        (size, padded), rows = self.table.shape, len(self.order)
+        count = triton.cdiv(rows, tile)
+        offsets = torch.empty(count, 1 + size, dtype=torch.int32, device=self.table.device)
+        if rows:
+            kernels.list_offsets[(count,)](self.table, offsets, padded, size, TILE=tile)
+        if count <= multiprocessors(offsets.device):  # all of them start at once
+            return offsets, torch.arange(count, dtype=torch.int32, device=offsets.device)
+        return offsets, offsets[:, 0].argsort(descending=True).int()
 
 
 class Pairs(NamedTuple):
@@ -75,14 +94,7 @@ def _make_tiles(kernel_map: KernelMap) -> Tiles:
     table = torch.empty(size, padded, dtype=torch.int32, device=device)
     if rows:
         kernels.fill_table[(padded // TILES[-1],)](neighbors, order, table, rows, padded, size, BLOCK=TILES[-1])
-    lists = []
-    for tile in TILES:
-        count = triton.cdiv(rows, tile)
-        offsets = torch.empty(count, 1 + size, dtype=torch.int32, device=device)
-        if rows:
-            kernels.list_offsets[(count,)](table, offsets, padded, size, TILE=tile)
-        lists += [offsets, offsets[:, 0].argsort(descending=True).int()]
-    return Tiles(table, order, *lists)
+    return Tiles(table, order)
 
 
 def _by_code(neighbors: Tensor, near: Tensor | None) -> Tensor:
@@ -112,26 +124,24 @@ def pieces_of(counts: Tensor, device: torch.device, blocks: int) -> Pieces:
     The cut decides in which order a gradient is summed. It follows from the sizes and the number of multiprocessors,
     never from a timing: a GPU repeats its sums, and a GPU of another size may round otherwise.
     """
-    counts = tuple(counts.tolist())
-    wanted = sum(counts) * blocks // (4 * multiprocessors(device))
-    return _cut(counts, max(_LEAST_PIECE, triton.next_power_of_2(wanted)), device)
+    wanted = int(counts.sum()) * blocks // (4 * multiprocessors(device))
+    return _cut(tuple(counts.tolist()), max(_LEAST_PIECE, triton.next_power_of_2(wanted)), device)
 
 
 @functools.lru_cache(maxsize=256)
 def _cut(counts: tuple[int, ...], length: int, device: torch.device) -> Pieces:
-    limits, ends, start = [], [], 0
-    for count in counts:
-        for first in range(0, count, length):
-            piece = (start + first, start + min(first + length, count), len(limits))
-            limits.append((first / count, piece))
-        start += count
-        ends.append(len(limits))
+    number = np.asarray(counts, dtype=np.int64)
+    pieces = -(-number // length)
+    ends, offset = pieces.cumsum(), np.repeat(np.arange(len(number)), pieces)
+    within = (np.arange(len(offset)) - (ends - pieces)[offset]) * length
+    start = (number.cumsum() - number)[offset]
+    limits = np.stack([start + within, start + np.minimum(within + length, number[offset]), np.arange(len(offset))], 1)
     # Pairs of every offset follow the rows, so pieces at one height read the same rows: side by side, from the cache.
-    flat = [number for _, piece in sorted(limits) for number in piece]
-    both = torch.tensor([*flat, *ends], dtype=torch.int32)
+    limits = limits[np.argsort(within / number[offset], kind="stable")]
+    both = torch.from_numpy(np.concatenate([limits.ravel(), ends]).astype(np.int32))
     if device.type == "cuda":  # one copy, for which the host does not wait
         both = both.pin_memory().to(device, non_blocking=True)
-    return Pieces(both[: len(flat)].view(-1, 3), both[len(flat) :])
+    return Pieces(both[: limits.size].view(-1, 3), both[limits.size :])
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def plain_arguments(
     tiles = tiles_of(kernel_map)
     back = tiles if kernel_map.mirrored else tiles_of(kernel_map.transposed)
     pairs = pairs_of(kernel_map)
-    return list(tiles), list(back), list(pairs), kernel_map.mirrored, product_precision(dtype)
+    return tiles.tensors(), back.tensors(), list(pairs), kernel_map.mirrored, product_precision(dtype)
 
 
 def _convolve(
