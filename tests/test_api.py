@@ -84,6 +84,7 @@ def test_a_run_gives_its_report_and_its_backbone(run):
     assert repr(run) == f"Run('{run.folder}', test_resnet, step 2 of 2)"
 
 
+@pytest.mark.slow
 def test_evaluation_from_python_gives_what_the_command_gives(run, folder):
     report = prior3d.evaluate(run, probes=["depth"], out=folder / "eval-python", device="cpu")
     arguments = [str(run.folder), "--probes", "depth", "--out", str(folder / "eval-command"), "--device", "cpu"]

@@ -81,6 +81,7 @@ def test_a_complete_run_that_is_resumed_keeps_its_report(finished, tmp_path, ask
     assert asked == [] and (run / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(evaluate, finished, tmp_path, asked):
     out = tmp_path / "eval"
     assert evaluate(finished, "--out", out)[0] == 0

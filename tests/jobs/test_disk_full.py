@@ -62,6 +62,7 @@ def test_a_result_that_does_not_fit_is_one_line_and_leaves_what_was_there(small_
     assert after == {path: content for path, content in before.items() if path.suffix != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_met_by_another_process_is_the_same_line(small_disk):
     jobs = [SceneJob("rooms", str(room), {"room": room}, partial(write_much, 2 * MIB)) for room in range(3)]
     with pytest.raises(UserError, match=r"cache: cannot write .*/rooms: No space left on device") as caught:

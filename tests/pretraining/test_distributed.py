@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -31,6 +32,7 @@ class SometimesEmpty(Prior):
 '''
 
 
+@pytest.mark.slow
 def test_two_ranks_with_an_empty_batch_on_one_finish(recipe, tmp_path):
     (tmp_path / "empty.py").write_text(SOMETIMES_EMPTY)
     text = recipe.read_text()

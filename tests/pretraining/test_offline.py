@@ -213,6 +213,7 @@ def test_killed_about_a_refresh_and_resumed_is_bit_identical(start, moving, tmp_
     assert contents(sorted((folder / last).glob("scene-*"))) == contents(sorted((whole / last).glob("scene-*")))
 
 
+@pytest.mark.slow
 def test_a_run_whose_lifted_scenes_are_gone_is_not_resumed_with_others(start, moving, tmp_path, capsys):
     path, _ = moving
     process = start(path, "--out", tmp_path)

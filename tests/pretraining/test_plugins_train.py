@@ -53,6 +53,7 @@ def test_the_same_prior_twice_under_two_labels(recipe_with, tmp_path):
     assert set(summary["losses, mean of the last batches"]) == {"near", "far"}
 
 
+@pytest.mark.slow
 def test_a_distribution_of_its_own_is_found_and_trains(recipe_with, tmp_path):
     site = tmp_path / "site"
     (site / "acme-1.2.dist-info").mkdir(parents=True)

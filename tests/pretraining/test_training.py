@@ -74,6 +74,7 @@ def test_the_loss_falls(uninterrupted):
     assert sum(values[-6:]) < 0.95 * sum(values[:6])
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_and_change_nothing(train, uninterrupted, tmp_path):
     folder = train(tmp_path, "trainer.draw_every=12")
     images = set(curves(folder).Tags()["images"])
@@ -88,6 +89,7 @@ def test_pictures_are_drawn_and_change_nothing(train, uninterrupted, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_plotted(train, tmp_path):
     pixel_voxel = "{prior: pixel_voxel, voxels: color, voxel_size: 0.1, points: 32, width: 0.25}"
     priors = ["priors.view_invariance.points=32", f"priors.colored={pixel_voxel}"]
@@ -100,6 +102,7 @@ def test_a_prior_of_colored_voxels_trains_on_rooms_and_is_plotted(train, tmp_pat
     assert len(shown) == 2 and all(picture.std() > 10 for picture in shown)  # one per step, none blank
 
 
+@pytest.mark.slow
 def test_what_is_encoded_for_pictures_does_not_count(train, tmp_path, monkeypatch):
     counted, times = [], Curves._times
 

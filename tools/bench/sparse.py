@@ -354,7 +354,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voxels", type=int, nargs="+", default=[777_000, 95_000])
     parser.add_argument("--cases", nargs="+", choices=["network", "convolution"], default=["network", "convolution"])
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 96, 128, 256])
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "tf32", "fp16", "bf16"], default=["tf32", "fp16", "bf16"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=["fp32", "tf32", "fp16", "bf16"], default=["tf32", "fp16", "bf16"]
+    )
     parser.add_argument("--engines", nargs="+", help="names of engines; all that run here if left out")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--log", action="store_true", help="print what each configuration of sparse/triton takes")
