@@ -2,10 +2,12 @@
 
     python tools/bench step recipes/joint.yaml data.size=[240,320] backbone.name=resnet50 --steps 30
 
-One batch is drawn and stays on the device, so the loader is not measured. "backbone alone" encodes the same images and
-differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors together.
-Times are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak. On a GPU,
-a profile of a few more steps gives, per step: kernels launched, waits of the host for the device, and how long the
+One batch is drawn and stays on the device, so the loader is not measured. "backbone alone" encodes the same images
+and differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors
+together. "needed" is the sum of the passes that such a step cannot avoid, measured alone in the same run: the
+backbone, the frozen reference where it is read, and a sparse 3D U-Net forward and backward on the same voxels. Times
+are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak. On a GPU, a
+profile of a few more steps gives, per step: kernels launched, waits of the host for the device, and how long the
 device worked. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
 """
 
@@ -26,6 +28,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from prior3d.contracts.prior import FEATURE_KINDS
 from prior3d.contracts.runner import SceneJob
 from prior3d.data.preparing import prepare as prepare_data
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
@@ -37,6 +40,10 @@ from prior3d.pretraining.optimization import make_optimizer
 from prior3d.randomness import reseed
 from prior3d.recipe import Recipe, load_recipe
 from prior3d.registry import Registry
+from prior3d.sparse import MinkUNet, SparseTensor
+
+WARM_UP = 5
+TEACHERS = frozenset({"reference", "ema"})
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     cases = {"backbone alone": {}} | {label: {label} for label in parts.objective.priors}
     cases["all priors"] = set(parts.objective.priors)
     results = {name: measure(recipe, parts, batch, chosen, options, device) for name, chosen in cases.items()}
+    needed = needed_by(recipe, parts, batch, cases, results["backbone alone"]["ms"], options.steps, device)
     images = sum(batch[field].shape[:2].numel() for field in parts.objective.encodes)
     height, width = recipe.data.size
     setting = f"{images} images of {height} x {width} a step, {recipe.trainer.precision}, {name_of(device)}"
@@ -66,14 +74,15 @@ def main(arguments: Sequence[str]) -> None:
     alone = results["backbone alone"]["ms"]
     for name, result in results.items():
         speed, ratio = images / result["ms"] * 1000, result["ms"] / alone
-        line = f"{name:28} {result['ms']:9.1f} ms  x{ratio:5.2f}  {speed:9.1f} images/s  {result['gib']:7.2f} GiB"
+        line = f"{name:24} {result['ms']:8.1f} ms  x{ratio:5.2f}  x{result['ms'] / needed[name]:5.2f} of "
+        line += f"{needed[name]:6.1f} ms needed  {speed:8.1f} images/s  {result['gib']:6.2f} GiB"
         if "launches" in result:
             line += (
                 f"  {result['launches']:6.0f} launches  {result['waits']:4.0f} waits  busy {result['busy ms']:7.1f} ms"
             )
         print(line)
     if options.json:
-        options.json.write_text(json.dumps({"images": images, "results": results}, indent=2))
+        options.json.write_text(json.dumps({"images": images, "results": results, "needed": needed}, indent=2))
 
 
 def prepare_priors(parts: Parts) -> None:
@@ -110,11 +119,12 @@ def measure(
     objective = JointObjective({label: parts.objective.priors[label] for label in terms}, terms)
     optimizer = make_optimizer(parts.backbone, [objective], recipe.optim)
     fields = parts.objective.encodes  # the same images in every case
-    bf16 = torch.autocast(device, torch.bfloat16) if recipe.trainer.precision == "bf16" else contextlib.nullcontext()
+    reference = deepcopy(parts.backbone).requires_grad_(False).eval()
+    teachers = objective.teachers(reference=reference, ema=reference)
 
     def run(step: int) -> None:
-        with bf16:
-            result = encode(parts.backbone, batch, fields, parts.objective.reads)
+        with in_precision(recipe, device):
+            result = encode(parts.backbone, batch, fields, parts.objective.reads, teachers)
             if terms:
                 loss = objective(batch, result.features, step, partial(reseed, "bench", step)).total
             else:
@@ -127,19 +137,91 @@ def measure(
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = []
-    for step in range(options.steps + 5):
-        synchronize(device)
-        start = time.perf_counter()
-        run(step)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    result = {"ms": median(times[5:]) * 1000}
+    result = {"ms": milliseconds(run, options.steps, device)}
     if device == "cuda":
         result |= {"gib": torch.cuda.max_memory_allocated() / 2**30, **counted(run, options)}
     else:
         result["gib"] = float("nan")
     return result
+
+
+def in_precision(recipe: Recipe, device: str) -> contextlib.AbstractContextManager:
+    bf16 = recipe.trainer.precision == "bf16"
+    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def milliseconds(run: Callable[[int], None], steps: int, device: str) -> float:
+    """Return the median time of a call after a warm-up."""
+    times = []
+    for step in range(steps + WARM_UP):
+        synchronize(device)
+        start = time.perf_counter()
+        run(step)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return median(times[WARM_UP:]) * 1000
+
+
+def needed_by(
+    recipe: Recipe,
+    parts: Parts,
+    batch: dict[str, Tensor],
+    cases: dict[str, set[str]],
+    backbone: float,
+    steps: int,
+    device: str,
+) -> dict[str, float]:
+    """Return for each case the ms of the passes that it cannot avoid: backbone, teachers, 3D U-Nets."""
+    objective = parts.objective
+    teacher = deepcopy(parts.backbone).requires_grad_(False).eval()
+    images = torch.cat([batch[field].flatten(0, 1) for field in objective.encodes])
+
+    def teach(step: int) -> None:
+        with torch.no_grad(), in_precision(recipe, device):
+            teacher(images, objective.reads & FEATURE_KINDS)
+
+    taught = milliseconds(teach, steps, device) if TEACHERS & objective.reads else 0.0
+    nets = {}
+    for label in objective.priors:
+        grids = grids_of(recipe, parts, batch, label, device)
+        passes = [partial(pass_through, recipe, net, grid, device) for net, grid in grids.items()]
+        nets[label] = sum(milliseconds(run, steps, device) for run in passes)
+        for grid in grids.values():
+            print(f"{label}: 3D U-Net over {len(grid.features):,} voxels: {nets[label]:.1f} ms")
+    needed = {}
+    for name, chosen in cases.items():
+        teachers = TEACHERS & frozenset().union(*(objective.priors[label].reads for label in chosen))
+        needed[name] = backbone + len(teachers) * taught + sum(nets[label] for label in chosen)
+    return needed
+
+
+def grids_of(
+    recipe: Recipe, parts: Parts, batch: dict[str, Tensor], label: str, device: str
+) -> dict[MinkUNet, SparseTensor]:
+    """Return the sparse 3D U-Nets of a prior, each with the grid that it gets in a step."""
+    prior, found = parts.objective.priors[label], {}
+    hooks = [
+        net.register_forward_pre_hook(lambda net, given: found.setdefault(net, given[0]))
+        for net in prior.modules()
+        if isinstance(net, MinkUNet)
+    ]
+    if hooks:
+        with in_precision(recipe, device):
+            result = encode(parts.backbone, batch, parts.objective.encodes, parts.objective.reads)
+            reseed("bench", 0, label)
+            prior(batch, result.features)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def pass_through(recipe: Recipe, net: MinkUNet, grid: SparseTensor, device: str, step: int) -> None:
+    """Run a U-Net forward and backward on new tensors of the same voxels, kernel maps included."""
+    with in_precision(recipe, device):
+        rows = grid.coordinates.clone()
+        out = net(SparseTensor(grid.features, rows, batch_size=grid.batch_size)).features
+    out.float().mean().backward()
+    net.zero_grad(set_to_none=True)
 
 
 def counted(run: Callable[[int], None], options: argparse.Namespace, steps: int = 3) -> dict[str, float]:
