@@ -1,5 +1,9 @@
 """Matches between pixels of two posed depth maps that see the same 3D point."""
 
+import functools
+import importlib
+import importlib.util
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -116,6 +120,14 @@ def match_views_batched(
     depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b = exact(
         depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
     )
+    if kernels := _kernels_for(depth_a):
+        radii = (
+            default_search_radius(*depth.shape[-2:]) if search_radius is None else search_radius
+            for depth in (depth_b, depth_a)
+        )
+        views = depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
+        limits = max_distance, relative_distance, ROUNDING
+        return ViewMatches(*kernels.match_on_device(*views, tuple(radii), *limits))
     # World axes with the origin at camera b: far from the origin, float32 has no digits left for centimeters.
     origin = world_from_b[:, None, :3, 3].double()
     view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
@@ -134,6 +146,20 @@ def match_views_batched(
     pixels_a = pixel_centers(*depth_a.shape[-2:], depth_a.device).expand(batch, slot_count, 2)
     pixels_b = torch.stack([in_b % width_b, in_b.div(width_b, rounding_mode="floor")], dim=-1) + 0.5
     return ViewMatches(pixels_a, pixels_b, valid)
+
+
+def _kernels_for(depth: Tensor) -> ModuleType | None:
+    """Return the module of Triton kernels if it serves these depth maps."""
+    if depth.device.type != "cuda" or torch.version.hip or depth.dtype != torch.float32 or depth.numel() >= 2**31:
+        return None
+    return _triton()
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("prior3d.geometry.matching_triton")
 
 
 def default_search_radius(height: int, width: int) -> int:
