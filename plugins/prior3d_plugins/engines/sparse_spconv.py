@@ -41,10 +41,10 @@ class SparseSpconv(SparseEngine):
     def convolve(self, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         """See `SparseEngine.convolve`."""
         _check_parity(features.device)
-        return _Convolve.apply(features, weight, kernel_map)
+        return _SpconvConvolution.apply(features, weight, kernel_map)
 
 
-class _Convolve(torch.autograd.Function):
+class _SpconvConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         pairs, counts = kernel_map.cached("sparse/spconv/pairs", _pairs)
@@ -113,7 +113,7 @@ def _check_parity(device: torch.device) -> None:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        for run in (_Convolve.apply, convolve):
+        for run in (_SpconvConvolution.apply, convolve):
             features, weight = (tensor.to(device).requires_grad_() for tensor in inputs)
             with torch.enable_grad():
                 out = run(features, weight, kernel_map)
