@@ -23,7 +23,6 @@ CONTENT_VERSION = 2
 
 _ARRAYS = ("image", "depth", "semantic", "normals", "world_from_camera")
 
-
 _MOST_ROOMS = 100_000
 """Rooms of a split: rendering more takes months, and their names alone much memory."""
 
