@@ -59,11 +59,12 @@ class KernelMap:
         identity: int | None = None,
         mirrored: bool = False,
         orders: tuple[Tensor | None, Tensor | None] = (None, None),
+        back: Callable[[], Tensor] | None = None,
     ) -> "KernelMap":
         """Make a map whose pairs are listed on first use, because their number has to reach the host for that.
 
         Args:
-            pairs: makes `in_rows`, `out_rows` and `counts`; called once.
+            pairs: makes `in_rows`, `out_rows`, int64 or int32, and `counts`; called once.
             neighbors: makes the table of `neighbors`; called on each use.
             size: number of offsets K.
             in_size: number of input rows.
@@ -72,9 +73,10 @@ class KernelMap:
             mirrored: whether offset K-1-k pairs (j, i) where offset k pairs (i, j).
             orders: input rows and output rows [N] int64 in an order that keeps near voxels together; None if they
                 already are, or if nobody knows.
+            back: makes the table of the transposed map, if that is not this one flipped.
         """
         made = cls.__new__(cls)
-        made._source = _Source(pairs, neighbors, (in_size, out_size), size, mirrored, orders)
+        made._source = _Source(pairs, neighbors, (in_size, out_size), size, mirrored, orders, back)
         made._is_transposed = False
         made.identity = identity
         return made
@@ -119,12 +121,18 @@ class KernelMap:
     @property
     def in_rows(self) -> Tensor:
         """Input rows [P] int64, offset by offset."""
-        return self._source.rows()[self._is_transposed]
+        return self._source.rows()[self._is_transposed].long()
 
     @property
     def out_rows(self) -> Tensor:
         """Output rows [P] int64, offset by offset."""
-        return self._source.rows()[not self._is_transposed]
+        return self._source.rows()[not self._is_transposed].long()
+
+    @property
+    def short_rows(self) -> tuple[Tensor, Tensor]:
+        """Input rows and output rows [P] int32; without a conversion if the map was made with such rows."""
+        rows = self._source.rows()
+        return rows[self._is_transposed].int(), rows[not self._is_transposed].int()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -148,6 +156,8 @@ class KernelMap:
 
         It is not kept: an engine keeps what it makes of it with `cached`.
         """
+        if self._is_transposed and self._source.back is not None:
+            return self._source.back()
         table = self._source.neighbors()
         if not self._is_transposed:
             return table
@@ -183,7 +193,9 @@ class _Source:
         size: int,
         mirrored: bool = False,
         orders: tuple[Tensor | None, Tensor | None] = (None, None),
+        back: Callable[[], Tensor] | None = None,
     ) -> None:
+        self.back = back
         self.sizes, self.size, self.mirrored, self.orders = sizes, size, mirrored, orders
         self.forms: tuple[dict[Hashable, object], dict[Hashable, object]] = ({}, {})
         self._make_rows, self._make_neighbors = make_rows, make_neighbors
@@ -193,15 +205,19 @@ class _Source:
         if self._rows is None:
             self._rows = self._make_rows()
             # The lookup can be larger than the pairs; from here on the table is made from them.
-            self._make_rows = self._make_neighbors = None
+            self._make_rows = self._make_neighbors = self.back = None
         return self._rows
 
     def neighbors(self) -> Tensor:
         if self._make_neighbors is not None:
             return self._make_neighbors()
         in_rows, out_rows, counts = self.rows()
+        out_rows = out_rows.long()
         offsets = torch.arange(self.size, device=in_rows.device)
-        offsets = offsets.repeat_interleave(torch.tensor(counts, device=in_rows.device), output_size=len(in_rows))
+        repeats = torch.tensor(counts)
+        if in_rows.is_cuda:  # the host does not wait for a GPU that still has work to do
+            repeats = repeats.pin_memory().to(in_rows.device, non_blocking=True)
+        offsets = offsets.repeat_interleave(repeats, output_size=len(in_rows))
         table = in_rows.new_full((self.size, self.sizes[1]), -1, dtype=torch.int32)
         table[offsets, out_rows] = in_rows.int()
         return table

@@ -9,6 +9,7 @@ installed engine, or `auto`; see `prior3d.registry.engines`.
 from prior3d.contracts.kernel_map import KernelMap
 from prior3d.sparse.convolution import Convolution, TransposedConvolution
 from prior3d.sparse.coordinates import CoordinateMap
+from prior3d.sparse.grids import PendingGrid, PointGrid, grids_in_one_pass, start_grid
 from prior3d.sparse.interpolation import interpolate
 from prior3d.sparse.kernel_map import kernel_offsets
 from prior3d.sparse.minkowski import load_minkowski_state_dict
@@ -31,6 +32,8 @@ __all__ = [
     "KernelMap",
     "MaxPool",
     "MinkUNet",
+    "PendingGrid",
+    "PointGrid",
     "Quantized",
     "ReLU",
     "SparseTensor",
@@ -39,6 +42,7 @@ __all__ = [
     "batch_coordinates",
     "concatenate",
     "convolve",
+    "grids_in_one_pass",
     "interpolate",
     "kernel_offsets",
     "load_minkowski_state_dict",
@@ -47,4 +51,5 @@ __all__ = [
     "mink_unet_small",
     "prune",
     "sparse_quantize",
+    "start_grid",
 ]

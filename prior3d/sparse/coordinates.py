@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,7 +60,18 @@ class CoordinateMap:
     low: Cell
     high: Cell
     batch_size: int
-    order: Tensor | None  # [N] rows by (batch, z, y, x); None if the rows already are in that order
+    sorted_order: Tensor | None  # [N] rows by (batch, z, y, x); None if the rows already are in that order
+    curved: bool = False  # rows follow a Z-order curve, and `order` is found when it is needed
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """Rows [N] by (batch, z, y, x); None if they already are in that order."""
+        return packed_keys(self.coordinates)[0].argsort() if self.curved else self.sorted_order
+
+    @property
+    def near(self) -> Tensor | None:
+        """Rows [N] in an order that keeps near voxels together; None if they already are."""
+        return None if self.curved else self.sorted_order
 
     def __len__(self) -> int:
         """Number of occupied voxels."""
@@ -108,7 +120,7 @@ class CoordinateMap:
         cells[:, 1:] *= stride
         low, high = self.bounds(stride)
         low, high = (tuple((c + m) * stride for c in side) for side, m in ((low, -margin), (high, margin)))
-        return CoordinateMap(cells.int(), stride, low, high, self.batch_size, order=None)
+        return CoordinateMap(cells.int(), stride, low, high, self.batch_size, None)
 
 
 def coarsen(level: CoordinateMap, factors: Sequence[int]) -> list[CoordinateMap]:
@@ -143,7 +155,7 @@ def coordinate_map(coordinates: Tensor, stride: int = 1, batch_size: int | None 
     if coordinates.ndim != 2 or coordinates.shape[1] != 4 or coordinates.dtype != torch.int32:
         raise ValueError(f"expected int32 coordinates [N, 4], got {coordinates.dtype} {list(coordinates.shape)}")
     if len(coordinates) == 0:
-        return CoordinateMap(coordinates, stride, (0, 0, 0), (0, 0, 0), batch_size or 0, order=None)
+        return CoordinateMap(coordinates, stride, (0, 0, 0), (0, 0, 0), batch_size or 0, None)
     keys, low, high = packed_keys(coordinates)
     keys, order = keys.sort()
     duplicates = (keys[1:] == keys[:-1]).sum()

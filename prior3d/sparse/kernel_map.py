@@ -60,7 +60,7 @@ def build_kernel_map(source: CoordinateMap, target: CoordinateMap, kernel_size: 
         len(target),
         identity,
         mirrored=mirror,
-        orders=(source.order, target.order),
+        orders=(source.near, target.near),
     )
 
 

@@ -28,6 +28,8 @@ class BatchNorm(nn.Module):
         """Set the channels, the epsilon of the variance and the momentum of the running statistics."""
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
+        self.counters: list[Tensor] | None = None
+        """Where a network collects the counters of batches that it raises all at once; None: raised here."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Normalize each channel."""
@@ -35,7 +37,13 @@ class BatchNorm(nn.Module):
         if len(x) < 2 and not isinstance(bn, nn.SyncBatchNorm):
             out = F.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
             return x.with_features(out)
-        return x.with_features(bn(x.features))
+        plain = type(bn) is nn.BatchNorm1d and bn.momentum is not None and bn.num_batches_tracked is not None
+        if self.counters is None or not bn.training or not plain:
+            return x.with_features(bn(x.features))
+        self.counters.append(bn.num_batches_tracked)
+        mean, variance = bn.running_mean, bn.running_var
+        out = F.batch_norm(x.features, mean, variance, bn.weight, bn.bias, True, bn.momentum, bn.eps)
+        return x.with_features(out)
 
 
 class InstanceNorm(nn.Module):

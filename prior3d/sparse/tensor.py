@@ -8,6 +8,9 @@ from prior3d.contracts.kernel_map import KernelMap
 from prior3d.sparse.coordinates import CoordinateMap, coarsen, coordinate_map
 from prior3d.sparse.kernel_map import build_kernel_map, kernel_offsets
 
+MapKey = tuple[int, int, int, int]
+"""A kernel map of a manager: strides of the finer and the coarser level, kernel size and dilation."""
+
 
 class CoordinateManager:
     """The levels of one grid, at most one per stride, and the kernel maps between them, each built once.
@@ -19,7 +22,15 @@ class CoordinateManager:
     def __init__(self, level: CoordinateMap) -> None:
         """Start from one level of any stride."""
         self.levels: dict[int, CoordinateMap] = {level.stride: level}
-        self._kernel_maps: dict[tuple[int, int, int, int], KernelMap] = {}
+        self._kernel_maps: dict[MapKey, KernelMap] = {}
+
+    @classmethod
+    def of(cls, levels: dict[int, CoordinateMap], maps: dict[MapKey, KernelMap]) -> "CoordinateManager":
+        """Return the manager of levels by stride, finest first, and of kernel maps that are already made."""
+        made = cls(next(iter(levels.values())))
+        made.levels |= levels
+        made._kernel_maps |= maps
+        return made
 
     def coarser(self, stride: int, factor: int) -> int:
         """Return the stride of the level `factor` times coarser than that at `stride`; a missing level is made."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from prior3d.sparse.convolution import Convolution, TransposedConvolution
 from prior3d.sparse.modules import BatchNorm, ReLU, concatenate
-from prior3d.sparse.tensor import SparseTensor
+from prior3d.sparse.tensor import MapKey, SparseTensor
 
 _DEPTH = 4
 _LEAST_CHANNELS = 4
@@ -91,9 +92,14 @@ class MinkUNet(nn.Module):
             channels = planes[i]
         self.final = Convolution(channels, out_channels, 1, bias=True, engine=engine)
         self._initialize()
+        self._counters: list[Tensor] = []
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.counters = self._counters
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Return features [N, out_channels] on the input's voxels."""
+        self._counters.clear()
         x.manager.prepare(x.stride, [2 ** (i + 1) for i in range(_DEPTH)])
         x = self.relu(self.bn0(self.conv0p1s1(x)))
         skips = []
@@ -104,7 +110,19 @@ class MinkUNet(nn.Module):
         for i, name in enumerate(self._up, start=_DEPTH):
             x = self.relu(self.get_submodule(f"bntr{i}")(self.get_submodule(name)(x)))
             x = self.get_submodule(f"block{i + 1}")(concatenate([x, skips.pop()]))
+        if self._counters:
+            with torch.no_grad():
+                torch._foreach_add_(self._counters, 1)
+            self._counters.clear()
         return self.final(x)
+
+    def kernel_maps(self, stride: int = 1) -> list[MapKey]:
+        """Return the kernel maps that a pass over voxels of this stride reads, in order of first use."""
+        found = [(stride, stride, self.conv0p1s1.kernel_size, 1)]
+        for _ in range(_DEPTH):
+            found += [(stride, stride * 2, 2, 1), (stride * 2, stride * 2, 3, 1)]
+            stride *= 2
+        return list(dict.fromkeys([*found, (found[0][0], found[0][0], 3, 1)]))
 
     def _initialize(self) -> None:
         """Draw kernels with variance 2 / fan-out; transposed convolutions and biases keep their uniform draw."""

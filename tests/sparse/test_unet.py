@@ -131,6 +131,18 @@ def test_every_parameter_gets_a_finite_gradient_and_training_helps(small):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_batches_are_counted_once_by_every_normalization_that_used_them():
+    network = sparse.mink_unet_small(1, 4)
+    x = sparse.SparseTensor(torch.ones(2, 1), torch.tensor([[0, 0, 0, 0], [0, 17, 0, 0]], dtype=torch.int32))
+    for _ in range(2):
+        network.train()(x)
+    network.eval()(x)
+    assert {int(value) for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")} == {2}
+    alone = sparse.BatchNorm(1)
+    alone(x)
+    assert alone.bn.num_batches_tracked == 1
+
+
 def test_one_voxel_trains(small):
     network = small.train()
     x = sparse.SparseTensor(torch.ones(1, 3), torch.tensor([[0, -1, 2, 3]], dtype=torch.int32))

@@ -1,5 +1,6 @@
 """Turn the surface around each view into one batch of voxel grids, each turned and shifted at random."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,19 @@ def voxelize(points: Points, grids: Grids, max_voxels: int) -> Voxels:
     return Voxels(voxels, colors)
 
 
+def mean_colors(colors: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Return the mean color [M, 3] of the points of each voxel.
+
+    Args:
+        colors: [N, 3] of the points.
+        rows: [N] int64 voxel of each point; M for a point without one.
+        count: number of voxels, M.
+    """
+    summed = torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1)
+    total = summed.new_zeros(count + 1, 4).index_add_(0, rows, summed)[:count]
+    return total[:, :3] / total[:, 3:]
+
+
 def _nearest(voxels: Tensor, grids: Grids, most: int) -> Tensor:
     """Return the rows [K] of the voxels nearest to each chunk's camera, at most `most` per chunk."""
     distance = (grids.centers(voxels) - grids.origin[voxels[:, 0].long()]).square().sum(-1)
@@ -123,21 +137,33 @@ def within_reach(
     size: tuple[int, int],
     far: float,
 ) -> Tensor:
-    """Return which points [N, 3] lie in the world-axes box around their view's frustum, cut at `far` meters.
+    """Return which points [N, 3] lie in the boxes of `reach_boxes` of their chunks [N]; see there."""
+    low, high = reach_boxes(intrinsics, world_from_camera, size, far)
+    return ((points >= low[chunk]) & (points <= high[chunk])).all(-1)
+
+
+def reach_boxes(
+    intrinsics: Tensor, world_from_camera: Tensor, size: tuple[int, int], far: float
+) -> tuple[Tensor, Tensor]:
+    """Return the world-axes box around each view's frustum, cut at `far` meters: least and most x, y, z [G, 3].
 
     The box of a shorter frustum lies within that of a longer one, so the cut gives the chunk that `far` would have
     given in the first place.
 
     Args:
-        points: [N, 3] meters, world axes.
-        chunk: [N] int64.
         intrinsics: [G, 3, 3] pixels, centers at +0.5.
         world_from_camera: [G, 4, 4] meters.
         size: height and width of the views, pixels.
         far: meters along the optical axis.
     """
-    corners = pixel_centers(2, 2, points.device) - 0.5  # 0 or 1 in x and y
-    corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)
-    depth = torch.tensor([0.0] * 4 + [far] * 4, device=points.device)
+    corners, depth = _frustum(size, far, intrinsics.device)
     box = unproject_pixels(corners, depth.expand(len(intrinsics), -1), intrinsics, world_from_camera)
-    return ((points >= box.amin(1)[chunk]) & (points <= box.amax(1)[chunk])).all(-1)
+    return box.amin(1), box.amax(1)
+
+
+@functools.lru_cache(maxsize=8)
+def _frustum(size: tuple[int, int], far: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the pixels [8, 2] and depths [8] of a frustum's corners; kept, since a copy to a GPU waits for it."""
+    corners = pixel_centers(2, 2) - 0.5  # 0 or 1 in x and y
+    corners = torch.cat([corners * corners.new_tensor([size[1], size[0]])] * 2)
+    return corners.to(device), torch.tensor([0.0] * 4 + [far] * 4, device=device)

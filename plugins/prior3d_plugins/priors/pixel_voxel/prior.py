@@ -10,8 +10,17 @@ from torch import Tensor, nn
 
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.losses import Exclusion, gather_cells, kept_fraction, masked_point_info_nce
-from prior3d.sparse import SparseTensor, mink_unet34c, mink_unet_small
-from prior3d_plugins.priors.pixel_voxel.chunks import Grids, Points, Voxels, random_grids, voxelize, within_reach
+from prior3d.sparse import CoordinateManager, SparseTensor, grids_in_one_pass, mink_unet34c, mink_unet_small
+from prior3d_plugins.priors.pixel_voxel.chunks import (
+    Grids,
+    Points,
+    Voxels,
+    mean_colors,
+    random_grids,
+    reach_boxes,
+    voxelize,
+    within_reach,
+)
 from prior3d_plugins.priors.pixel_voxel.matching import PixelVoxels, match_pixels, sample_matches
 from prior3d_plugins.priors.pixel_voxel.pictures import plot_matches
 
@@ -108,8 +117,10 @@ class PixelVoxel(Prior):
         match = sample.match
         dense = self._of_views(features["image"].dense)
         queries = self.pixel_head(gather_cells(dense, match.cells))
-        voxels = self.unet(SparseTensor(sample.inputs, sample.voxels, batch_size=len(dense)))
-        keys = self.voxel_head(voxels.features[match.voxels])
+        voxels = self.unet(sample.tensor(len(dense)))
+        # No voxel occurs twice but as padding: each row of the gradient is one number and zeros, in any order.
+        rows = voxels.features.index_select(0, match.voxels.flatten()).unflatten(0, match.voxels.shape)
+        keys = self.voxel_head(rows)
         loss = masked_point_info_nce(
             queries,
             keys,
@@ -119,7 +130,7 @@ class PixelVoxel(Prior):
             exclude=self._exclude(batch, match) if self.exclude_radius else None,
         )
         contained = match.contained.sum() / match.valid.sum().clamp_min(1)
-        per_chunk = torch.tensor(len(sample.voxels) / len(dense), device=dense.device)
+        per_chunk = torch.full((), len(sample.voxels) / len(dense), device=dense.device)
         return loss, {"matches": kept_fraction(match.valid), "contained": contained, "voxels": per_chunk}
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
@@ -146,6 +157,8 @@ class PixelVoxel(Prior):
         """Voxelize the chunks and sample matches; return None if no chunk has a point."""
         depth, intrinsics, poses = (self._of_views(batch[n]) for n in ("depth", "intrinsics", "world_from_camera"))
         grids = random_grids(poses, self.voxel_size, self.max_turn, self.up)
+        if grids_in_one_pass(depth.device):
+            return self._sample_in_one_pass(batch, depth, intrinsics, poses, grids)
         points = self._points(batch, intrinsics, poses)
         if len(points.positions) == 0:
             return None
@@ -153,6 +166,28 @@ class PixelVoxel(Prior):
         spec = self.backbone
         match = match_pixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, voxels.coordinates, grids)
         return _Sample(voxels.coordinates, _inputs(voxels), grids, sample_matches(match, self.points))
+
+    def _sample_in_one_pass(
+        self, batch: Batch, depth: Tensor, intrinsics: Tensor, poses: Tensor, grids: Grids
+    ) -> "_Sample | None":
+        """Do the same on a GPU, with one wait for it."""
+        # Triton is not there on every machine.
+        from prior3d_plugins.priors.pixel_voxel.one_pass import DrawnPixels, sample_distinct, start_voxels
+
+        far, spec, colors = self.chunk_far, self.backbone, batch["surface_color"] if self.voxels == "color" else None
+        points = Points(batch["surface"], batch["surface_view"], colors)
+        every = 1 if self.chunks == "each" else batch["depth"].shape[1]
+        boxes = None if far is None else reach_boxes(intrinsics, poses, spec.size, far)
+        pending = start_voxels(points, every, boxes, grids, self.max_voxels, self.unet.kernel_maps())
+        pixels = DrawnPixels(depth, intrinsics, poses, spec.dense_size, spec.dense_stride, grids)
+        grid = pending.finish()
+        if grid is None:
+            return None
+        voxels = Voxels(grid.coordinates, None)
+        if colors is not None:
+            voxels = voxels._replace(colors=mean_colors(colors, grid.rows_of_points(), len(grid.keys)))
+        match = sample_distinct(pixels.match(grid), self.points, len(grid.keys))
+        return _Sample(voxels.coordinates, _inputs(voxels), grids, match, grid.manager)
 
     def _of_views(self, values: Tensor) -> Tensor:
         """Select the views that have a chunk, [B, V, ...] -> [G, ...]."""
@@ -178,12 +213,22 @@ class PixelVoxel(Prior):
 
 
 class _Sample(NamedTuple):
-    """Voxels [M, 4] of the chunks of a batch, their features, their grids, and the pixels matched with them."""
+    """Voxels [M, 4] of the chunks of a batch, their features, their grids, and the pixels matched with them.
+
+    `manager` has the levels of the 3D network, if they are already made.
+    """
 
     voxels: Tensor
     inputs: Tensor
     grids: Grids
     match: PixelVoxels
+    manager: CoordinateManager | None = None
+
+    def tensor(self, chunks: int) -> SparseTensor:
+        """Return the input of the 3D network."""
+        if self.manager is not None:
+            return SparseTensor(self.inputs, manager=self.manager)
+        return SparseTensor(self.inputs, self.voxels, batch_size=chunks)
 
 
 def _inputs(voxels: Voxels) -> Tensor:
