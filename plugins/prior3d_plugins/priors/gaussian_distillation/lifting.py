@@ -169,7 +169,8 @@ def _encode(images: Tensor, teach: Callable[[Tensor], Tensor], at_once: int) -> 
     """Yield the features of `at_once` views and their length, [V, C + 1, h, w]."""
     for part in images.split(at_once * max(1, _AT_ONCE // at_once), dim=1):
         for features in teach(part)[0].float().split(at_once):
-            yield torch.cat([features, features.norm(dim=1, keepdim=True)], 1)
+            maps = torch.cat([features, features.norm(dim=1, keepdim=True)], 1)
+            yield maps.contiguous()  # backbones lay channels out last; sums over maps follow the layout
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -134,7 +134,7 @@ class GaussianDistillation(Prior):
         chosen = self._views(batch, self._choose(maps.shape[0] * maps.shape[1]))
         targets = self._render(batch, chosen)
         with torch.autocast(maps.device.type, enabled=False):
-            students = self.head(maps.flatten(0, 1).index_select(0, chosen.rows).float())
+            students = self.head(_select(maps.flatten(0, 1), chosen.rows).float())
         terms = {}
         terms["target"], cosine = compare(students, *targets, self.distance)
         loss = terms["target"]
@@ -188,6 +188,13 @@ class _Views(NamedTuple):
 
     scenes: list[int]
     rows: Tensor
+
+
+def _select(maps: Tensor, rows: Tensor) -> Tensor:
+    """Return `maps[rows]` in the layout of the maps [N, C, h, w]; on a GPU, the gradient of an index would sort."""
+    last = maps.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return maps.index_select(0, rows).contiguous(memory_format=layout)
 
 
 def _linear(channels: int) -> nn.Conv2d:
