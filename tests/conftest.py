@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: where the optional real data lies, and quiet defaults for two CPU cores."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,29 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data not present: {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def count_waits(capfd: pytest.CaptureFixture) -> Callable[[Callable[[], object]], tuple[int, int]]:
+    """Count the waits of the host for the GPU in a call: those of our code, and those of libraries' own C++ code.
+
+    PyTorch warns of each in Python where Python called it, and prints where a library did.
+    """
+
+    def count(call: Callable[[], object]) -> tuple[int, int]:
+        torch.cuda.synchronize()
+        capfd.readouterr()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+        return len(found), capfd.readouterr().err.count("called a synchronizing CUDA operation")
+
+    return count
 
 
 LONGEST = (

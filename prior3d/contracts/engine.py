@@ -1,6 +1,7 @@
 """The contract of an engine: one numerical job on one kind of device, equal to the torch engine within rounding."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -69,9 +70,15 @@ class SparseEngine(Engine):
 
 
 class SplatEngine(Engine):
-    """An engine that renders values of Gaussians with the conventions of `prior3d.splat.rasterize`."""
+    """An engine that renders values of Gaussians with the conventions of `prior3d.splat.rasterize`.
+
+    Attributes:
+        views_at_once: number of views that one operator should hold, where views are streamed; more than 1 if several
+            cameras in one call are faster.
+    """
 
     job = "splat"
+    views_at_once = 1
 
     @abstractmethod
     def rasterize(
@@ -108,6 +115,22 @@ class SplatEngine(Engine):
         """Return the linear map from values to maps of these views; arguments as in `prior3d.splat.view_operator`.
 
         The default returns None: the caller then builds the map from `rasterize` and its gradient.
+        """
+        return None
+
+    def render_scenes(
+        self,
+        scenes: Sequence[Gaussians],
+        values: Sequence[Tensor],  # [N, C] of each scene
+        views: Sequence[int],
+        intrinsics: Tensor,  # [V, 3, 3]
+        world_from_camera: Tensor,  # [V, 4, 4]
+        size: tuple[int, int],
+        grid: tuple[int, int] | None,
+    ) -> Tensor | None:
+        """Sum the values of several scenes into cells in one call; arguments as in `prior3d.splat.render_scenes`.
+
+        The default returns None: the caller then renders one view after the other.
         """
         return None
 

@@ -62,6 +62,8 @@ class Field:
         made_from: the field that it is computed from or comes with; a dataset declares only that field.
         rows_of: the packed field whose rows it describes; both are cut together and share one `<name>_view`.
         mirrors: whether it stays valid when left and right are swapped.
+        on_host: whether it stays in host memory when a batch moves to a GPU, because readers look things up by it; read
+            from the GPU, every look-up would wait for the device.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Field:
     made_from: str | None = None
     rows_of: str | None = None
     mirrors: bool = True
+    on_host: bool = False
 
     def __post_init__(self) -> None:
         for what, value, kind in (
@@ -322,7 +325,7 @@ _TABLE = (
         rows_of="surface",
         mirrors=False,
     ),
-    Field("scene", "[B]", "int64", "index into the run's scene manifest"),
+    Field("scene", "[B]", "int64", "index into the run's scene manifest; stays on the host", on_host=True),
     Field("frame", "[B, V]", "int64", "index of the frame within its scene"),
     Field("image_crops", "[B, 2, 3, H, W]", "uint8", "two augmented crops of ONE image", "resample", made_from="image"),
     Field(

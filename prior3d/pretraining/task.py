@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from prior3d.backbone import Backbone
-from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_float
+from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_device, to_float
 from prior3d.pretraining.health import (
     IDLE_PATIENCE,
     Activity,
@@ -141,6 +141,12 @@ class PretrainingTask(lightning.LightningModule):
         raise_errors(batch)
         self.damaged.update(batch.pop("damaged"))
         return batch
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Move the batch, except the fields that stay on the host."""
+        return to_device(batch, device, self.samples.table)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Convert bytes to 0..1 on the device, where this is cheap."""

@@ -9,11 +9,11 @@ from prior3d.contracts.splatting import Gaussians, SplatOperator
 from prior3d.registry.engines import EngineChoice
 from prior3d.splat.gaussians import gaussians_from_depth
 from prior3d.splat.lifting import Lifted, lift_average, lift_cg
-from prior3d.splat.operator import view_operator
+from prior3d.splat.operator import cell_areas, cell_of_pixel, render_scenes, view_operator, views_at_once
 from prior3d.splat.projection import LOW_PASS, NEAR
 from prior3d.splat.rasterize import Rendering, rasterize
 from prior3d.splat.reference import rasterize_views
-from prior3d.splat.targets import FeatureTargets, render_feature_targets
+from prior3d.splat.targets import FeatureTargets, render_columns, render_feature_targets, target_columns
 from prior3d.splat.weights import CompositingWeights, compositing_weights
 
 __all__ = [
@@ -25,10 +25,14 @@ __all__ = [
     "EngineChoice",
     "LOW_PASS",
     "NEAR",
+    "cell_areas",
+    "cell_of_pixel",
     "rasterize_views",
     # views as linear maps, and lifting through them
     "SplatOperator",
     "view_operator",
+    "views_at_once",
+    "render_scenes",
     "CompositingWeights",
     "compositing_weights",
     "Lifted",
@@ -36,4 +40,6 @@ __all__ = [
     "lift_cg",
     "FeatureTargets",
     "render_feature_targets",
+    "target_columns",
+    "render_columns",
 ]

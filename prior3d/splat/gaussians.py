@@ -10,6 +10,7 @@ from prior3d.geometry import working_dtype
 
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
 MAX_CONTRADICTED = 0.2  # maximum number of views that look through a Gaussian, per view that sees a surface there
+AT_ONCE = 1 << 22  # Gaussians times views that are compared with depth maps at once, to bound memory
 MIN_NEIGHBORS = 4  # at a straight edge, 5 of a pixel's 8 neighbors remain; in a line of floating pixels, 2 or 3
 
 
@@ -66,18 +67,23 @@ def gaussians_from_depth(
         raise ValueError("expected depth maps with surfaces in them, got no valid depth")
 
     points = _world_points(depth, intrinsics, world_from_camera)
-    footprints = depth / intrinsics[..., 0, 0, None, None]
-    spacing = float(footprints[valid].median()) if spacing is None else spacing
-    voxel, count = _voxels(points[valid], spacing)
-    means = _mean_per_voxel(points[valid], voxel, count)
-    finest = means.new_full((count,), torch.inf).scatter_reduce_(0, voxel, footprints[valid], "amin")
+    known = valid.flatten().nonzero()[:, 0]  # once: every look-up by a mask counts its pixels again
+    footprints = (depth / intrinsics[..., 0, 0, None, None]).flatten()[known]
+    spacing = float(footprints.median()) if spacing is None else spacing
+    seen = points.flatten(0, 2)[known]
+    voxel, count = _voxels(seen, spacing)
+    pixels = voxel.bincount(minlength=count)[:, None]
+    means = _mean_per_voxel(seen, voxel, pixels)
+    finest = means.new_full((count,), torch.inf).scatter_reduce_(0, voxel, footprints, "amin")
     widths = scale_over_spacing * finest.clamp(min=spacing)
     scales, quaternions = widths[:, None].repeat(1, 3), means.new_tensor([1.0, 0, 0, 0]).repeat(count, 1)
     if shape == "flat":
         scales[:, 2] *= FLATNESS
         normals = _normals(points, world_from_camera)
-        quaternions = _quaternion_from_z_to(_mean_per_voxel(normals[valid], voxel, count))
-    colors = None if images is None else _mean_per_voxel(images.to(depth).movedim(1, -1)[valid], voxel, count)
+        quaternions = _quaternion_from_z_to(_mean_per_voxel(normals.flatten(0, 2)[known], voxel, pixels))
+    colors = None
+    if images is not None:
+        colors = _mean_per_voxel(images.to(depth).movedim(1, -1).flatten(0, 2)[known], voxel, pixels)
     kept = ~_looked_through(means, depth, intrinsics, world_from_camera, depth_tolerance)
     opacities = means.new_full((count,), opacity)
     return Gaussians(means, quaternions, scales, opacities, colors)[kept]
@@ -146,9 +152,9 @@ def _voxels(points: Tensor, edge: float) -> tuple[Tensor, int]:
     return voxel, len(occupied)
 
 
-def _mean_per_voxel(values: Tensor, voxel: Tensor, count: int) -> Tensor:
-    sums = values.new_zeros(count, values.shape[-1]).index_add_(0, voxel, values)
-    return sums / voxel.bincount(minlength=count)[:, None]
+def _mean_per_voxel(values: Tensor, voxel: Tensor, pixels: Tensor) -> Tensor:
+    """Return the mean of the pixels' values [P, C] in each voxel, which holds `pixels` [M, 1] of them."""
+    return values.new_zeros(len(pixels), values.shape[-1]).index_add_(0, voxel, values) / pixels
 
 
 def _looked_through(
@@ -156,16 +162,21 @@ def _looked_through(
 ) -> Tensor:
     """Return the Gaussians at which too many views see free space, relative to the views that see a surface."""  # [N]
     free, surface = (torch.zeros_like(means[:, 0]) for _ in range(2))
-    cameras = intrinsics.expand(len(depth), 3, 3)
-    for view, camera, pose in zip(depth, cameras, world_from_camera, strict=True):
-        x, y, z = ((means - pose[:3, 3])[:, :, None] * pose[:3, :3]).sum(1).unbind(-1)
-        column = (x / z * camera[0, 0] + camera[0, 2]).floor()
-        row = (y / z * camera[1, 1] + camera[1, 2]).floor()
-        inside = (z > 0) & (column >= 0) & (column < view.shape[1]) & (row >= 0) & (row < view.shape[0])
-        index = torch.where(inside, row * view.shape[1] + column, 0).long()
-        measured = torch.where(inside, view.flatten()[index], 0)
-        free += (measured > 0) & (z < measured * (1 - tolerance))  # a camera knows nothing about points behind it
-        surface += (measured > 0) & ((z - measured).abs() <= tolerance * measured)
+    height, width = depth.shape[1:]
+    at_once = max(1, AT_ONCE // max(1, len(means)))
+    views = (depth, intrinsics.expand(len(depth), 3, 3), world_from_camera)
+    for maps, cameras, poses in zip(*(part.split(at_once) for part in views), strict=True):
+        offsets = means - poses[:, None, :3, 3]
+        x, y, z = (offsets[..., None] * poses[:, None, :3, :3]).sum(2).unbind(-1)  # [views, N]
+        focal, center = cameras.diagonal(dim1=1, dim2=2), cameras[:, :, 2]
+        column = (x / z * focal[:, :1] + center[:, :1]).floor()
+        row = (y / z * focal[:, 1:2] + center[:, 1:2]).floor()
+        inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        index = torch.where(inside, row * width + column, 0).long()
+        measured = torch.where(inside, maps.flatten(1).gather(1, index), 0)
+        known = measured > 0
+        free += (known & (z < measured * (1 - tolerance))).sum(0)  # a camera knows nothing about points behind it
+        surface += (known & ((z - measured).abs() <= tolerance * measured)).sum(0)
     return free > MAX_CONTRADICTED * surface
 
 

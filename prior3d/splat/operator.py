@@ -1,5 +1,7 @@
 """Views of Gaussians as a linear map, render and gather, computed by any engine."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,87 @@ def view_operator(
     chosen = splat_engine(engine, gaussians.means)
     operator = chosen.operator(gaussians, cameras, poses, size, grid)
     return RenderedViews(chosen, gaussians, cameras, poses, size, grid) if operator is None else operator
+
+
+@torch.no_grad()
+def render_scenes(
+    scenes: Sequence[Gaussians],
+    values: Sequence[Tensor],
+    views: Sequence[int],
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int] | None = None,
+    *,
+    engine: str | EngineChoice = "torch",
+) -> Tensor:
+    """Sum the values of several scenes into the cells of their views; without gradients.
+
+    Engines that render many cameras in a call, such as `gsplat`, render all views of all scenes in one.
+
+    Args:
+        scenes: Gaussians of the scenes, on one device.
+        values: [N, C] for the N Gaussians of each scene.
+        views: number of views of each scene, at least 1, V in all. Views of one scene come one after the other; a
+            scene may come several times.
+        intrinsics: [V, 3, 3] pixels of `size`, no skew
+        world_from_camera: [V, 4, 4] rigid, OpenCV axes, meters
+        size: (height, width) of the rendering in pixels.
+        grid: (height, width) of the cells over which pixels are summed; see `view_operator`.
+        engine: engine that renders; see `view_operator`.
+
+    Returns:
+        [V, C, h, w], not normalized.
+
+    Raises:
+        ValueError: if shapes do not fit, or the grid is finer than the image.
+        UserError: if the engine is not available.
+
+    >>> from prior3d.splat import gaussians_from_depth
+    >>> intrinsics = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
+    >>> poses = torch.eye(4).repeat(3, 1, 1)
+    >>> near = gaussians_from_depth(torch.full((1, 12, 16), 2.0), intrinsics, poses[:1])
+    >>> far = gaussians_from_depth(torch.full((1, 12, 16), 3.0), intrinsics, poses[:1])
+    >>> values = [torch.ones(len(scene), 5) for scene in (near, far)]
+    >>> render_scenes([near, far], values, [2, 1], intrinsics.repeat(3, 1, 1), poses, (12, 16), (3, 4)).shape
+    torch.Size([3, 5, 3, 4])
+    """
+    if not len(scenes) == len(values) == len(views) > 0 or min(views) < 1 or sum(views) != len(world_from_camera):
+        found = f"{len(scenes)} scenes, {len(values)} values, views {list(views)}, {len(world_from_camera)} poses"
+        raise ValueError(f"expected values and at least 1 view of each scene, and a pose for each view, got {found}")
+    for gaussians, columns in zip(scenes, values, strict=True):
+        check_shapes(len(gaussians), columns, intrinsics, world_from_camera)
+    if grid is not None:
+        check_grid(size, grid)
+    chosen = splat_engine(engine, scenes[0].means)
+    dtype = working_dtype(scenes[0].means)
+    scenes, values = [scene.to(dtype) for scene in scenes], [columns.to(dtype) for columns in values]
+    poses = world_from_camera.to(scenes[0].means)
+    cameras = intrinsics.to(poses).expand(len(poses), 3, 3)
+    sums = chosen.render_scenes(scenes, values, views, cameras, poses, size, grid)
+    if sums is not None:
+        return sums
+    shown, start = [], 0
+    for gaussians, columns, count in zip(scenes, values, views, strict=True):
+        for view in range(start, start + count):
+            operator = view_operator(gaussians, cameras[view], poses[view], size, grid, engine=engine)
+            shown.append(operator.render(columns))
+        start += count
+    return torch.cat(shown)
+
+
+def views_at_once(engine: str | EngineChoice, gaussians: Gaussians) -> int:
+    """Return the number of views that one operator of an engine should hold, where views are streamed."""
+    return splat_engine(engine, gaussians.means).views_at_once
+
+
+def cell_areas(size: tuple[int, int], grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Return the number of pixels of each cell [h, w], of the dtype and device of a tensor."""
+    if size[0] % grid[0] == 0 and size[1] % grid[1] == 0:
+        return like.new_full(grid, size[0] * size[1] // (grid[0] * grid[1]))
+    cells = cell_of_pixel(size, grid, like.device)
+    counts = like.new_zeros(grid[0] * grid[1])
+    return counts.index_add_(0, cells, like.new_ones(()).expand(len(cells))).view(grid)
 
 
 def check_grid(size: tuple[int, int], grid: tuple[int, int]) -> None:

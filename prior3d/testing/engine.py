@@ -36,7 +36,7 @@ def check_engine(
     inputs; and that the value of `deterministic` is correct. Sparse: gradients; kernels of odd, even and strided maps
     and their transposes; half precision summed in float32; a second backward pass that works or raises. Splat:
     gradients, several views, backgrounds, and that the operator's gather is the transpose of its render, with and
-    without a grid.
+    without a grid; that scenes rendered together are those of each.
     Neighbors: order and rows.
 
     Args:
@@ -264,6 +264,7 @@ def _check_splat(engine: SplatEngine, device: torch.device, tolerance: float | N
     gaussians, values = _random_gaussians(120, 4, device)
     for grid in (None, (5, 7), (4, 9)):
         _check_operator(engine, reference, gaussians, values, (intrinsics, poses), grid, values_within)
+        _check_scenes(engine, reference, gaussians, values, (intrinsics, poses), grid, values_within)
     away = poses.clone()
     away[:, 2, 3] += 50  # behind everything
     nothing = engine.rasterize(gaussians, values, intrinsics, away, _SIZE, values.new_zeros(4))
@@ -316,6 +317,26 @@ def _rasterized(
     weights[1] = weights[1] * (outputs[2].detach() > 0.05)  # expected depth divides by alpha
     total = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
     return [*(out.detach() for out in outputs), *torch.autograd.grad(total, leaves)]
+
+
+def _check_scenes(
+    engine: SplatEngine,
+    reference: SplatEngine,
+    gaussians: Gaussians,
+    values: Tensor,
+    cameras: tuple[Tensor, Tensor],
+    grid: tuple[int, int] | None,
+    tolerance: float,
+) -> None:
+    few = torch.arange(len(gaussians) // 3, device=values.device)
+    scenes, columns = [gaussians[few], gaussians], [values[few], values]
+    views = [1, len(cameras[0]) - 1]
+    found = engine.render_scenes(scenes, columns, views, *cameras, _SIZE, grid)
+    if found is None:
+        return
+    parts = zip(scenes, columns, *(camera.split(views) for camera in cameras), strict=True)
+    wanted = [reference.operator(scene, *camera, _SIZE, grid).render(own) for scene, own, *camera in parts]
+    _close(found, torch.cat(wanted), tolerance, "render_scenes")
 
 
 def _check_operator(

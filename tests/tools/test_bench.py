@@ -39,3 +39,12 @@ def test_samples_with_their_surface_are_compared_with_a_test_of_every_point(tmp_
     assert "; the same points in the boxes of 2 views" in printed.stdout
     names = {re.split("  +", line)[0] for line in printed.stdout.splitlines()}
     assert names >= {"decoded and augmented", "with the surface", "every point tested"}
+
+
+def test_splatting_targets_and_lifting_are_measured():
+    given = ["--repeats", "1", "--engines", "torch"]
+    printed = subprocess.run([sys.executable, BENCH, "splat", *given], capture_output=True, text=True, check=True)
+    names = {re.split("  +", line)[0] for line in printed.stdout.splitlines()}
+    assert names >= {"torch", "torch, one by one", "torch, together", "depth alone"}, printed.stdout
+    for title in ("rasterize ", "targets of ", "lifting "):
+        assert f"\n{title}" in printed.stdout

@@ -12,6 +12,7 @@ COMMANDS = {
     "loader": "a sample with its surface, and fusing it, against a test of every point of the scene",
     "pairs": "mining the pairs of one scene, against the plain definition",
     "sparse": "sparse convolution in every engine that runs here, against spconv, FlexGEMM and the arithmetic alone",
+    "splat": "splatting in every engine that runs here, targets of many views, lifting of a scene",
     "step": "a recipe's training step, with and without its priors, against the backbone alone",
 }
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from prior3d.contracts.prior import FEATURE_KINDS
 from prior3d.contracts.runner import SceneJob
 from prior3d.data.preparing import prepare as prepare_data
-from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
+from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_device, to_float
 from prior3d.jobs import Store, run_jobs
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
 from prior3d.pretraining.objective import JointObjective, encode
@@ -103,7 +103,8 @@ def one_batch(recipe: Recipe, parts: Parts, device: str) -> dict[str, Tensor]:
     samples = training_samples(parts, recipe.data, recipe.seed)
     batch = next(iter(make_loader(samples, DrawStream(0, 1, recipe.data.batch_size), 0)))
     raise_errors(batch)
-    return to_float({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, samples.table)
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    return to_float(to_device(tensors, device, samples.table), samples.table)
 
 
 def measure(

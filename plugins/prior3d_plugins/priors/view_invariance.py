@@ -140,4 +140,4 @@ class ViewInvariance(Prior):
             column, row = match.pixels_a.floor().long().unbind(-1)
             at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
             points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
-        return torch.cat(points), batch["scene"].repeat(len(matches))
+        return torch.cat(points), batch["scene"].repeat(len(matches)).to(depth.device, non_blocking=True)

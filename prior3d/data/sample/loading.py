@@ -155,6 +155,15 @@ def raise_errors(batch: Mapping[str, object]) -> None:
         raise error
 
 
+def to_device(batch: Mapping[str, Tensor], device: torch.device | str, table: FieldTable = FIELDS) -> dict[str, Tensor]:
+    """Move a batch to a device, except the fields that stay on the host; from pinned memory without waiting."""
+    device = torch.device(device)
+    return {
+        name: value if name in table and table[name].on_host else value.to(device, non_blocking=device.type == "cuda")
+        for name, value in batch.items()
+    }
+
+
 def to_float(batch: Mapping[str, Tensor], table: FieldTable = FIELDS) -> dict[str, Tensor]:
     """Turn byte images that are already on the device into float32 0..1."""
     return {

@@ -4,7 +4,15 @@ import torch
 
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.data.sample.augmentation import AugmentOptions
-from prior3d.data.sample.loading import DrawnSamples, DrawStream, collate, make_loader, raise_errors, to_float
+from prior3d.data.sample.loading import (
+    DrawnSamples,
+    DrawStream,
+    collate,
+    make_loader,
+    raise_errors,
+    to_device,
+    to_float,
+)
 from prior3d.errors import DamagedFile, UserError
 
 
@@ -118,3 +126,14 @@ def test_what_is_made_of_an_image_has_the_image_decoded(spec):
     samples = DrawnSamples(Strict(spec), frozenset({"image_crops", "crop_from_image"}), AugmentOptions(), 0, False)
     sample = samples[0]
     assert sample["image_crops"].shape == (2, 3, 16, 24) and "image" not in sample
+
+
+def test_what_is_looked_up_on_the_host_stays_there():
+    batch = {"image": torch.zeros(1, 1, 3, 2, 2), "scene": torch.tensor([3]), "frame": torch.zeros(1, 1)}
+    moved = to_device(batch, "meta")
+    assert {name: value.device.type for name, value in moved.items()} == {
+        "image": "meta",
+        "scene": "cpu",
+        "frame": "meta",
+    }
+    assert moved["scene"] is batch["scene"] and list(moved) == list(batch)

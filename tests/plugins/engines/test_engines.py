@@ -380,6 +380,12 @@ class Gathers(Splat):
         return Doubled(SplatTorch().operator(gaussians, intrinsics, world_from_camera, size, grid))
 
 
+class MixesScenes(Splat):
+    def render_scenes(self, scenes, values, views, intrinsics, world_from_camera, size, grid):
+        last = SplatTorch().operator(scenes[-1], intrinsics, world_from_camera, size, grid)
+        return last.render(values[-1])
+
+
 class Doubled:
     """An operator whose gather is twice what it should be."""
 
@@ -404,6 +410,7 @@ def test_an_engine_with_rendering_alone_is_enough():
         (FirstViewOnly, "values: relative error"),
         (NoGradientOfTheScales, "gradient of the scales"),
         (Gathers, "operator: gather"),
+        (MixesScenes, "render_scenes: relative error"),
     ],
 )
 def test_broken_splat_engines_are_caught(cls, message):

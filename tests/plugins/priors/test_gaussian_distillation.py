@@ -8,13 +8,15 @@ from torch.nn import functional as F
 
 from prior3d.contracts.engine import SplatEngine
 from prior3d.contracts.prior import Features, Scene
+from prior3d.data.sample import to_device
 from prior3d.errors import UserError
 from prior3d.splat import Lifted
 from prior3d.splat.reference import rasterize_views
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features, example_scenes
 from prior3d_plugins.priors.gaussian_distillation import GaussianDistillation
+from prior3d_plugins.priors.gaussian_distillation import targets as rendered_targets
 from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene, Lifting, lift_scene
-from prior3d_plugins.priors.gaussian_distillation.targets import compare, render_targets
+from prior3d_plugins.priors.gaussian_distillation.targets import compare
 
 SIZE, GRID = (48, 64), Grid((12, 16), 4, 2)
 INTRINSICS = torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
@@ -96,6 +98,12 @@ def pool(images):
 def lift(scene, method="average", **options):
     given = {"frames": 10, "spacing": 0.05, "min_views": 3, "grid": GRID} | options
     return lift_scene(scene, pool, Lifting(method, **given))
+
+
+def render_targets(lifted, intrinsics, world_from_camera, grid, min_views, min_coverage):
+    """Targets and mask of one view."""
+    views = [lifted.shown(min_views)], [1], intrinsics[None], world_from_camera[None]
+    return tuple(part[0] for part in rendered_targets.render_targets(*views, grid, min_coverage))
 
 
 @pytest.mark.parametrize("method", ["average", "cg"])
@@ -197,6 +205,11 @@ def attached(tmp_path):
     return make
 
 
+def render(prior, batch, chosen):
+    """Targets of chosen views of a batch."""
+    return prior._render(batch, prior._views(batch, chosen))
+
+
 def on(device, read):
     """Read frames to a device, as a run's offline stage does."""
     return lambda frames: {name: value.to(device) for name, value in read(frames).items()}
@@ -212,7 +225,7 @@ def teach(images):
 def test_the_loss_pulls_features_to_the_targets_and_leaves_cells_without_one(attached):
     prior, batch = attached(), example_batch()
     student = torch.randn(2, 2, 16, 12, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    targets = prior._render(batch, torch.arange(4))
+    targets = render(prior, batch, torch.arange(4))
     start, optimizer = student.detach().clone(), torch.optim.Adam([student], lr=0.1)
     losses = []
     for _ in range(100):
@@ -254,10 +267,10 @@ def test_only_so_many_views_get_targets_and_which_is_drawn_anew(attached):
 
 def test_two_samples_get_the_targets_of_their_own_scenes(attached):
     prior, batch = attached(), example_batch()
-    first = prior._render(batch, torch.tensor([0, 2])).values
+    first = render(prior, batch, torch.tensor([0, 2])).values
     assert not torch.allclose(first[0], first[1])  # the same camera in two rooms
     batch["scene"] = torch.tensor([1, 1])
-    assert torch.equal(prior._render(batch, torch.tensor([0])).values[0], first[1])
+    assert torch.equal(render(prior, batch, torch.tensor([0])).values[0], first[1])
 
 
 @pytest.mark.parametrize("camera", ["away", "inside the wall"])
@@ -351,7 +364,7 @@ def test_an_engine_that_cannot_be_had_is_refused_when_the_prior_is_made():
 
 def test_auto_is_torch_to_the_last_bit_on_a_cpu(attached):
     batch = example_batch()
-    auto, torch_engine = (attached(engine=engine)._render(batch, torch.arange(4)) for engine in ("auto", "torch"))
+    auto, torch_engine = (render(attached(engine=engine), batch, torch.arange(4)) for engine in ("auto", "torch"))
     assert torch.equal(auto.values, torch_engine.values) and torch.equal(auto.known, torch_engine.known)
 
 
@@ -360,8 +373,8 @@ def test_auto_is_torch_to_the_last_bit_on_a_cpu(attached):
 def test_gsplat_gives_the_targets_that_torch_gives(attached):
     pytest.importorskip("gsplat")
     batch = {name: value.cuda() for name, value in example_batch().items()}
-    chosen = torch.arange(4, device="cuda")
-    wanted, found = (attached("cuda", engine=engine)._render(batch, chosen) for engine in ("torch", "gsplat"))
+    chosen = torch.arange(4)
+    wanted, found = (render(attached("cuda", engine=engine), batch, chosen) for engine in ("torch", "gsplat"))
     assert (wanted.known != found.known).float().mean() < 0.01  # a cell at the threshold of coverage
     both = wanted.known & found.known
     error = (found.values - wanted.values).movedim(1, -1)[both].norm() / wanted.values.movedim(1, -1)[both].norm()
@@ -377,3 +390,28 @@ def test_on_a_gpu_it_gives_what_the_cpu_gives(attached):
     moved = {name: value.cuda() for name, value in batch.items()}
     found = prior.cuda()(moved, {"image": Features(dense=features["image"].dense.detach().cuda())})[0]
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_targets_of_many_views_are_those_of_each_to_the_last_bit(attached):
+    prior, batch = attached(), example_batch()
+    order = torch.tensor([3, 0, 2, 1])  # views of the two scenes in turn
+    whole = render(prior, batch, order)
+    single = [render(prior, batch, one[None]) for one in order]
+    for name in ("values", "known"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(one, name) for one in single]))
+    assert whole.known.any() and whole.values.is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_step_on_a_gpu_waits_once_where_gsplat_counts(attached, count_waits):
+    pytest.importorskip("gsplat")
+    prior, batch = attached("cuda", engine="gsplat").cuda(), to_device(example_batch(), "cuda")
+    assert batch["scene"].device.type == "cpu" and batch["image"].is_cuda
+    student = torch.randn(2, 2, 16, 12, 16, device="cuda", requires_grad=True)
+
+    def step():
+        prior(batch, {"image": Features(dense=student)})[0].backward()
+
+    step()  # reads the scenes
+    assert count_waits(step) == (0, 1)

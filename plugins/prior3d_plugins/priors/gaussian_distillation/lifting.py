@@ -4,14 +4,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Scene, UserError
-from prior3d.splat import EngineChoice, Gaussians, Lifted, SplatOperator, gaussians_from_depth, view_operator
+from prior3d.splat import (
+    EngineChoice,
+    Gaussians,
+    Lifted,
+    SplatOperator,
+    gaussians_from_depth,
+    target_columns,
+    view_operator,
+    views_at_once,
+)
 from prior3d.splat import lift_average as average
 from prior3d.splat import lift_cg as conjugate_gradients
 
@@ -51,14 +60,15 @@ class Grid:
     def operator(
         self, gaussians: Gaussians, intrinsics: Tensor, world_from_camera: Tensor, engine: str | EngineChoice
     ) -> SplatOperator:
-        """Return the operator from Gaussians to the cells of a view; `intrinsics` [3, 3] in image pixels."""
+        """Return the operator from Gaussians to the cells of views; `intrinsics` [V, 3, 3] in image pixels."""
         camera = self.camera(intrinsics)
         return view_operator(gaussians, camera, world_from_camera, self.rendered, self.cells, engine=engine)
 
     def camera(self, intrinsics: Tensor) -> Tensor:
         """Return intrinsics [..., 3, 3] in pixels of a rendering; its cells start where the image's cells start."""
-        scale = self.fineness / self.stride
-        return intrinsics.float() * intrinsics.new_tensor([[scale], [scale], [1.0]], dtype=torch.float32)
+        scaled = intrinsics.to(torch.float32, copy=True)
+        scaled[..., :2, :] *= self.fineness / self.stride
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,21 @@ class LiftedScene:
         lifted = Lifted(features, tensors.pop("mass"), tensors.pop("views").long())
         return cls(Gaussians(**tensors), lifted)
 
+    def shown(self, min_views: int) -> "ShownScene":
+        """Return what targets are rendered from; Gaussians seen by fewer than `min_views` views only hide others."""
+        return ShownScene(self.gaussians, target_columns(self.lifted, min_views))
+
+
+class ShownScene(NamedTuple):
+    """Gaussians of a lifted scene and the columns [N, C + 3] that its targets sum; the same in every step."""
+
+    gaussians: Gaussians
+    columns: Tensor
+
     @property
     def bytes(self) -> int:
         """Approximate memory of the scene in bytes."""
-        return 4 * (self.lifted.features.numel() + 15 * len(self.gaussians))
+        return 4 * (self.columns.numel() + 11 * len(self.gaussians))
 
 
 def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting) -> LiftedScene:
@@ -126,9 +147,10 @@ def lift_scene(scene: Scene, teach: Callable[[Tensor], Tensor], options: Lifting
     poses = views["world_from_camera"][0]
     gaussians = _lay_gaussians(scene.name, views, options)
     lift = {"average": average, "cg": conjugate_gradients}[options.method]
-    cameras = zip(views["intrinsics"][0], poses, strict=True)
+    at_once = views_at_once(options.engine, gaussians)
+    cameras = zip(views["intrinsics"][0].split(at_once), poses.split(at_once), strict=True)
     operators = (options.grid.operator(gaussians, *camera, options.engine) for camera in cameras)
-    return LiftedScene(gaussians, lift(zip(operators, _encode(views["image"], teach), strict=True)))
+    return LiftedScene(gaussians, lift(zip(operators, _encode(views["image"], teach, at_once), strict=True)))
 
 
 def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:
@@ -143,11 +165,12 @@ def _lay_gaussians(scene: str, views: Batch, options: Lifting) -> Gaussians:
         raise UserError(f"scene {scene}: {error}") from error
 
 
-def _encode(images: Tensor, teach: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """Yield each view's features and their length, [C + 1, h, w]."""
-    for part in images.split(_AT_ONCE, dim=1):
-        for feature in teach(part)[0].float():
-            yield torch.cat([feature, feature.norm(dim=0, keepdim=True)])
+def _encode(images: Tensor, teach: Callable[[Tensor], Tensor], at_once: int) -> Iterator[Tensor]:
+    """Yield the features of `at_once` views and their length, [V, C + 1, h, w]."""
+    for part in images.split(at_once * max(1, _AT_ONCE // at_once), dim=1):
+        for features in teach(part)[0].float().split(at_once):
+            maps = torch.cat([features, features.norm(dim=1, keepdim=True)], 1)
+            yield maps.contiguous()  # backbones lay channels out last; sums over maps follow the layout
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -159,17 +182,19 @@ class LiftedScenes:
 
     Args:
         folders: folders of the scenes, in the order of the batch field `scene`.
+        min_views: minimum number of views that must have seen a Gaussian.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], min_views: int) -> None:
         self.folders = list(folders)
-        self._kept: OrderedDict[tuple[int, torch.device], LiftedScene] = OrderedDict()
+        self.min_views = min_views
+        self._kept: OrderedDict[tuple[int, torch.device], ShownScene] = OrderedDict()
 
-    def on(self, device: torch.device, scene: int) -> LiftedScene:
+    def on(self, device: torch.device, scene: int) -> ShownScene:
         """Return a scene on a device."""
         key = (scene, device)
         if key not in self._kept:
-            self._kept[key] = LiftedScene.load(self.folders[scene], device)
+            self._kept[key] = LiftedScene.load(self.folders[scene], device).shown(self.min_views)
             while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

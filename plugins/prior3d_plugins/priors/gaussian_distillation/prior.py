@@ -1,8 +1,9 @@
 """Gaussian distillation: features match the teacher's view of the same place from many views (FiT3D)."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -122,7 +123,7 @@ class GaussianDistillation(Prior):
 
     def attach(self, folders: Sequence[Path]) -> None:
         """Render targets from these scenes from now on."""
-        self._scenes = LiftedScenes(folders)
+        self._scenes = LiftedScenes(folders, self.min_views)
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, its terms, the share of cells with a target and the cosine at these cells."""
@@ -130,10 +131,10 @@ class GaussianDistillation(Prior):
         if self._scenes is None:
             return zero, {"active": torch.zeros(())}
         maps = self._map(feature)
-        chosen = self._choose(maps.shape[0] * maps.shape[1], maps.device)
+        chosen = self._views(batch, self._choose(maps.shape[0] * maps.shape[1]))
         targets = self._render(batch, chosen)
         with torch.autocast(maps.device.type, enabled=False):
-            students = self.head(maps.flatten(0, 1)[chosen].float())
+            students = self.head(_select(maps.flatten(0, 1), chosen.rows).float())
         terms = {}
         terms["target"], cosine = compare(students, *targets, self.distance)
         loss = terms["target"]
@@ -148,32 +149,52 @@ class GaussianDistillation(Prior):
         if self._scenes is None:
             return {}
         maps = self._map(features["image"])
-        chosen = torch.arange(min(_DRAWN, maps.shape[0]), device=maps.device) * maps.shape[1]
+        chosen = self._views(batch, torch.arange(min(_DRAWN, maps.shape[0])) * maps.shape[1])
         targets = self._render(batch, chosen)
-        images, students = batch["image"].flatten(0, 1)[chosen], self.head(maps.flatten(0, 1)[chosen].float())
+        images, students = (values.flatten(0, 1)[chosen.rows] for values in (batch["image"], maps))
+        students = self.head(students.float())
         return {"targets": plot_distillation(images, *targets, students)}
 
     def _map(self, feature: Features) -> Tensor:
         return feature.encoder[self.stride] if self.stride else feature.dense
 
-    def _choose(self, total: int, device: torch.device) -> Tensor:
-        """Draw the batch's views that get targets, [N] int64."""
-        return torch.rand(total, device=device).topk(min(self.views_per_step or total, total)).indices
+    def _choose(self, total: int) -> Tensor:
+        """Draw the batch's views that get targets, [N] int64, on the host, where their scenes are looked up."""
+        return torch.rand(total).topk(min(self.views_per_step or total, total)).indices
 
-    def _render(self, batch: Batch, chosen: Tensor) -> Targets:
-        scenes = batch["scene"].repeat_interleave(batch["intrinsics"].shape[1])[chosen].tolist()
-        cameras = (batch[name].flatten(0, 1)[chosen] for name in ("intrinsics", "world_from_camera"))
-        options = self.grid, self.min_views, self.min_coverage, self.lifting.engine
-        views = [
-            render_targets(self._scenes.on(chosen.device, scene), *camera, *options)
-            for scene, *camera in zip(scenes, *cameras, strict=True)
-        ]
-        return Targets(*(torch.stack(parts) for parts in zip(*views, strict=True)))
+    def _views(self, batch: Batch, chosen: Tensor) -> "_Views":
+        device = batch["intrinsics"].device
+        scenes = batch["scene"].cpu()[chosen // batch["intrinsics"].shape[1]]
+        if device.type == "cpu":  # in the order of the draw: sums over views keep their last bits
+            return _Views(scenes.tolist(), chosen)
+        scenes, order = scenes.sort(stable=True)
+        return _Views(scenes.tolist(), chosen[order].pin_memory().to(device, non_blocking=True))
+
+    def _render(self, batch: Batch, chosen: "_Views") -> Targets:
+        runs = [(scene, len(list(views))) for scene, views in groupby(chosen.scenes)]
+        scenes = [self._scenes.on(chosen.rows.device, scene) for scene, _ in runs]
+        cameras = (batch[name].flatten(0, 1)[chosen.rows] for name in ("intrinsics", "world_from_camera"))
+        views = [count for _, count in runs]
+        return render_targets(scenes, views, *cameras, self.grid, self.min_coverage, self.lifting.engine)
 
     def _pull_back(self, feature: Features) -> Tensor:
         maps, initial = self._map(feature).flatten(0, 1), self._map(feature.reference).flatten(0, 1)
         everywhere = torch.ones_like(maps[:, 0], dtype=torch.bool)
         return compare(maps, initial, everywhere, self.distance)[0]
+
+
+class _Views(NamedTuple):
+    """Views of a batch: the scene of each, known on the host, and their rows b * V + v [N] on the batch's device."""
+
+    scenes: list[int]
+    rows: Tensor
+
+
+def _select(maps: Tensor, rows: Tensor) -> Tensor:
+    """Return `maps[rows]` in the layout of the maps [N, C, h, w]; on a GPU, the gradient of an index would sort."""
+    last = maps.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return maps.index_select(0, rows).contiguous(memory_format=layout)
 
 
 def _linear(channels: int) -> nn.Conv2d:

@@ -1,5 +1,6 @@
-"""Targets for the features of a view, rendered from the lifted scene with the view's own camera."""
+"""Targets for the features of views, rendered from the lifted scenes with the views' own cameras."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prior3d.geometry import full_precision
-from prior3d.splat import EngineChoice, render_feature_targets
-from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, LiftedScene
+from prior3d.splat import EngineChoice, render_columns
+from prior3d_plugins.priors.gaussian_distillation.lifting import Grid, ShownScene
 
 Distance = Literal["cosine", "smooth_l1", "both"]
 """Distance between features: `both` is the sum of the other two."""
@@ -26,41 +27,34 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def render_targets(
-    scene: LiftedScene,
-    intrinsics: Tensor,  # [3, 3] pixels of the augmented image
-    world_from_camera: Tensor,  # [4, 4]
+    scenes: Sequence[ShownScene],
+    views: Sequence[int],
+    intrinsics: Tensor,  # [V, 3, 3] pixels of the augmented image
+    world_from_camera: Tensor,  # [V, 4, 4]
     grid: Grid,
-    min_views: int,
     min_coverage: float,
     engine: str | EngineChoice = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Render the targets of one view: the direction of the mean lifted feature in a cell, scaled to the lifted length.
+) -> Targets:
+    """Render the targets of views: the direction of the mean lifted feature in a cell, scaled to the lifted length.
 
     Args:
-        scene: lifted scene.
-        intrinsics: [3, 3] intrinsics of the view after crop and resize.
-        world_from_camera: [4, 4] pose of the view.
+        scenes: lifted scenes.
+        views: number of views of each scene, one after the other, V in all.
+        intrinsics: [V, 3, 3] intrinsics of the views after crop and resize.
+        world_from_camera: [V, 4, 4] poses of the views.
         grid: cells of the feature map.
-        min_views: Gaussians seen by fewer views hide what is behind them and do not count as coverage.
-        min_coverage: minimum share of a cell that the other Gaussians must cover.
+        min_coverage: minimum share of a cell that Gaussians seen by enough views must cover.
         engine: engine that renders.
-
-    Returns:
-        Targets [C, h, w], 0 where unknown, and a mask [h, w], true where known.
     """
-    rendered = render_feature_targets(
-        scene.gaussians,
-        scene.lifted,
-        grid.camera(intrinsics),
-        world_from_camera.float(),
-        grid.rendered,
-        grid.cells,
-        min_views=min_views,
+    rendered = render_columns(
+        *([scene.gaussians for scene in scenes], [scene.columns for scene in scenes], views),
+        *(grid.camera(intrinsics), world_from_camera.float(), grid.rendered, grid.cells),
         engine=engine,
     )
-    length = rendered.values[-1].clamp_min(0)
+    length = rendered.values[:, -1].clamp_min(0)
     known = (rendered.mass >= min_coverage) & (length > 0)
-    return F.normalize(rendered.values[:-1], dim=0) * length * known, known
+    values = F.normalize(rendered.values[:, :-1], dim=1) * (length * known)[:, None]
+    return Targets(values.contiguous(), known)  # engines lay channels out last; sums over them follow the layout
 
 
 def compare(student: Tensor, target: Tensor, known: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:

@@ -208,7 +208,8 @@ class PixelVoxel(Prior):
 
     def _exclude(self, batch: Batch, match: PixelVoxels) -> Exclusion:
         """Return which pairs of matches may show one point of a scene."""
-        scene = batch["scene"].repeat_interleave(len(match.points) // len(batch["scene"]))
+        scene = batch["scene"].to(match.points.device, non_blocking=True)
+        scene = scene.repeat_interleave(len(match.points) // len(scene))
         return Exclusion(match.points, self.exclude_radius, scene[:, None].expand(match.points.shape[:2]))
 
 
