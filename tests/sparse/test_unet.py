@@ -178,7 +178,10 @@ def test_channels_grow_with_the_width():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("spcnov", r"^engine: unknown sparse engine 'spcnov' \(there are: auto, torch, triton\)$"),
+        (
+            "spcnov",
+            r"^engine: unknown sparse engine 'spcnov', did you mean 'spconv'\? \(there are: auto, spconv, torch, triton\)$",
+        ),
         ("sparse/troch", r"^engine: unknown sparse engine 'troch', did you mean 'torch'\?"),
     ],
 )

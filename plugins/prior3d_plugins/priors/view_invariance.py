@@ -22,6 +22,8 @@ from prior3d.losses import (
     sample_cell_matches,
 )
 
+_ALL_ANGLES = (0.0, 180.0)
+
 
 class ViewInvariance(Prior):
     """PointInfoNCE between matched pixels of the first view and every other view of a sample.
@@ -79,15 +81,12 @@ class ViewInvariance(Prior):
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the share of filled match slots."""
         dense = features["image"].dense
-        others = range(1, dense.shape[1])
-        matches = [self._sample(batch, other) for other in others]
-        queries = torch.cat([gather_cells(dense[:, 0], match.cells_a) for match in matches])
-        keys = torch.cat(
-            [gather_cells(dense[:, other], match.cells_b) for other, match in zip(others, matches, strict=True)]
-        )
-        valid = torch.cat([match.valid for match in matches])
+        match = self._sample(batch)
+        queries = gather_cells(_first(dense), match.cells_a)
+        keys = gather_cells(_others(dense), match.cells_b)
+        valid = match.valid
         found = kept_fraction(valid)
-        points, scene = self._points_in_a(batch, matches) if self.exclude_radius else (None, None)
+        points, scene = self._points_in_a(batch, match) if self.exclude_radius else (None, None)
         if self.negatives == "ranks":
             queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
             points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
@@ -100,44 +99,46 @@ class ViewInvariance(Prior):
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Plot the matches of the first sample across its first two views."""
-        match = self._sample(batch, 1)
+        match = self._sample({name: batch[name][:1, :2] for name in self.needs[1:4]})
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
         return {"matches": plot_matches(images[0], images[1], *pixels)}
 
-    def _sample(self, batch: Batch, other: int) -> CellMatches:
-        found = self._match(batch, other)
-        poses = batch["world_from_camera"]
-        angle = view_angle(poses[:, 0], poses[:, other])
-        wanted = (angle >= self.angles[0]) & (angle <= self.angles[1])
-        return sample_cell_matches(
-            found.pixels_a,
-            found.pixels_b,
-            found.valid & wanted[:, None],
-            self.backbone.dense_size,
-            self.backbone.dense_stride,
-            self.points,
-        )
+    @torch.no_grad()
+    def _sample(self, batch: Batch) -> CellMatches:
+        """Match the first view of each sample with every other view: G pairs, other views slowest."""
+        found = self._match(batch)
+        valid = found.valid
+        if self.angles != _ALL_ANGLES:
+            poses = batch["world_from_camera"]
+            angle = view_angle(_first(poses), _others(poses))
+            valid = valid & ((angle >= self.angles[0]) & (angle <= self.angles[1]))[:, None]
+        grid = self.backbone.dense_size, self.backbone.dense_stride
+        return sample_cell_matches(found.pixels_a, found.pixels_b, valid, *grid, self.points)
 
-    def _match(self, batch: Batch, other: int) -> ViewMatches:
-        depth, intrinsics, poses = batch["depth"], batch["intrinsics"], batch["world_from_camera"]
-        return match_views_batched(
-            depth[:, 0],
-            depth[:, other],
-            intrinsics[:, 0],
-            intrinsics[:, other],
-            poses[:, 0],
-            poses[:, other],
-            max_distance=self.max_distance,
-            relative_distance=self.relative_distance,
-        )
+    def _match(self, batch: Batch) -> ViewMatches:
+        views = (batch[name] for name in ("depth", "intrinsics", "world_from_camera"))
+        sides = [side for values in views for side in (_first(values), _others(values))]
+        limits = {"max_distance": self.max_distance, "relative_distance": self.relative_distance}
+        return match_views_batched(*sides, **limits)
 
-    def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _points_in_a(self, batch: Batch, match: CellMatches) -> tuple[Tensor, Tensor]:
         """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
-        depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
-        points = []
-        for match in matches:
-            column, row = match.pixels_a.floor().long().unbind(-1)
-            at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
-            points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
-        return torch.cat(points), batch["scene"].repeat(len(matches)).to(depth.device, non_blocking=True)
+        depth, intrinsics, poses = (_first(batch[name]) for name in ("depth", "intrinsics", "world_from_camera"))
+        column, row = match.pixels_a.floor().long().unbind(-1)
+        at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
+        points = unproject_pixels(match.pixels_a, at, intrinsics, poses)
+        scene = batch["scene"].repeat(len(points) // len(batch["scene"]))
+        return points, scene.to(depth.device, non_blocking=True)
+
+
+def _first(values: Tensor) -> Tensor:
+    """Return the first view of each pair, [B, V, ...] -> [(V - 1) B, ...]; a view of the tensor if V is 2."""
+    others = values.shape[1] - 1
+    return values[:, 0] if others == 1 else values[:, 0].repeat(others, *[1] * (values.ndim - 2))
+
+
+def _others(values: Tensor) -> Tensor:
+    """Return the other view of each pair, in the same order."""
+    return values[:, 1] if values.shape[1] == 2 else values[:, 1:].transpose(0, 1).flatten(0, 1)

@@ -78,7 +78,7 @@ def test_names_are_by_job_with_or_without_it():
 
 
 def test_auto_takes_the_highest_rank_without_an_obstacle_and_says_so_once(quick, caplog):
-    file, mark = quick(rank=5)
+    file, mark = quick(rank=50)
     registry = Registry([file])
     with caplog.at_level(logging.INFO, logger="prior3d"), in_force(registry):
         for _ in range(2):
@@ -94,7 +94,8 @@ def test_auto_passes_over_lower_ranks_and_obstacles(quick, caplog, rank, obstacl
     file, _ = quick(rank, obstacle)
     with caplog.at_level(logging.INFO, logger="prior3d"):
         assert type(choose("sparse", "auto", CPU, torch.float32, Registry([file]))) is SparseTorch
-    reason = f"; not quick: {obstacle}" if obstacle else ""
+    why = SparseTriton().obstacle(CPU, torch.float32)
+    reason = f"; not quick: {obstacle}; not triton: {why}" if obstacle else f"; not triton: {why}"
     assert [record.getMessage() for record in caplog.records] == [f"sparse engine on cpu: torch (auto{reason})"]
 
 

@@ -59,7 +59,7 @@ def test_bad_options_are_refused_by_name(options, message):
 
 def test_an_engine_that_cannot_be_had_is_an_error_of_the_users_making():
     with pytest.raises(
-        UserError, match=r"^engine: unknown sparse engine 'minkowski' \(there are: auto, torch, triton\)"
+        UserError, match=r"^engine: unknown sparse engine 'minkowski' \(there are: auto, spconv, torch, triton\)"
     ):
         PixelVoxel(example_backbone(), engine="minkowski")
 
