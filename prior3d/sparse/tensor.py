@@ -152,6 +152,11 @@ class SparseTensor:
 
     def with_features(self, features: Tensor) -> "SparseTensor":
         """Return a tensor with other features [N, C'] on the same voxels."""
+        own = self.features
+        if features.ndim == 2 and features.shape[0] == own.shape[0] and features.device == own.device:
+            made = SparseTensor.__new__(SparseTensor)  # a network calls this hundreds of times: no further checks
+            made.features, made.stride, made.manager = features, self.stride, self.manager
+            return made
         return SparseTensor(features, stride=self.stride, manager=self.manager)
 
     def __add__(self, other: "SparseTensor") -> "SparseTensor":

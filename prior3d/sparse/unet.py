@@ -105,11 +105,11 @@ class MinkUNet(nn.Module):
         skips = []
         for i, name in enumerate(self._down, start=1):
             skips.append(x)
-            x = self.relu(self.get_submodule(f"bn{i}")(self.get_submodule(name)(x)))
-            x = self.get_submodule(f"block{i}")(x)
+            x = self.relu(getattr(self, f"bn{i}")(getattr(self, name)(x)))
+            x = getattr(self, f"block{i}")(x)
         for i, name in enumerate(self._up, start=_DEPTH):
-            x = self.relu(self.get_submodule(f"bntr{i}")(self.get_submodule(name)(x)))
-            x = self.get_submodule(f"block{i + 1}")(concatenate([x, skips.pop()]))
+            x = self.relu(getattr(self, f"bntr{i}")(getattr(self, name)(x)))
+            x = getattr(self, f"block{i + 1}")(concatenate([x, skips.pop()]))
         if self._counters:
             with torch.no_grad():
                 torch._foreach_add_(self._counters, 1)
