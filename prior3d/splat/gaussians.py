@@ -11,6 +11,7 @@ from prior3d.geometry import working_dtype
 FLATNESS = 0.1  # thickness of a flat Gaussian over its width
 MAX_CONTRADICTED = 0.2  # maximum number of views that look through a Gaussian, per view that sees a surface there
 AT_ONCE = 1 << 22  # Gaussians times views that are compared with depth maps at once, to bound memory
+PIXELS_AT_ONCE = 1 << 24  # pixels of depth maps that become points at once, to bound memory
 MIN_NEIGHBORS = 4  # at a straight edge, 5 of a pixel's 8 neighbors remain; in a line of floating pixels, 2 or 3
 
 
@@ -61,29 +62,25 @@ def gaussians_from_depth(
     """
     _check(depth, intrinsics, world_from_camera, images, spacing, shape)
     depth = depth.to(working_dtype(depth))
-    intrinsics, world_from_camera = intrinsics.to(depth), world_from_camera.to(depth)
-    valid = on_surface(depth, depth_tolerance)
-    if not valid.any():
+    intrinsics = intrinsics.to(depth).expand(len(depth), 3, 3)
+    world_from_camera = world_from_camera.to(depth)
+    points, footprints, normals, known_colors = _surface_pixels(
+        depth, intrinsics, world_from_camera, images, depth_tolerance, shape == "flat"
+    )
+    if not len(points):
         raise ValueError("expected depth maps with surfaces in them, got no valid depth")
 
-    points = _world_points(depth, intrinsics, world_from_camera)
-    known = valid.flatten().nonzero()[:, 0]  # once: every look-up by a mask counts its pixels again
-    footprints = (depth / intrinsics[..., 0, 0, None, None]).flatten()[known]
     spacing = float(footprints.median()) if spacing is None else spacing
-    seen = points.flatten(0, 2)[known]
-    voxel, count = _voxels(seen, spacing)
+    voxel, count = _voxels(points, spacing)
     pixels = voxel.bincount(minlength=count)[:, None]
-    means = _mean_per_voxel(seen, voxel, pixels)
+    means = _mean_per_voxel(points, voxel, pixels)
     finest = means.new_full((count,), torch.inf).scatter_reduce_(0, voxel, footprints, "amin")
     widths = scale_over_spacing * finest.clamp(min=spacing)
     scales, quaternions = widths[:, None].repeat(1, 3), means.new_tensor([1.0, 0, 0, 0]).repeat(count, 1)
-    if shape == "flat":
+    if normals is not None:
         scales[:, 2] *= FLATNESS
-        normals = _normals(points, world_from_camera)
-        quaternions = _quaternion_from_z_to(_mean_per_voxel(normals.flatten(0, 2)[known], voxel, pixels))
-    colors = None
-    if images is not None:
-        colors = _mean_per_voxel(images.to(depth).movedim(1, -1).flatten(0, 2)[known], voxel, pixels)
+        quaternions = _quaternion_from_z_to(_mean_per_voxel(normals, voxel, pixels))
+    colors = None if known_colors is None else _mean_per_voxel(known_colors, voxel, pixels)
     kept = ~_looked_through(means, depth, intrinsics, world_from_camera, depth_tolerance)
     opacities = means.new_full((count,), opacity)
     return Gaussians(means, quaternions, scales, opacities, colors)[kept]
@@ -127,6 +124,29 @@ def on_surface(depth: Tensor, tolerance: float) -> Tensor:
         neighbor = around[:, dy : dy + height, dx : dx + width]
         agreeing += (neighbor - depth).abs() < tolerance * depth
     return (depth > 0) & (agreeing >= MIN_NEIGHBORS)
+
+
+def _surface_pixels(
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    images: Tensor | None,
+    tolerance: float,
+    with_normals: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the P pixels on surfaces: points [P, 3], footprints [P] in meters, normals [P, 3] and colors [P, 3]."""
+    at_once = max(1, PIXELS_AT_ONCE // max(1, depth.shape[1] * depth.shape[2]))
+    parts = []
+    for start in range(0, max(1, len(depth)), at_once):
+        views = slice(start, start + at_once)
+        maps, cameras, poses = depth[views], intrinsics[views], world_from_camera[views]
+        known = on_surface(maps, tolerance).flatten().nonzero()[:, 0]  # once: a mask is counted at every use
+        points = _world_points(maps, cameras, poses)
+        part = [points.flatten(0, 2)[known], (maps / cameras[:, 0, 0, None, None]).flatten()[known]]
+        part.append(_normals(points, poses).flatten(0, 2)[known] if with_normals else None)
+        part.append(None if images is None else images[views].to(depth).movedim(1, -1).flatten(0, 2)[known])
+        parts.append(part)
+    return tuple(None if group[0] is None else torch.cat(group) for group in zip(*parts, strict=True))
 
 
 def _world_points(depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor) -> Tensor:

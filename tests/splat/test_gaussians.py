@@ -118,6 +118,19 @@ def test_what_lies_behind_a_camera_is_not_looked_through_by_it():
     assert (rendering.alpha.flatten(1).mean(1) > 0.9).all()
 
 
+def test_views_in_parts_make_the_same_gaussians_to_the_last_bit(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    depth = wall(views=5) * (1 + 0.02 * torch.rand(wall(views=5).shape, generator=draws))
+    depth[3] *= 0.6  # looked through by the others
+    images = torch.rand(5, 3, *depth.shape[1:], generator=draws)
+    whole = gaussians_from_depth(depth, INTRINSICS, poses(5), images)
+    monkeypatch.setattr("prior3d.splat.gaussians.PIXELS_AT_ONCE", 2 * depth[0].numel())
+    monkeypatch.setattr("prior3d.splat.gaussians.AT_ONCE", 3 * len(whole))
+    parts = gaussians_from_depth(depth, INTRINSICS, poses(5), images)
+    for name in ("means", "quaternions", "scales", "opacities", "colors"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+
+
 def test_moving_converting_and_choosing_carry_everything():
     gaussians = gaussians_from_depth(wall(), INTRINSICS, poses(1), torch.rand(1, 3, HEIGHT, WIDTH))
     wide = gaussians.to(torch.float64)

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from prior3d.splat import Gaussians, render_scenes, view_operator
+from prior3d.splat import Gaussians, lift_average, render_scenes, view_operator
 from prior3d.splat.projection import project_gaussians
 from prior3d_plugins.engines.splat_gsplat import CHANNEL_CHUNK, GsplatViews, SplatGsplat
 
@@ -218,6 +218,24 @@ def test_gsplat_renders_scenes_together_as_one_by_one(on_gpu, grid):
         here = slice(start, start := start + count)
         alone = view_operator(scene, intrinsics[here], poses[here], SIZE, grid, engine="gsplat").render(columns)
         torch.testing.assert_close(found[here], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@gpu
+def test_gsplat_lifts_many_views_at_once_as_one_by_one(on_gpu):
+    scenes, _, _, intrinsics, poses = on_gpu
+    maps = torch.randn(6, CHANNEL_CHUNK + 9, 6, 10, device="cuda")
+    lifted = {}
+    for at_once in (1, 4, 6):
+        views = (part.split(at_once) for part in (intrinsics, poses, maps))
+        lifted[at_once] = lift_average(
+            (view_operator(scenes[0], *camera, SIZE, (6, 10), engine="gsplat"), part)
+            for *camera, part in zip(*views, strict=True)
+        )
+    for found in (lifted[4], lifted[6]):
+        torch.testing.assert_close(found.features, lifted[1].features, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.mass, lifted[1].mass, rtol=1e-4, atol=1e-4)
+        assert (found.views != lifted[1].views).float().mean() < 0.01
 
 
 @pytest.mark.gpu
