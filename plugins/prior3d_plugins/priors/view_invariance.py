@@ -23,6 +23,7 @@ from prior3d.losses import (
 )
 
 _ALL_ANGLES = (0.0, 180.0)
+_GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 
 
 class ViewInvariance(Prior):
@@ -50,7 +51,7 @@ class ViewInvariance(Prior):
         (there, before), never with replacement; the temperature there is 0.4.
     """
 
-    needs = ("image", "depth", "intrinsics", "world_from_camera")
+    needs = ("image", *_GEOMETRY)
     reads = frozenset({"dense"})
     views = 2
 
@@ -99,7 +100,7 @@ class ViewInvariance(Prior):
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Plot the matches of the first sample across its first two views."""
-        match = self._sample({name: batch[name][:1, :2] for name in self.needs[1:4]})
+        match = self._sample({name: batch[name][:1, :2] for name in _GEOMETRY})
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
         return {"matches": plot_matches(images[0], images[1], *pixels)}
@@ -117,7 +118,7 @@ class ViewInvariance(Prior):
         return sample_cell_matches(found.pixels_a, found.pixels_b, valid, *grid, self.points)
 
     def _match(self, batch: Batch) -> ViewMatches:
-        views = (batch[name] for name in ("depth", "intrinsics", "world_from_camera"))
+        views = (batch[name] for name in _GEOMETRY)
         sides = [side for values in views for side in (_first(values), _others(values))]
         limits = {"max_distance": self.max_distance, "relative_distance": self.relative_distance}
         return match_views_batched(*sides, **limits)
@@ -125,7 +126,7 @@ class ViewInvariance(Prior):
     @torch.no_grad()
     def _points_in_a(self, batch: Batch, match: CellMatches) -> tuple[Tensor, Tensor]:
         """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
-        depth, intrinsics, poses = (_first(batch[name]) for name in ("depth", "intrinsics", "world_from_camera"))
+        depth, intrinsics, poses = (_first(batch[name]) for name in _GEOMETRY)
         column, row = match.pixels_a.floor().long().unbind(-1)
         at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
         points = unproject_pixels(match.pixels_a, at, intrinsics, poses)
