@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
 _FREE = re.compile(
-    r"trainer\.(max_steps|accelerator|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
+    r"trainer\.(max_steps|accelerator|cuda_graphs|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
     r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|(probes|prepare)(\..*)?"
 )
 """Keys that may change when a run is resumed.

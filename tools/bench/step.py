@@ -6,7 +6,8 @@ One batch is drawn and stays on the device, so the loader is not measured. "back
 differentiates the mean of the same features. Each prior then runs alone on the backbone, then all priors together.
 Times are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak. On a GPU,
 a profile of a few more steps gives, per step: kernels launched, waits of the host for the device, and how long the
-device worked. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
+device worked. As in a training, what launches the same kernels at every step is replayed as CUDA graphs, unless
+`trainer.cuda_graphs=false`. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from prior3d.data.preparing import prepare as prepare_data
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_float
 from prior3d.jobs import Store, run_jobs
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
+from prior3d.pretraining.graphs import WARM_UP, Graphs
 from prior3d.pretraining.objective import JointObjective, encode
 from prior3d.pretraining.offline import Lift, stages
 from prior3d.pretraining.optimization import make_optimizer
@@ -112,11 +114,15 @@ def measure(
     fields = parts.objective.encodes  # the same images in every case
     bf16 = torch.autocast(device, torch.bfloat16) if recipe.trainer.precision == "bf16" else contextlib.nullcontext()
 
+    graphs = Graphs() if device == "cuda" and recipe.trainer.cuda_graphs else None
+    backbone = graphs.backbone("backbone", parts.backbone, trains=True) if graphs else parts.backbone
+    evaluate = {"evaluate": graphs.prior} if graphs else {}
+
     def run(step: int) -> None:
         with bf16:
-            result = encode(parts.backbone, batch, fields, parts.objective.reads)
+            result = encode(backbone, batch, fields, parts.objective.reads)
             if terms:
-                loss = objective(batch, result.features, step, partial(reseed, "bench", step)).total
+                loss = objective(batch, result.features, step, partial(reseed, "bench", step), **evaluate).total
             else:
                 loss = sum(
                     tensor.float().mean() for tensor in (result.maps.dense, result.maps.pooled) if tensor is not None
@@ -128,13 +134,14 @@ def measure(
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = []
-    for step in range(options.steps + 5):
+    warm_up = 2 * WARM_UP + 5
+    for step in range(options.steps + warm_up):
         synchronize(device)
         start = time.perf_counter()
         run(step)
         synchronize(device)
         times.append(time.perf_counter() - start)
-    result = {"ms": median(times[5:]) * 1000}
+    result = {"ms": median(times[warm_up:]) * 1000}
     if device == "cuda":
         result |= {"gib": torch.cuda.max_memory_allocated() / 2**30, **counted(run, options)}
     else:
