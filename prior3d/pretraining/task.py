@@ -97,6 +97,8 @@ class PretrainingTask(lightning.LightningModule):
         self.idle: list[str] | None = None
         self._divergence = Divergence(objective.priors)
         self._average: Average | None = None
+        self._draws: int | None = None  # of the checkpoint that this run continues
+        self._ahead = 0
         self._graphs: Graphs | None = None
 
     @property
@@ -114,14 +116,22 @@ class PretrainingTask(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader, starting at the current step; it is created again on resume."""
+        start = self.global_step * self.options.accumulate
+        if self._draws is not None:
+            self._ahead = self._draws - start * self._draws_per_batch
         stream = DrawStream(
-            start=self.global_step * self.options.accumulate,
+            start=start,
             stop=self.options.max_steps * self.options.accumulate,
             batch_size=self.batch_size,
             rank=self.global_rank,
             world_size=self.trainer.world_size,
+            ahead=self._ahead,
         )
         return make_loader(self.samples, stream, self.workers, pin_memory=self.on_gpu)
+
+    @property
+    def _draws_per_batch(self) -> int:
+        return self.trainer.world_size * self.batch_size
 
     @property
     def on_gpu(self) -> bool:
@@ -235,12 +245,15 @@ class PretrainingTask(lightning.LightningModule):
         self.idle = self.idle_priors()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format number, the plain recipe and which priors have not acted yet."""
-        checkpoint["prior3d"] = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors()}
+        """Add the format number, the plain recipe, which priors have not acted yet, and the number of draws so far."""
+        draws = self._ahead + self.global_step * self.options.accumulate * self._draws_per_batch
+        about = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors(), "draws": draws}
+        checkpoint["prior3d"] = about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore which priors have not acted yet; without this entry, assume that all have acted."""
         self.activity.restore(checkpoint["prior3d"].get("idle", ()))
+        self._draws = checkpoint["prior3d"].get("draws")
         for state in checkpoint.get("optimizer_states", ()):
             keep_kernels(state, self.on_gpu)
 
