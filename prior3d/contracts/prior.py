@@ -119,6 +119,9 @@ class Prior(nn.Module, ABC):
         prepares: fields its offline stage reads, from all frames of all scenes; empty if it has no offline stage.
         refresh_steps: optimizer steps before which the offline stage runs again, with the moving average of the
             backbone as its teacher. If empty, the stage runs once, before training, with the initial backbone.
+        capturable: whether `forward` launches the same kernels on the same shapes at every step, reads no value on the
+            host, keeps no state outside of buffers and draws only from torch's global generators. On one GPU it is then
+            replayed as a CUDA graph, and its Python code no longer runs.
         prepared_version: version of the output of `prepare`; raise it whenever `prepare` writes something else for the
             same options.
         prepared_options: names of the options that affect the output of `prepare`; None for all options.
@@ -131,6 +134,7 @@ class Prior(nn.Module, ABC):
     views: int = 1
     prepares: tuple[str, ...] = ()
     refresh_steps: tuple[int, ...] = ()
+    capturable: bool = False
     prepared_version: ClassVar[int] = 0
     prepared_options: ClassVar[tuple[str, ...] | None] = None
 
@@ -171,7 +175,8 @@ class Prior(nn.Module, ABC):
 
         Args:
             batch: the fields of `needs`, on the device, images as float32 0..1.
-            features: features by image field, as named in `encodes`.
+            features: features by image field, as named in `encodes`. The next step may write over their memory: clone
+                what is kept for longer.
         """
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> "dict[str, Figure]":

@@ -99,33 +99,50 @@ def _dot(first: list[Tensor], second: list[Tensor]) -> Tensor:
     return sum((a * b).sum() for a, b in zip(first, second, strict=True))
 
 
+_PENDING = 256
+"""Number of batches whose losses are kept on the device until they are read all at once."""
+
+
 class Divergence:
-    """Monitor of the losses of all priors; it waits for the device only when queried, and changes nothing."""
+    """Monitor of the losses of all priors; it waits for the device only when queried, and changes nothing.
 
-    def __init__(self) -> None:
-        self._labels: tuple[str, ...] = ()
-        self._since = torch.empty(0)
+    Args:
+        labels: labels of the priors.
+    """
 
-    def see(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Record the losses of one step, label to scalar."""
-        finite = torch.stack([loss.detach().float() for loss in losses.values()]).isfinite()
-        if not self._labels:
-            self._labels = tuple(losses)
-            self._since = torch.full_like(finite, _NEVER, dtype=torch.int64)
-        self._since = torch.where(finite, _NEVER, self._since.clamp_max(step))
+    def __init__(self, labels: Iterable[str]) -> None:
+        self._labels = tuple(labels)
+        self._since = [_NEVER] * len(self._labels)
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def see(self, step: int, losses: Tensor) -> None:
+        """Record the losses of one step, [labels]; launches nothing. The tensor must not change afterwards."""
+        self._pending.append((step, losses))
+        if len(self._pending) >= _PENDING:
+            self._read()
 
     def has_lasted(self, step: int) -> bool:
         """Whether some prior's loss has not been finite for many steps up to this one."""
-        return bool(self._labels) and step - int(self._since.min()) + 1 >= PATIENCE
+        self._read()
+        return step - min(self._since, default=_NEVER) + 1 >= PATIENCE
 
     def error(self, step: int) -> UserError:
         """Return the error for the user: the priors whose losses diverged first, and the step."""
-        first = int(self._since.min())
-        labels = [label for label, since in zip(self._labels, self._since.tolist(), strict=True) if since == first]
+        self._read()
+        first = min(self._since)
+        labels = [label for label, since in zip(self._labels, self._since, strict=True) if since == first]
         if first == _NEVER:  # it diverged on another rank
             return UserError(f"a loss is not finite at step {step}: {_ADVICE}", "optim.lr")
         others = f" (and of {', '.join(labels[1:])})" if labels[1:] else ""
         return UserError(f"its loss{others} has not been finite since step {first}: {_ADVICE}", f"priors.{labels[0]}")
+
+    def _read(self) -> None:
+        if not self._pending:
+            return
+        finite = torch.stack([losses for _, losses in self._pending]).isfinite().tolist()
+        for (step, _), row in zip(self._pending, finite, strict=True):
+            self._since = [_NEVER if good else min(since, step) for since, good in zip(self._since, row, strict=True)]
+        self._pending.clear()
 
 
 class Activity:
@@ -139,12 +156,29 @@ class Activity:
 
     def __init__(self, labels: Iterable[str]) -> None:
         self.labels = tuple(labels)
-        self.acted = torch.zeros(len(self.labels), dtype=torch.bool)
+        self._acted = torch.zeros(len(self.labels), dtype=torch.bool)
+        self._pending: list[Tensor] = []
 
-    def see(self, losses: Mapping[str, Tensor]) -> None:
-        """Record the losses of one batch, label to scalar, without waiting for the device."""
-        values = torch.stack([losses[label].detach().float() for label in self.labels])
-        self.acted = self.acted.to(values.device) | (values != 0)
+    def see(self, losses: Tensor) -> None:
+        """Record the losses of one batch, [labels]; mostly launches nothing, and never waits for the device.
+
+        The tensor must not change afterwards.
+        """
+        self._pending.append(losses)
+        if len(self._pending) >= _PENDING:
+            self._merge()
+
+    @property
+    def acted(self) -> Tensor:
+        """Whether each prior has acted, [labels] bool."""
+        self._merge()
+        return self._acted
+
+    def _merge(self) -> None:
+        if self._pending:
+            seen = (torch.stack(self._pending) != 0).any(0)
+            self._acted = self._acted.to(seen.device, non_blocking=True) | seen
+            self._pending.clear()
 
     def idle(self) -> list[str]:
         """Return the labels of the priors whose loss has been 0 so far."""
@@ -152,7 +186,8 @@ class Activity:
 
     def restore(self, idle: Sequence[str]) -> None:
         """Restore the state that `idle` returned."""
-        self.acted = torch.tensor([label not in idle for label in self.labels])
+        self._acted = torch.tensor([label not in idle for label in self.labels])
+        self._pending.clear()
 
 
 def nothing_to_learn(priors: Mapping[str, Prior], steps: int) -> UserError:

@@ -48,25 +48,37 @@ def choose_device(accelerator: str) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def check_processes(devices: int) -> None:
+def check_processes(devices: int, nodes: int = 1) -> None:
     """Refuse processes that a launcher started and the recipe does not know of.
 
     Args:
         devices: `trainer.devices`; prior3d starts that many processes itself.
+        nodes: `trainer.num_nodes`; with more than one, a launcher starts the processes.
 
     Raises:
         UserError: another number of processes was started, or this one has a number of its own and is alone.
     """
-    started = os.environ.get("WORLD_SIZE")
-    if started is not None and started != str(devices):
+    started, total = os.environ.get("WORLD_SIZE"), devices * nodes
+    if started is not None and started != str(total):
+        if nodes > 1:
+            raise UserError(
+                f"{started} processes were started (the environment has WORLD_SIZE={started}), but {nodes} nodes of"
+                f" {devices} devices (trainer.devices) are {total}",
+                "trainer.num_nodes",
+            )
         raise UserError(
             f"{started} processes were started (the environment has WORLD_SIZE={started}), but this is {devices}: set"
             f" it to {started}, or start one process without torchrun; prior3d starts the others itself",
             "trainer.devices",
         )
+    if nodes > 1 and started is None and not {"SLURM_PROCID", "SLURM_NTASKS"} <= set(os.environ):
+        raise UserError(
+            "processes on other nodes are started by a launcher: use torchrun or srun (docs/scaling.md)",
+            "trainer.num_nodes",
+        )
     for name in _RANKS:
         rank = os.environ.get(name, "0")
-        if started is None and devices == 1 and rank != "0":
+        if started is None and total == 1 and rank != "0":
             raise UserError(
                 f"this is process {rank} of several (the environment has {name}={rank}), but trainer.devices is 1:"
                 f" unset {name}, or set this to the number of processes",

@@ -1,6 +1,6 @@
 """The joint objective: every prior reads the same backbone pass, and training minimizes the weighted sum of losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,18 @@ from torch import Tensor, nn
 from prior3d.backbone import Backbone, Maps
 from prior3d.contracts.prior import FEATURE_KINDS, Batch, Features, Prior
 from prior3d.errors import UserError, section
+
+Encode = Callable[[Tensor, Iterable[str]], Maps]
+"""A backbone, or a function that encodes as it does."""
+
+Evaluate = Callable[[str, Prior, Batch, Mapping[str, Features]], tuple[Tensor, Mapping[str, Tensor]]]
+"""A function that returns what a prior's forward pass returns, given its label, the prior, the batch and features."""
+
+
+def _evaluate(
+    label: str, prior: Prior, batch: Batch, features: Mapping[str, Features]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    return prior(batch, features)
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,12 @@ class TeachingBackbone:
     """A frozen backbone and the features that priors read from it.
 
     Attributes:
-        backbone: the initial backbone, or the moving average.
+        backbone: the initial backbone, or the moving average; or a function that encodes as it does.
         fields: image fields that it encodes.
         reads: kinds of features that it computes: any of encoder, dense, pooled.
     """
 
-    backbone: Backbone
+    backbone: Encode
     fields: frozenset[str]
     reads: frozenset[str]
 
@@ -99,7 +111,14 @@ class JointObjective(nn.Module):
             batch = prior.prepare_batch(batch)
         return batch
 
-    def forward(self, batch: Batch, features: Mapping[str, Features], step: int, seed: Callable[[str], None]) -> Losses:
+    def forward(
+        self,
+        batch: Batch,
+        features: Mapping[str, Features],
+        step: int,
+        seed: Callable[[str], None],
+        evaluate: Evaluate = _evaluate,
+    ) -> Losses:
         """Evaluate every prior on the same features.
 
         Args:
@@ -108,6 +127,7 @@ class JointObjective(nn.Module):
             step: optimizer step, for the warm-ups.
             seed: function that reseeds the global generators for a label, so a prior's draws do not depend on other
                 priors.
+            evaluate: function that runs a prior.
 
         Raises:
             UserError: a prior returned no scalar loss that is connected to the features, or logs no scalars.
@@ -116,7 +136,7 @@ class JointObjective(nn.Module):
         for label, prior in self.priors.items():
             seed(label)
             with section(f"priors.{label}"):
-                loss, values = _checked(prior(batch, features), features)
+                loss, values = _checked(evaluate(label, prior, batch, features), features)
             losses[label] = loss
             weighted[label] = loss * self.terms[label].at(step)
             scalars |= {f"{label}/{name}": value.detach() for name, value in values.items()}
@@ -168,7 +188,7 @@ class Pass:
 
 
 def encode(
-    backbone: Backbone,
+    backbone: Encode,
     batch: Batch,
     fields: list[str],
     reads: frozenset[str],

@@ -86,15 +86,16 @@ class StepBar(lightning.Callback):
         self.accumulate = accumulate
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._began, self._first = 0.0, 0
+        self._began, self._first, self._images = 0.0, 0, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: "PretrainingTask") -> None:
         """Open the bar at the current step."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         if self.console.is_terminal:
-            self._progress = _bar(self.console, TextColumn("loss {task.fields[loss]}", markup=False))
-            done = trainer.global_step
-            self._task = self._progress.add_task("training", total=trainer.max_steps, completed=done, loss="-")
+            columns = (TextColumn("{task.fields[speed]}"), TextColumn("loss {task.fields[loss]}", markup=False))
+            self._progress = _bar(self.console, *columns)
+            done, texts = trainer.global_step, {"loss": "-", "speed": ""}
+            self._task = self._progress.add_task("training", total=trainer.max_steps, completed=done, **texts)
             self._progress.start()
 
     def on_train_batch_end(
@@ -106,12 +107,14 @@ class StepBar(lightning.Callback):
         batch_idx: int,
     ) -> None:
         """Advance the bar; read the losses occasionally."""
+        self._images += pl_module.encoded_images * trainer.world_size
         if (batch_idx + 1) % self.accumulate:
             return
         step, steps = trainer.global_step, trainer.max_steps
         is_due = step % max(1, steps // _READINGS) == 0 or step == steps
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, **({"loss": _losses(pl_module)} if is_due else {}))
+            texts = {"loss": _losses(pl_module), "speed": self._speed()} if is_due else {}
+            self._progress.update(self._task, completed=step, **texts)
         elif is_due:
             self.console.print(f"step {step} of {steps}: loss {_losses(pl_module)}, {self._pace(step, steps)}")
 
@@ -122,12 +125,16 @@ class StepBar(lightning.Callback):
             self._progress = None
 
     def _pace(self, step: int, steps: int) -> str:
-        """Describe the steps per second and the remaining time at that rate."""
+        """Describe the steps and images per second, and the remaining time at that rate."""
         rate = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
         minutes, seconds = divmod(round((steps - step) / rate), 60)
         hours, minutes = divmod(minutes, 60)
         left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"{rate:.2f} steps/s, {left} left"
+        return f"{rate:.2f} steps/s, {self._speed()}, {left} left"
+
+    def _speed(self) -> str:
+        """Return the images that all devices encode per second: the mean since the start of this process."""
+        return f"{self._images / max(time.perf_counter() - self._began, 1e-9):.0f} images/s"
 
 
 def _losses(task: "PretrainingTask") -> str:

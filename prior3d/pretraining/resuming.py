@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from prior3d.recipe import Recipe
 
 _FREE = re.compile(
-    r"trainer\.(max_steps|accelerator|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
+    r"trainer\.(max_steps|accelerator|devices|num_nodes|cuda_graphs|checkpoint_every|keep_every|log_every|loggers|gradients_every|draw_every"
     r"|probe_before|probe_after)|data\.(workers|cache|on_damage)|(probes|prepare)(\..*)?"
 )
 """Keys that may change when a run is resumed.
 
 Most do not affect any step. `trainer.max_steps` sets the learning rates of the steps to come unless the schedule is
-constant, `trainer.accelerator` changes the last bits of sums, and `data.on_damage` decides whether a damaged file ends
+constant, `trainer.accelerator` changes the last bits of sums, `trainer.devices` and `trainer.num_nodes` change the
+number of samples per step (no sample is skipped or repeated), and `data.on_damage` decides whether a damaged file ends
 the run.
 """
 

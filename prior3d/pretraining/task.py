@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from prior3d.backbone import Backbone
 from prior3d.data.sample.loading import DrawnSamples, DrawStream, make_loader, raise_errors, to_device, to_float
+from prior3d.pretraining.graphs import Graphs
 from prior3d.pretraining.health import (
     IDLE_PATIENCE,
     Activity,
@@ -20,8 +22,9 @@ from prior3d.pretraining.health import (
     feature_health,
     nothing_to_learn,
 )
-from prior3d.pretraining.objective import JointObjective, Losses, Pass, encode
-from prior3d.pretraining.optimization import learning_rate_factor, make_optimizer
+from prior3d.pretraining.objective import Encode, JointObjective, Losses, Pass, encode
+from prior3d.pretraining.optimization import keep_kernels, learning_rate_factor, make_optimizer
+from prior3d.pretraining.recording import copy_all
 from prior3d.randomness import reseed
 
 if TYPE_CHECKING:
@@ -87,12 +90,16 @@ class PretrainingTask(lightning.LightningModule):
         # In a tuple, so it is not a submodule: it is never trained and never saved in a checkpoint.
         self._reference = (reference.requires_grad_(False).eval(),) if reference is not None else ()
         self.damaged: dict[str, str] = {}
-        self.recent: deque[dict[str, Tensor]] = deque(maxlen=RECENT)
+        self.recent: deque[Tensor] = deque(maxlen=RECENT)
         self.measured: dict[str, Tensor] = {}
         self.encoded_images = 0
         self.activity = Activity(objective.priors)
         self.idle: list[str] | None = None
-        self._divergence = Divergence()
+        self._divergence = Divergence(objective.priors)
+        self._average: Average | None = None
+        self._draws: int | None = None  # of the checkpoint that this run continues
+        self._ahead = 0
+        self._graphs: Graphs | None = None
 
     @property
     def reference(self) -> Backbone | None:
@@ -109,14 +116,22 @@ class PretrainingTask(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader, starting at the current step; it is created again on resume."""
+        start = self.global_step * self.options.accumulate
+        if self._draws is not None:
+            self._ahead = self._draws - start * self._draws_per_batch
         stream = DrawStream(
-            start=self.global_step * self.options.accumulate,
+            start=start,
             stop=self.options.max_steps * self.options.accumulate,
             batch_size=self.batch_size,
             rank=self.global_rank,
             world_size=self.trainer.world_size,
+            ahead=self._ahead,
         )
         return make_loader(self.samples, stream, self.workers, pin_memory=self.on_gpu)
+
+    @property
+    def _draws_per_batch(self) -> int:
+        return self.trainer.world_size * self.batch_size
 
     @property
     def on_gpu(self) -> bool:
@@ -129,6 +144,17 @@ class PretrainingTask(lightning.LightningModule):
         self.objective.train()
         if self.reference is not None:
             self.reference.to(self.device)
+        self._graphs = self._make_graphs()
+
+    def _make_graphs(self) -> Graphs | None:
+        """Return the recordings to use, if any.
+
+        None with several GPUs: the gradients of a replay all come at its end, when no computation is left during which
+        they could be exchanged.
+        """
+        if not (self.options.cuda_graphs and self.on_gpu and self.trainer.world_size == 1):
+            return None
+        return Graphs(owns_gradients=self.options.accumulate > 1)
 
     def on_train_start(self) -> None:
         """Set the learning rate of the next step from this run's schedule, which differs if the run is extended."""
@@ -158,16 +184,25 @@ class PretrainingTask(lightning.LightningModule):
         batch = self.objective.prepare_batch(batch, seed)
         # Not in `encode`: pictures encode a few samples again, and do not count.
         self.encoded_images = sum(batch[field].shape[:2].numel() for field in self.objective.encodes)
+        if self._graphs is not None:
+            self._graphs.heads = not self._compares_gradients(batch_idx)
         result = self.encode(batch, seed)
-        losses = self.objective(batch, result.features, self.global_step, seed)
+        evaluate = {} if self._graphs is None else {"evaluate": self._graphs.prior}
+        losses = self.objective(batch, result.features, self.global_step, seed, **evaluate)
         self._measure(losses, result, batch_idx)
         return losses.total
 
     def encode(self, batch: dict[str, Tensor], seed: Callable[[str], None]) -> Pass:
         """Run the backbone once, and the teachers that are read."""
         seed("backbone")
+        backbone: Encode = self.backbone
         teachers = self.objective.teachers(reference=self.reference, ema=self.ema)
-        return encode(self.backbone, batch, self.objective.encodes, self.objective.reads, teachers)
+        if self._graphs is not None:
+            backbone = self._graphs.backbone("backbone", self.backbone, trains=True)
+            for name, teacher in teachers.items():
+                replayed = self._graphs.backbone(name, teacher.backbone, trains=False)
+                teachers[name] = replace(teacher, backbone=replayed)
+        return encode(backbone, batch, self.objective.encodes, self.objective.reads, teachers)
 
     def seeder(self, batch_idx: int) -> Callable[[str], None]:
         """Return a function that reseeds the global generators for one purpose within this step."""
@@ -185,12 +220,15 @@ class PretrainingTask(lightning.LightningModule):
         """Update the average with the weights: the step's checkpoint is written before the module's end hook runs."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            update_average(self.ema, self.backbone, self.decay)
+            self._average = self._average or Average(self.ema, self.backbone)
+            self._average.update(self.decay)
 
     def recent_losses(self) -> dict[str, float]:
         """Return each prior's unweighted loss, averaged over the last batches."""
-        labels = self.recent[-1] if self.recent else {}
-        return {label: torch.stack([losses[label].float() for losses in self.recent]).mean().item() for label in labels}
+        if not self.recent:
+            return {}
+        columns = torch.stack(list(self.recent)).T
+        return {label: column.mean().item() for label, column in zip(self.objective.priors, columns, strict=True)}
 
     def configure_gradient_clipping(
         self,
@@ -208,16 +246,22 @@ class PretrainingTask(lightning.LightningModule):
         self.measured["optim/gradient_norm"] = norm.detach()
 
     def on_train_end(self) -> None:
-        """Record which priors have not acted, while all ranks still run and can exchange this."""
+        """Record which priors have not acted, while all ranks can exchange this; free the memory of recordings."""
+        self._graphs = None
         self.idle = self.idle_priors()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format number, the plain recipe and which priors have not acted yet."""
-        checkpoint["prior3d"] = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors()}
+        """Add the format number, the plain recipe, which priors have not acted yet, and the number of draws so far."""
+        draws = self._ahead + self.global_step * self.options.accumulate * self._draws_per_batch
+        about = {"format": CHECKPOINT_FORMAT, **self.record, "idle": self.idle_priors(), "draws": draws}
+        checkpoint["prior3d"] = about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore which priors have not acted yet; without this entry, assume that all have acted."""
         self.activity.restore(checkpoint["prior3d"].get("idle", ()))
+        self._draws = checkpoint["prior3d"].get("draws")
+        for state in checkpoint.get("optimizer_states", ()):
+            keep_kernels(state, self.on_gpu)
 
     def idle_priors(self) -> list[str]:
         """Return the labels of the priors whose loss has been 0 at every step, on all ranks."""
@@ -225,17 +269,23 @@ class PretrainingTask(lightning.LightningModule):
         acted = self.trainer.strategy.reduce(acted, reduce_op="sum")
         return [label for label, count in zip(self.activity.labels, acted.tolist(), strict=True) if not count]
 
+    def _compares_gradients(self, batch_idx: int) -> bool:
+        """Whether the gradients of single priors are compared in this micro-batch."""
+        every, step = self.options.gradients_every, self.global_step + 1
+        return batch_idx % self.options.accumulate == 0 and bool(every) and (step == 1 or step % every == 0)
+
     def _measure(self, losses: Losses, result: Pass, batch_idx: int) -> None:
-        self.recent.append({label: loss.detach() for label, loss in losses.by_label.items()})
-        self._divergence.see(self.global_step, losses.by_label)
-        self.activity.see(losses.by_label)
+        values = torch.stack([loss.detach().float() for loss in losses.by_label.values()])
+        self.recent.append(values)
+        self._divergence.see(self.global_step, values)
+        self.activity.see(values)
         options, step = self.options, self.global_step + 1
         is_first = batch_idx % options.accumulate == 0
         kept = {} if is_first else self.measured
         self.measured = {**kept, "loss": losses.total.detach()}
-        self.measured |= {f"loss/{label}": loss.detach() for label, loss in losses.by_label.items()}
+        self.measured |= {f"loss/{label}": value for label, value in zip(losses.by_label, values.unbind(), strict=True)}
         self.measured |= {name: value.detach().reshape(()) for name, value in losses.scalars.items()}
-        if is_first and options.gradients_every and (step == 1 or step % options.gradients_every == 0):
+        if self._compares_gradients(batch_idx):
             compared = compare_gradients(losses, result.maps.encoder, self.objective)
             self.measured |= {f"gradients/{name}": value for name, value in compared.items()}
         if is_first and (step % options.log_every == 0 or step == options.max_steps):
@@ -255,10 +305,26 @@ class PretrainingTask(lightning.LightningModule):
             raise nothing_to_learn(self.objective.priors, self.global_step + 1)
 
 
-@torch.no_grad()
+class Average:
+    """The moving average of a backbone; it finds the tensors of both once, when they are where they stay.
+
+    Args:
+        average: the average, updated in place.
+        backbone: the backbone that it follows.
+    """
+
+    def __init__(self, average: Backbone, backbone: Backbone) -> None:
+        self._ours = list(average.parameters())
+        self._theirs = [parameter.detach() for parameter in backbone.parameters()]
+        self._buffers = list(zip(average.buffers(), backbone.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Move the average toward the backbone: parameters by 1 - momentum, buffers (running statistics) by copy."""
+        torch._foreach_lerp_(self._ours, self._theirs, 1 - momentum)
+        copy_all(self._buffers)
+
+
 def update_average(average: Backbone, backbone: Backbone, momentum: float) -> None:
-    """Move `average` toward `backbone`: parameters by 1 - momentum, buffers (running statistics) by copy."""
-    ours, theirs = list(average.parameters()), [parameter.detach() for parameter in backbone.parameters()]
-    torch._foreach_lerp_(ours, theirs, 1 - momentum)
-    for ours_buffer, buffer in zip(average.buffers(), backbone.buffers(), strict=True):
-        ours_buffer.copy_(buffer)
+    """Move `average` toward `backbone` once; see `Average`."""
+    Average(average, backbone).update(momentum)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies import DDPStrategy
 
 from prior3d.contracts.dataset import Dataset
 from prior3d.data.preparing import DatasetUse, each_once, prepare_datasets
@@ -66,7 +67,7 @@ def train(
 
 
 def _train(recipe: "Recipe", registry: "Registry", out: Path | None, begun: Begun | None, quiet: bool) -> Run:
-    check_processes(recipe.trainer.devices)
+    check_processes(recipe.trainer.devices, recipe.trainer.num_nodes)
     check_loggers(recipe.trainer.loggers)
     is_first = _is_first_rank()
     goes_on = begun is not None
@@ -247,7 +248,8 @@ def _make_trainer(
     return lightning.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
+        num_nodes=options.num_nodes,
+        strategy=_make_strategy(options),
         precision="bf16-mixed" if options.precision == "bf16" else "32-true",
         max_steps=options.max_steps,
         max_epochs=-1,
@@ -263,6 +265,17 @@ def _make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our stream already knows its rank
     )
+
+
+def _make_strategy(options: "TrainerSection") -> DDPStrategy | str:
+    """Return how processes work together.
+
+    Every prior connects its loss to all features and to its own parameters, so no step searches for parameters without
+    a gradient. The graph is not declared static: what a prior computes may differ from step to step.
+    """
+    if options.devices * options.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
 
 
 def _conclude(run: Run, task: PretrainingTask, device: str, seconds: float) -> None:

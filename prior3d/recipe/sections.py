@@ -245,8 +245,11 @@ class TrainerSection:
         max_steps: number of optimizer steps of the run.
         precision: 32 for full precision, or bf16 for the backbone. Geometry and losses stay in 32 bits, except that
             PointInfoNCE over more than 4.2 million pairs of rows multiplies in bf16; its sums stay in 32 bits.
-        devices: number of GPUs, or of processes on a CPU; each has its own batches.
+        devices: number of GPUs per node, or of processes on a CPU; each has its own batches.
+        num_nodes: number of machines; with more than one, torchrun or srun starts the processes.
         accelerator: type of device; auto uses a GPU if there is one.
+        cuda_graphs: on one GPU, record what launches the same kernels at every step (backbone, teachers, priors of
+            fixed shape) and replay it, which costs the host one launch per pass; elsewhere without effect.
         accumulate: number of batches whose gradients are accumulated for one optimizer step.
         checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always write one.
         keep_every: optimizer steps between two checkpoints that are kept permanently (`step-N.ckpt`); 0 for none.
@@ -261,7 +264,9 @@ class TrainerSection:
     max_steps: Count
     precision: Literal[32, "bf16"] = 32
     devices: Annotated[int, Ge(1), Le(1024)] = 1
+    num_nodes: Annotated[int, Ge(1), Le(4096)] = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    cuda_graphs: bool = True
     accumulate: Annotated[int, Ge(1), Le(10**6)] = 1
     checkpoint_every: Count = 500
     keep_every: Steps = 0

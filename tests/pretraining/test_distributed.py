@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prior3d.data.sample.loading import DrawStream
+
 SOMETIMES_EMPTY = '''
 """A prior that finds nothing on rank 1."""
 import os
@@ -50,3 +52,24 @@ def test_two_ranks_with_an_empty_batch_on_one_finish(recipe, tmp_path):
     weights = load_file(folder / "backbone.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert done.stdout.count("run folder") == 1
+    assert draws(folder) == 4 * 2 * 2  # steps, ranks, samples
+    last = [folder, "trainer.devices=1", "trainer.max_steps=6", "trainer.probe_after=false"]
+    again = subprocess.run([program, "--resume", *last], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert draws(folder) == 4 * 2 * 2 + 2 * 2
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def draws(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["prior3d"]["draws"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 3)])
+def test_another_number_of_processes_repeats_and_skips_no_draw(before, after):
+    def drawn(processes, start, stop, ahead):
+        streams = [DrawStream(start, stop, 3, rank, processes, ahead) for rank in range(processes)]
+        return sorted(draw for stream in streams for draw in stream)
+
+    done = drawn(before, 0, 5, 0)
+    ahead = len(done) - 5 * after * 3
+    assert done + drawn(after, 5, 9, ahead) == list(range((5 * before + 4 * after) * 3))

@@ -270,7 +270,7 @@ def test_lines_of_a_log_file_name_losses_rate_and_time_left(base, tmp_path, caps
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2 of 4: ")]
     (line,) = lines
     assert "(pull 0." in line or "(pull 1." in line
-    assert ", idle 0.000), " in line and " steps/s, 0:0" in line and line.endswith(" left")
+    assert ", idle 0.000), " in line and " steps/s, " in line and " images/s, 0:0" in line and line.endswith(" left")
 
 
 def test_milestones_are_kept_and_a_run_goes_on_from_one(train):
@@ -405,6 +405,22 @@ def test_processes_that_the_recipe_does_not_know_of_are_refused(monkeypatch, env
     with pytest.raises(UserError) as refused:
         check_processes(devices)
     assert words in str(refused.value) and refused.value.key == "trainer.devices"
+
+
+def test_processes_of_several_nodes_are_counted_and_have_a_launcher(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="started by a launcher: use torchrun or srun"):
+        check_processes(4, 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"but 2 nodes of 4 devices \(trainer\.devices\) are 8"):
+        check_processes(4, 2)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    check_processes(4, 2)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_PROCID", "5")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    check_processes(4, 2)
 
 
 def test_processes_that_the_recipe_knows_of_are_not(monkeypatch):

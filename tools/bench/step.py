@@ -8,7 +8,8 @@ together. "needed" is the sum of the passes that such a step cannot avoid, measu
 backbone, the frozen reference where it is read, and a sparse 3D U-Net forward and backward on the same voxels. Times
 are medians over steps after a warm-up, with the device synchronized; memory is the allocator's peak. On a GPU, a
 profile of a few more steps gives, per step: kernels launched, waits of the host for the device, and how long the
-device worked. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
+device worked. As in a training, what launches the same kernels at every step is replayed as CUDA graphs, unless
+`trainer.cuda_graphs=false`. `--waits` prints the lines of code that wait; `--kernels` the kernels that take longest.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +36,8 @@ from prior3d.data.preparing import prepare as prepare_data
 from prior3d.data.sample.loading import DrawStream, make_loader, raise_errors, to_device, to_float
 from prior3d.jobs import Store, run_jobs
 from prior3d.pretraining.building import Parts, build, fields_to_decode, training_samples
+from prior3d.pretraining.graphs import WARM_UP as TRIALS
+from prior3d.pretraining.graphs import Graphs
 from prior3d.pretraining.objective import JointObjective, encode
 from prior3d.pretraining.offline import Lift, stages
 from prior3d.pretraining.optimization import make_optimizer
@@ -42,7 +46,7 @@ from prior3d.recipe import Recipe, load_recipe
 from prior3d.registry import Registry
 from prior3d.sparse import MinkUNet, SparseTensor
 
-WARM_UP = 5
+WARM_UP = 2 * TRIALS + 5
 TEACHERS = frozenset({"reference", "ema"})
 
 
@@ -123,11 +127,18 @@ def measure(
     reference = deepcopy(parts.backbone).requires_grad_(False).eval()
     teachers = objective.teachers(reference=reference, ema=reference)
 
+    graphs = Graphs() if device == "cuda" and recipe.trainer.cuda_graphs else None
+    backbone = graphs.backbone("backbone", parts.backbone, trains=True) if graphs else parts.backbone
+    if graphs:
+        for name, teacher in teachers.items():
+            teachers[name] = replace(teacher, backbone=graphs.backbone(name, teacher.backbone, trains=False))
+    evaluate = {"evaluate": graphs.prior} if graphs else {}
+
     def run(step: int) -> None:
         with in_precision(recipe, device):
-            result = encode(parts.backbone, batch, fields, parts.objective.reads, teachers)
+            result = encode(backbone, batch, fields, parts.objective.reads, teachers)
             if terms:
-                loss = objective(batch, result.features, step, partial(reseed, "bench", step)).total
+                loss = objective(batch, result.features, step, partial(reseed, "bench", step), **evaluate).total
             else:
                 loss = sum(
                     tensor.float().mean() for tensor in (result.maps.dense, result.maps.pooled) if tensor is not None

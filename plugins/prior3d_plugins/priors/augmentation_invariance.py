@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import plot_matches
-from prior3d.geometry import pixel_centers, warp_pixels
+from prior3d.geometry import full_precision, pixel_centers, warp_pixels
 from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
 
 
@@ -34,6 +34,7 @@ class AugmentationInvariance(Prior):
     encodes = ("image_crops",)
     needs = ("image_crops", "crop_from_image")
     reads = frozenset({"dense"})
+    capturable = True
 
     def __init__(
         self,
@@ -68,9 +69,20 @@ class AugmentationInvariance(Prior):
         crop_from_image = batch["crop_from_image"].float()
         pixels_a = pixel_centers(height, width, crop_from_image.device).reshape(1, -1, 2)
         pixels_a = pixels_a.expand(len(crop_from_image), -1, -1)
-        b_from_a = crop_from_image[:, 1] @ torch.linalg.inv(crop_from_image[:, 0])
+        with full_precision(crop_from_image.device):
+            b_from_a = crop_from_image[:, 1] @ _inverse(crop_from_image[:, 0])
         pixels_b = warp_pixels(b_from_a, pixels_a)
         inside = (pixels_b >= 0).all(-1) & (pixels_b[..., 0] < width) & (pixels_b[..., 1] < height)
         return sample_cell_matches(
             pixels_a, pixels_b, inside, self.backbone.dense_size, self.backbone.dense_stride, self.points
         )
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Invert matrices [B, 3, 3]; on a GPU by cross products, since torch's inverse waits for the device."""
+    if not matrices.is_cuda:
+        return torch.linalg.inv(matrices)
+    first, second, third = matrices.unbind(1)
+    columns = [torch.linalg.cross(*pair) for pair in ((second, third), (third, first), (first, second))]
+    determinant = (first * columns[0]).sum(-1)
+    return torch.stack(columns, dim=-1) / determinant[:, None, None]

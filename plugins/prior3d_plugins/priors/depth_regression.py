@@ -35,6 +35,7 @@ class DepthRegression(Prior):
 
     needs = ("image", "depth", "intrinsics")
     reads = frozenset({"dense"})
+    capturable = True
 
     def __init__(
         self,
@@ -93,7 +94,9 @@ class DepthRegression(Prior):
 
 def _sobel(depth: Tensor) -> Tensor:
     """Return the slope [N, 2, h - 2, w - 2] along x and y, in meters per cell, of depth [N, 1, h, w]."""
-    along_x = depth.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    # Made on the device: a copy from the host would wait for it.
+    across, smooth = torch.arange(-1, 2, device=depth.device), 2 - torch.arange(-1, 2, device=depth.device).abs()
+    along_x = (smooth[:, None] * across).to(depth) / 8
     return F.conv2d(depth, torch.stack([along_x, along_x.T])[:, None])
 
 

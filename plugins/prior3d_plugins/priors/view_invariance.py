@@ -79,6 +79,11 @@ class ViewInvariance(Prior):
         if exclude_radius:
             self.needs = (*self.needs, "scene")
 
+    @property
+    def capturable(self) -> bool:
+        """Whether `forward` can be replayed: not if it gathers the batches of all ranks."""
+        return self.negatives != "ranks"
+
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the share of filled match slots."""
         dense = features["image"].dense

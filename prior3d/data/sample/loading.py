@@ -36,6 +36,7 @@ class DrawStream(Sampler[int]):
         stop: Number of micro-batches in the whole run.
         batch_size: Samples per rank and micro-batch.
         rank, world_size: Rank of this process and number of processes.
+        ahead: Draws that the run is ahead, since it had more processes earlier; negative if it had fewer.
     """
 
     start: int
@@ -43,11 +44,12 @@ class DrawStream(Sampler[int]):
     batch_size: int
     rank: int = 0
     world_size: int = 1
+    ahead: int = 0
 
     def __iter__(self) -> Iterator[int]:
         """Yield draw numbers, one batch after another."""
         for micro in range(self.start, self.stop):
-            first = (micro * self.world_size + self.rank) * self.batch_size
+            first = self.ahead + (micro * self.world_size + self.rank) * self.batch_size
             yield from range(first, first + self.batch_size)
 
     def __len__(self) -> int:

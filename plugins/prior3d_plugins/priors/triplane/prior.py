@@ -63,6 +63,8 @@ class Triplane(Prior):
         samples, losses, their weights, the opacity term and the `dpt` ablation are our choices.
     """
 
+    capturable = True
+
     def __init__(
         self,
         backbone: BackboneSpec,
