@@ -1,7 +1,12 @@
 """Random matches of which no two share a feature cell, so that no true match counts as a negative."""
 
+import importlib
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from prior3d.geometry.triton_support import triton_runs_on
 
 
 @torch.no_grad()
@@ -49,6 +54,12 @@ def sample_one_per_cell(
     if count < 0:
         raise ValueError(f"expected count >= 0, got {count}")
     slots = cells_a.shape[1]
+    if triton_runs_on(valid.device) and 0 not in (valid.numel(), num_cells_a, num_cells_b):
+        kernels = importlib.import_module("prior3d.losses.one_per_cell_triton")
+        order = kernels.picked_priorities(cells_a, cells_b, valid, count, num_cells_a, num_cells_b, generator)
+        index, picked = order % slots, order < kernels.LAST
+        padding = (0, count - order.shape[1])
+        return (F.pad(index, padding), F.pad(picked, padding)) if padding[1] else (index, picked)
     taken_last = torch.iinfo(torch.int64).max
     # The slot number makes every priority unique: equal priorities would let two matches into one cell.
     high = 2**62 // max(slots, 1)
@@ -70,4 +81,4 @@ def sample_one_per_cell(
             free = free & (used.scatter_reduce(1, cell, first.long(), "amax").gather(1, cell) == 0)
     order, index = torch.where(picked, priority, taken_last).topk(min(count, slots), dim=1, largest=False)
     padding = (0, count - min(count, slots))
-    return tuple(torch.nn.functional.pad(tensor, padding) for tensor in (index, order < taken_last))
+    return tuple(F.pad(tensor, padding) for tensor in (index, order < taken_last))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import plot_matches
-from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
+from prior3d.geometry import match_views_batched, unproject_pixels, view_angle
 from prior3d.losses import (
     CellMatches,
     Exclusion,
     compact,
-    gather_cells,
     gather_negatives,
+    gather_pairs,
     kept_fraction,
     masked_point_info_nce,
     sample_cell_matches,
@@ -79,15 +79,9 @@ class ViewInvariance(Prior):
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the share of filled match slots."""
         dense = features["image"].dense
-        others = range(1, dense.shape[1])
-        matches = [self._sample(batch, other) for other in others]
-        queries = torch.cat([gather_cells(dense[:, 0], match.cells_a) for match in matches])
-        keys = torch.cat(
-            [gather_cells(dense[:, other], match.cells_b) for other, match in zip(others, matches, strict=True)]
-        )
-        valid = torch.cat([match.valid for match in matches])
-        found = kept_fraction(valid)
-        points, scene = self._points_in_a(batch, matches) if self.exclude_radius else (None, None)
+        match, points, scene = self._labels(batch)
+        queries, keys = gather_pairs(dense, match.cells_a, match.cells_b)
+        valid, found = match.valid, kept_fraction(match.valid)
         if self.negatives == "ranks":
             queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
             points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
@@ -100,44 +94,49 @@ class ViewInvariance(Prior):
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Plot the matches of the first sample across its first two views."""
-        match = self._sample(batch, 1)
+        match = self._sample(batch, slice(1, 2))
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
         return {"matches": plot_matches(images[0], images[1], *pixels)}
 
-    def _sample(self, batch: Batch, other: int) -> CellMatches:
-        found = self._match(batch, other)
-        poses = batch["world_from_camera"]
-        angle = view_angle(poses[:, 0], poses[:, other])
-        wanted = (angle >= self.angles[0]) & (angle <= self.angles[1])
-        return sample_cell_matches(
-            found.pixels_a,
-            found.pixels_b,
-            found.valid & wanted[:, None],
-            self.backbone.dense_size,
-            self.backbone.dense_stride,
-            self.points,
-        )
+    @torch.no_grad()
+    def _labels(self, batch: Batch) -> tuple[CellMatches, Tensor | None, Tensor | None]:
+        """Return the sampled matches and, if rows near each other are excluded, their points and scenes."""
+        match = self._sample(batch, slice(1, None))
+        points, scene = self._points_in_a(batch, match) if self.exclude_radius else (None, None)
+        return match, points, scene
 
-    def _match(self, batch: Batch, other: int) -> ViewMatches:
-        depth, intrinsics, poses = batch["depth"], batch["intrinsics"], batch["world_from_camera"]
-        return match_views_batched(
-            depth[:, 0],
-            depth[:, other],
-            intrinsics[:, 0],
-            intrinsics[:, other],
-            poses[:, 0],
-            poses[:, other],
+    @torch.no_grad()
+    def _sample(self, batch: Batch, others: slice) -> CellMatches:
+        """Sample matches between the first view and others, G = others * B groups, one other view after the other."""
+        pairs = [_pairs(batch[name], others) for name in ("depth", "intrinsics", "world_from_camera")]
+        found = match_views_batched(
+            *(view for pair in pairs for view in pair),
             max_distance=self.max_distance,
             relative_distance=self.relative_distance,
         )
+        valid = found.valid
+        if self.angles[0] > 0 or self.angles[1] < 180:
+            angle = view_angle(*pairs[2])
+            valid = valid & ((angle >= self.angles[0]) & (angle <= self.angles[1]))[:, None]
+        return sample_cell_matches(
+            found.pixels_a, found.pixels_b, valid, self.backbone.dense_size, self.backbone.dense_stride, self.points
+        )
 
-    def _points_in_a(self, batch: Batch, matches: list[CellMatches]) -> tuple[Tensor, Tensor]:
+    def _points_in_a(self, batch: Batch, match: CellMatches) -> tuple[Tensor, Tensor]:
         """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
-        depth, intrinsics, poses = (batch[name][:, 0] for name in ("depth", "intrinsics", "world_from_camera"))
-        points = []
-        for match in matches:
-            column, row = match.pixels_a.floor().long().unbind(-1)
-            at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
-            points.append(unproject_pixels(match.pixels_a, at, intrinsics, poses))
-        return torch.cat(points), batch["scene"].repeat(len(matches))
+        others = slice(1, None)
+        depth, intrinsics, poses = (
+            _pairs(batch[name], others)[0] for name in ("depth", "intrinsics", "world_from_camera")
+        )
+        column, row = match.pixels_a.floor().long().unbind(-1)
+        at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
+        points = unproject_pixels(match.pixels_a, at, intrinsics, poses)
+        return points, batch["scene"].repeat(len(points) // len(batch["scene"]))
+
+
+def _pairs(values: Tensor, others: slice) -> tuple[Tensor, Tensor]:
+    """Return the values [B, V, ...] of the first views and of others, [others * B, ...]; views of them if V is 2."""
+    rest = values[:, others]
+    first = values[:, :1].expand_as(rest)
+    return first.transpose(0, 1).flatten(0, 1), rest.transpose(0, 1).flatten(0, 1)
