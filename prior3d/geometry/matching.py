@@ -1,9 +1,6 @@
 """Matches between pixels of two posed depth maps that see the same 3D point."""
 
-import functools
 import importlib
-import importlib.util
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -12,6 +9,7 @@ from torch.nn import functional as F
 
 from prior3d.geometry.cameras import known_depth, pixel_centers, project, unproject
 from prior3d.geometry.precision import exact
+from prior3d.geometry.triton_support import triton_runs_on
 
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Share of the depth by which distances stay below the limit, so a check in other arithmetic agrees."""
@@ -87,6 +85,7 @@ def match_views_batched(
 
     Each pixel of a is projected to b, and the nearest 3D point is searched in a window of b's pixels; then the same
     from b to a. Mutual choices within the limit are matches. Both points of a match project inside the other view.
+    On an NVIDIA GPU three Triton kernels do it, whose distances are rounded differently in the last digit.
 
     Args:
         depth_a: [B, H_a, W_a] meters along the optical axis, 0 (or nan, inf) = unknown.
@@ -120,14 +119,11 @@ def match_views_batched(
     depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b = exact(
         depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
     )
-    if kernels := _kernels_for(depth_a):
-        radii = (
-            default_search_radius(*depth.shape[-2:]) if search_radius is None else search_radius
-            for depth in (depth_b, depth_a)
-        )
-        views = depth_a, depth_b, intrinsics_a, intrinsics_b, world_from_a, world_from_b
-        limits = max_distance, relative_distance, ROUNDING
-        return ViewMatches(*kernels.match_on_device(*views, tuple(radii), *limits))
+    if depth_a.dtype == torch.float32 and 0 not in (*depth_a.shape, *depth_b.shape) and triton_runs_on(depth_a.device):
+        kernels = importlib.import_module("prior3d.geometry.matching_triton")
+        depths, radii = (depth_a, depth_b), [_radius(depth.shape, search_radius) for depth in (depth_a, depth_b)]
+        cameras = (intrinsics_a, intrinsics_b), (world_from_a, world_from_b)
+        return ViewMatches(*kernels.match(depths, *cameras, radii, max_distance, relative_distance, ROUNDING))
     # World axes with the origin at camera b: far from the origin, float32 has no digits left for centimeters.
     origin = world_from_b[:, None, :3, 3].double()
     view_a = _View(depth_a, intrinsics_a, _recenter(world_from_a, origin))
@@ -148,20 +144,6 @@ def match_views_batched(
     return ViewMatches(pixels_a, pixels_b, valid)
 
 
-def _kernels_for(depth: Tensor) -> ModuleType | None:
-    """Return the module of Triton kernels if it serves these depth maps."""
-    if depth.device.type != "cuda" or torch.version.hip or depth.dtype != torch.float32 or depth.numel() >= 2**31:
-        return None
-    return _triton()
-
-
-@functools.cache
-def _triton() -> ModuleType | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module("prior3d.geometry.matching_triton")
-
-
 def default_search_radius(height: int, width: int) -> int:
     """Return the half width in pixels of the search window around a projected point.
 
@@ -173,6 +155,10 @@ def default_search_radius(height: int, width: int) -> int:
     2
     """
     return -(-max(height, width) // 64)
+
+
+def _radius(shape: torch.Size, search_radius: int | None) -> int:
+    return default_search_radius(*shape[-2:]) if search_radius is None else search_radius
 
 
 class _View:
@@ -199,7 +185,7 @@ def _nearest(source: _View, target: _View, radius: int | None) -> tuple[Tensor, 
         the source point is known and projects inside the target; where it does not, the other two have no meaning.
     """
     height, width = target.depth.shape[-2:]
-    radius = default_search_radius(height, width) if radius is None else radius
+    radius = _radius(target.depth.shape, radius)
     points = source.points.flatten(1, 2)
     pixels, depth = project(points, target.intrinsics, target.world_from_camera)
     x, y = pixels.unbind(-1)

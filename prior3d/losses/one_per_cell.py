@@ -1,16 +1,12 @@
 """Random matches of which no two share a feature cell, so that no true match counts as a negative."""
 
-import functools
 import importlib
-import importlib.util
-from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-_ROUNDS = 3
-_LAST = torch.iinfo(torch.int64).max
-"""Priority of a match that is not taken."""
+from prior3d.geometry.triton_support import triton_runs_on
 
 
 @torch.no_grad()
@@ -58,48 +54,31 @@ def sample_one_per_cell(
     if count < 0:
         raise ValueError(f"expected count >= 0, got {count}")
     slots = cells_a.shape[1]
+    if triton_runs_on(valid.device) and 0 not in (valid.numel(), num_cells_a, num_cells_b):
+        kernels = importlib.import_module("prior3d.losses.one_per_cell_triton")
+        order = kernels.picked_priorities(cells_a, cells_b, valid, count, num_cells_a, num_cells_b, generator)
+        index, picked = order % slots, order < kernels.LAST
+        padding = (0, count - order.shape[1])
+        return (F.pad(index, padding), F.pad(picked, padding)) if padding[1] else (index, picked)
+    taken_last = torch.iinfo(torch.int64).max
     # The slot number makes every priority unique: equal priorities would let two matches into one cell.
     high = 2**62 // max(slots, 1)
     priority = torch.randint(high, cells_a.shape, device=cells_a.device, generator=generator) * slots
     priority = priority + torch.arange(slots, device=cells_a.device)
-    if kernels := _kernels_for(valid):
-        found = kernels.picked_priorities(cells_a, cells_b, valid, priority, num_cells_a, num_cells_b, _ROUNDS)
-    else:
-        found = _picked_priorities(cells_a, cells_b, valid, priority, num_cells_a, num_cells_b)
-    order, index = found.topk(min(count, slots), dim=1, largest=False)
-    padding = (0, count - min(count, slots))
-    if not padding[1]:
-        return index, order < _LAST
-    return tuple(torch.nn.functional.pad(tensor, padding) for tensor in (index, order < _LAST))
-
-
-def _picked_priorities(
-    cells_a: Tensor, cells_b: Tensor, valid: Tensor, priority: Tensor, num_cells_a: int, num_cells_b: int
-) -> Tensor:
-    """Return the priorities [B, N] of the matches that are picked, and `_LAST` for all others."""
     cells = [(torch.where(valid, cells_a, 0), num_cells_a), (torch.where(valid, cells_b, 0), num_cells_b)]
+
     picked = torch.zeros_like(valid)
     free = valid
-    for _ in range(_ROUNDS):
+    for _ in range(3):
         first = free
         for cell, num_cells in cells:
-            candidate = torch.where(first, priority, _LAST)
-            best = candidate.new_full((len(cell), num_cells), _LAST).scatter_reduce(1, cell, candidate, "amin")
+            candidate = torch.where(first, priority, taken_last)
+            best = candidate.new_full((len(cell), num_cells), taken_last).scatter_reduce(1, cell, candidate, "amin")
             first = first & (best.gather(1, cell) == priority)
         picked = picked | first
         for cell, num_cells in cells:
             used = torch.zeros(len(cell), num_cells, dtype=torch.int64, device=cell.device)
             free = free & (used.scatter_reduce(1, cell, first.long(), "amax").gather(1, cell) == 0)
-    return torch.where(picked, priority, _LAST)
-
-
-def _kernels_for(valid: Tensor) -> ModuleType | None:
-    """Return the module of Triton kernels if it serves these tensors."""
-    return _triton() if valid.device.type == "cuda" and not torch.version.hip and valid.numel() else None
-
-
-@functools.cache
-def _triton() -> ModuleType | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module("prior3d.losses.one_per_cell_triton")
+    order, index = torch.where(picked, priority, taken_last).topk(min(count, slots), dim=1, largest=False)
+    padding = (0, count - min(count, slots))
+    return tuple(F.pad(tensor, padding) for tensor in (index, order < taken_last))

@@ -11,7 +11,7 @@ from torch import Tensor
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import plot_matches
 from prior3d.geometry import full_precision, pixel_centers, warp_pixels
-from prior3d.losses import CellMatches, compact, gather_cells, kept_fraction, masked_point_info_nce, sample_cell_matches
+from prior3d.losses import CellMatches, compact, gather_pairs, kept_fraction, masked_point_info_nce, sample_cell_matches
 
 
 class AugmentationInvariance(Prior):
@@ -53,7 +53,7 @@ class AugmentationInvariance(Prior):
         """Return the loss and the share of filled match slots."""
         dense = features["image_crops"].dense
         match = self._sample(batch)
-        queries, keys = gather_cells(dense[:, 0], match.cells_a), gather_cells(dense[:, 1], match.cells_b)
+        queries, keys = gather_pairs(dense, match.cells_a, match.cells_b)
         loss = masked_point_info_nce(queries, keys, match.valid, self.temperature, negatives=self.negatives)
         return loss, {"matches": kept_fraction(match.valid)}
 

@@ -10,20 +10,17 @@ from torch import Tensor
 
 from prior3d import BackboneSpec, Batch, Features, Prior
 from prior3d.figures import plot_matches
-from prior3d.geometry import ViewMatches, match_views_batched, unproject_pixels, view_angle
+from prior3d.geometry import match_views_batched, unproject_pixels, view_angle
 from prior3d.losses import (
     CellMatches,
     Exclusion,
     compact,
-    gather_cells,
     gather_negatives,
+    gather_pairs,
     kept_fraction,
     masked_point_info_nce,
     sample_cell_matches,
 )
-
-_ALL_ANGLES = (0.0, 180.0)
-_GEOMETRY = ("depth", "intrinsics", "world_from_camera")
 
 
 class ViewInvariance(Prior):
@@ -51,7 +48,7 @@ class ViewInvariance(Prior):
         (there, before), never with replacement; the temperature there is 0.4.
     """
 
-    needs = ("image", *_GEOMETRY)
+    needs = ("image", "depth", "intrinsics", "world_from_camera")
     reads = frozenset({"dense"})
     views = 2
 
@@ -81,18 +78,15 @@ class ViewInvariance(Prior):
 
     @property
     def capturable(self) -> bool:
-        """Whether `forward` can be replayed: not if it gathers the batches of all ranks."""
-        return self.negatives != "ranks"
+        """Whether `forward` can be replayed: not if it gathers the batches of all ranks, or reads scenes on the host."""
+        return self.negatives != "ranks" and not self.exclude_radius
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the share of filled match slots."""
         dense = features["image"].dense
-        match = self._sample(batch)
-        queries = gather_cells(_first(dense), match.cells_a)
-        keys = gather_cells(_others(dense), match.cells_b)
-        valid = match.valid
-        found = kept_fraction(valid)
-        points, scene = self._points_in_a(batch, match) if self.exclude_radius else (None, None)
+        match, points, scene = self._labels(batch)
+        queries, keys = gather_pairs(dense, match.cells_a, match.cells_b)
+        valid, found = match.valid, kept_fraction(match.valid)
         if self.negatives == "ranks":
             queries, keys, valid = gather_negatives(queries), gather_negatives(keys), gather_negatives(valid)
             points, scene = (value if value is None else gather_negatives(value) for value in (points, scene))
@@ -105,46 +99,50 @@ class ViewInvariance(Prior):
 
     def plot(self, batch: Batch, features: Mapping[str, Features]) -> dict[str, Figure]:
         """Plot the matches of the first sample across its first two views."""
-        match = self._sample({name: batch[name][:1, :2] for name in _GEOMETRY})
+        match = self._sample(batch, slice(1, 2))
         images, valid = batch["image"][0], match.valid[0]
         pixels = (compact(pixels[0], valid) for pixels in (match.pixels_a, match.pixels_b))
         return {"matches": plot_matches(images[0], images[1], *pixels)}
 
     @torch.no_grad()
-    def _sample(self, batch: Batch) -> CellMatches:
-        """Match the first view of each sample with every other view: G pairs, other views slowest."""
-        found = self._match(batch)
-        valid = found.valid
-        if self.angles != _ALL_ANGLES:
-            poses = batch["world_from_camera"]
-            angle = view_angle(_first(poses), _others(poses))
-            valid = valid & ((angle >= self.angles[0]) & (angle <= self.angles[1]))[:, None]
-        grid = self.backbone.dense_size, self.backbone.dense_stride
-        return sample_cell_matches(found.pixels_a, found.pixels_b, valid, *grid, self.points)
-
-    def _match(self, batch: Batch) -> ViewMatches:
-        views = (batch[name] for name in _GEOMETRY)
-        sides = [side for values in views for side in (_first(values), _others(values))]
-        limits = {"max_distance": self.max_distance, "relative_distance": self.relative_distance}
-        return match_views_batched(*sides, **limits)
+    def _labels(self, batch: Batch) -> tuple[CellMatches, Tensor | None, Tensor | None]:
+        """Return the sampled matches and, if rows near each other are excluded, their points and scenes."""
+        match = self._sample(batch, slice(1, None))
+        points, scene = self._points_in_a(batch, match) if self.exclude_radius else (None, None)
+        return match, points, scene
 
     @torch.no_grad()
+    def _sample(self, batch: Batch, others: slice) -> CellMatches:
+        """Sample matches between the first view and others, G = others * B groups, one other view after the other."""
+        pairs = [_pairs(batch[name], others) for name in ("depth", "intrinsics", "world_from_camera")]
+        found = match_views_batched(
+            *(view for pair in pairs for view in pair),
+            max_distance=self.max_distance,
+            relative_distance=self.relative_distance,
+        )
+        valid = found.valid
+        if self.angles[0] > 0 or self.angles[1] < 180:
+            angle = view_angle(*pairs[2])
+            valid = valid & ((angle >= self.angles[0]) & (angle <= self.angles[1]))[:, None]
+        return sample_cell_matches(
+            found.pixels_a, found.pixels_b, valid, self.backbone.dense_size, self.backbone.dense_stride, self.points
+        )
+
     def _points_in_a(self, batch: Batch, match: CellMatches) -> tuple[Tensor, Tensor]:
         """Return world points [G, N, 3] of the sampled pixels of the first views, in meters, and their scenes [G]."""
-        depth, intrinsics, poses = (_first(batch[name]) for name in _GEOMETRY)
+        others = slice(1, None)
+        depth, intrinsics, poses = (
+            _pairs(batch[name], others)[0] for name in ("depth", "intrinsics", "world_from_camera")
+        )
         column, row = match.pixels_a.floor().long().unbind(-1)
         at = depth.flatten(1).gather(1, row * depth.shape[-1] + column)
         points = unproject_pixels(match.pixels_a, at, intrinsics, poses)
         scene = batch["scene"].repeat(len(points) // len(batch["scene"]))
-        return points, scene.to(depth.device, non_blocking=True)
+        return points, scene.to(points.device, non_blocking=True)
 
 
-def _first(values: Tensor) -> Tensor:
-    """Return the first view of each pair, [B, V, ...] -> [(V - 1) B, ...]; a view of the tensor if V is 2."""
-    others = values.shape[1] - 1
-    return values[:, 0] if others == 1 else values[:, 0].repeat(others, *[1] * (values.ndim - 2))
-
-
-def _others(values: Tensor) -> Tensor:
-    """Return the other view of each pair, in the same order."""
-    return values[:, 1] if values.shape[1] == 2 else values[:, 1:].transpose(0, 1).flatten(0, 1)
+def _pairs(values: Tensor, others: slice) -> tuple[Tensor, Tensor]:
+    """Return the values [B, V, ...] of the first views and of others, [others * B, ...]; views of them if V is 2."""
+    rest = values[:, others]
+    first = values[:, :1].expand_as(rest)
+    return first.transpose(0, 1).flatten(0, 1), rest.transpose(0, 1).flatten(0, 1)

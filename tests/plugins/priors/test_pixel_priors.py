@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from prior3d.contracts.prior import Features
+from prior3d.geometry import match_views_batched, unproject
+from prior3d.losses import gather_pairs
 from prior3d.losses.contrastive import point_info_nce
 from prior3d.testing import check_prior, evaluate, example_backbone, example_batch, example_features
 from prior3d_plugins.priors.augmentation_invariance import AugmentationInvariance
@@ -78,6 +80,67 @@ def test_view_invariance_uses_every_further_view():
     loss, _ = evaluate(ViewInvariance(example_backbone()), three, features)
     gradient = torch.autograd.grad(loss, features["image"].dense)[0]
     assert all(gradient[:, view].abs().sum() > 0 for view in range(3))
+
+
+def test_view_invariance_matches_every_other_view_with_the_first():
+    batch = example_batch()
+    moved = batch["world_from_camera"][:, 1:].clone()
+    moved[..., 0, 3] += 0.1
+    more = batch | {name: torch.cat([batch[name], batch[name][:, 1:]], 1) for name in ("depth", "intrinsics")}
+    more["world_from_camera"] = torch.cat([batch["world_from_camera"], moved], 1)
+    match, points, scene = ViewInvariance(example_backbone(), exclude_radius=0.1)._labels(more)
+    assert torch.equal(scene, batch["scene"].repeat(2))
+    for view in (1, 2):
+        groups = slice(2 * view - 2, 2 * view)
+        fields = ("depth", "intrinsics", "world_from_camera")
+        alone = match_views_batched(*(more[name][:, at] for name in fields for at in (0, view)), 0.05, 0.02)
+        seen = unproject(more["depth"][:, 0], more["intrinsics"][:, 0], more["world_from_camera"][:, 0]).flatten(1, 2)
+        for sample in range(2):
+            picked = match.valid[groups][sample]
+            index = match.index[groups][sample][picked]
+            assert len(index) > 50 and alone.valid[sample][index].all()
+            for found, wanted in ((match.pixels_a, alone.pixels_a), (match.pixels_b, alone.pixels_b)):
+                assert torch.equal(found[groups][sample][picked], wanted[sample][index])
+            torch.testing.assert_close(points[groups][sample][picked], seen[sample][index])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("views", [2, 3])
+def test_labels_of_view_invariance_take_few_launches_in_a_cuda_graph(views):
+    batch = {name: value.cuda() for name, value in example_batch().items() if isinstance(value, torch.Tensor)}
+    fields = ("depth", "intrinsics", "world_from_camera")
+    batch = {name: torch.cat([batch[name], batch[name][:, 1:]], 1)[:, :views] for name in fields}
+    prior = ViewInvariance(example_backbone())
+    rows, columns = prior.backbone.dense_size
+    dense = torch.randn(2, views, 16, rows, columns, device="cuda", requires_grad=True)
+
+    def run():
+        match, _, _ = prior._labels(batch)
+        queries, keys = gather_pairs(dense, match.cells_a, match.cells_b)
+        loss = ((queries * keys).sum(-1) * match.valid).sum()
+        return match, torch.autograd.grad(loss, dense)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        prior._labels(batch)
+    launched = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert 0 < len(launched) <= (20 if views == 2 else 30), [event.name for event in launched]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        match, gradient = run()
+    drawn = []
+    for _ in range(2):
+        graph.replay()
+        assert match.valid.any() and gradient.isfinite().all() and gradient.abs().sum() > 0
+        drawn.append(match.index.clone())
+    assert not torch.equal(*drawn)  # a replay draws other matches
 
 
 def test_augmentation_invariance_matches_the_same_pixel_of_the_image():
