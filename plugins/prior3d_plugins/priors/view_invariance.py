@@ -78,7 +78,7 @@ class ViewInvariance(Prior):
 
     @property
     def capturable(self) -> bool:
-        """Whether `forward` can be replayed: not if it gathers the batches of all ranks, or reads scenes on the host."""
+        """Whether `forward` can be replayed: not if it gathers other ranks, or reads scenes on the host."""
         return self.negatives != "ranks" and not self.exclude_radius
 
     def forward(self, batch: Batch, features: Mapping[str, Features]) -> tuple[Tensor, dict[str, Tensor]]:
