@@ -22,10 +22,10 @@ Beyond, logits are made in tiles, and again for the gradients, and their product
 larger batch of equal groups can change the precision.
 """
 
-FUSED = False
-"""Whether CUDA takes the fused Triton kernels instead of tiles in torch.
+FUSED_FLOAT32 = False
+"""Whether products of float32 take the fused Triton kernels on CUDA, as products of bfloat16 do.
 
-Off: they are not measured on a GPU yet. Set it to True to use them.
+On an H200, 65,536 rows of 128 channels take 312 ms in them and 224 ms in tiles in torch; in bfloat16, 19 and 218 ms.
 """
 
 
@@ -132,7 +132,7 @@ def _row_losses(
     """Return the loss [G, N] of each row; what slots that are not valid get has no meaning."""
     many = valid.numel() * valid.shape[1] > PLAIN_PAIRS
     rounded = _products_under_autocast(queries.device)
-    if many and (kernels := _kernels_for(queries, keys, exclude)):
+    if many and (rounded or FUSED_FLOAT32) and (kernels := _kernels_for(queries, keys, exclude)):
         return kernels.fused_row_losses(queries, keys, valid, temperature, symmetric, exclude, rounded)
     with full_precision(queries.device):
         queries, keys = (unit_rows(torch.where(valid[..., None], rows, 0.0)) for rows in (queries, keys))
@@ -162,7 +162,7 @@ def _plain_row_losses(
 
 def _kernels_for(queries: Tensor, keys: Tensor, exclude: Exclusion | Tensor | None) -> ModuleType | None:
     """Return the module of fused kernels if they support the device, the types, the channels and the exclusion."""
-    if not FUSED or queries.device.type != "cuda" or torch.version.hip:
+    if queries.device.type != "cuda" or torch.version.hip:
         return None
     if torch.cuda.get_device_capability(queries.device) < (8, 0):
         return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prior3d.backbone import Backbone, Maps
 from prior3d.contracts.prior import Batch, Features, Prior
 from prior3d.messages import first_line
-from prior3d.pretraining.recording import Function, GraphPair
+from prior3d.pretraining.recording import Function, GraphPair, RecordingBroken
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Graphs:
         self._owns_gradients = owns_gradients
         self._record = record
         self._parts: dict[str, _Part] = {}
+        self._failed = False
 
     def backbone(self, name: str, backbone: Backbone, trains: bool) -> Callable[[Tensor, Iterable[str]], Maps]:
         """Return a function that encodes images as a backbone does, by replays where possible.
@@ -53,7 +54,7 @@ class Graphs:
 
         def encode(images: Tensor, reads: Iterable[str]) -> Maps:
             # Pictures run the trained backbone in evaluation mode and without gradients.
-            if not (torch.is_grad_enabled() == backbone.training == trains):
+            if self._failed or not (torch.is_grad_enabled() == backbone.training == trains):
                 return backbone(images, reads)
             return self._encode(name, backbone, images, frozenset(reads))
 
@@ -63,7 +64,8 @@ class Graphs:
         self, label: str, prior: Prior, batch: Batch, features: Mapping[str, Features]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and scalars of a prior, by a replay if it is capturable."""
-        if not (self.heads and prior.capturable and prior.training and torch.is_grad_enabled()):
+        replays = self.heads and not self._failed
+        if not (replays and prior.capturable and prior.training and torch.is_grad_enabled()):
             return prior(batch, features)
         part = self._part(f"priors.{label}", _PriorPart)
         if part.reads is None:
@@ -141,16 +143,30 @@ class Graphs:
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
         signature = (*setting, *autocast, torch.is_grad_enabled(), shapes)
         if part.recorded is None:
-            if not part.is_due(signature):
+            if self._failed or not part.is_due(signature):
                 return None
             try:
                 with _without_cast_cache():
                     part.recorded = self._record(function, inputs, modules, wanted, self._fixed(), self._owns_gradients)
+            except RecordingBroken as error:
+                self._give_up(part, error)
+                return None
             except RuntimeError as error:  # torch's errors of CUDA and of memory are of this kind
                 part.failed = True
                 _log.warning("%s is not replayed as a CUDA graph, which costs time only: %s", part, first_line(error))
                 return None
         return part.recorded(inputs) if signature == part.signature else None
+
+    def _give_up(self, part: "_Part", error: RecordingBroken) -> None:
+        """Run everything plainly from now on; what this step has replayed can still be differentiated."""
+        self._failed = True
+        for other in self._parts.values():
+            other.recorded = None
+        _log.warning(
+            "no CUDA graph is replayed from now on, which costs time only: recording %s failed: %s",
+            part,
+            first_line(error),
+        )
 
     def _fixed(self) -> set[int]:
         recorded = [part.recorded for part in self._parts.values() if part.recorded is not None]

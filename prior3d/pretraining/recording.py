@@ -13,6 +13,10 @@ Function = Callable[[Sequence[Tensor]], list[Tensor]]
 """A function of tensors that launches the same kernels at every call."""
 
 
+class RecordingBroken(RuntimeError):
+    """A recording broke off in the middle, and no earlier one draws from torch's generator any more."""
+
+
 class GraphPair:
     """A function of tensors whose kernels are recorded once, and replayed at each call.
 
@@ -30,6 +34,7 @@ class GraphPair:
 
     Raises:
         RuntimeError: the function cannot be recorded, for example because it waits for the device.
+        RecordingBroken: that was seen too late; no other recording may be replayed any more.
     """
 
     def __init__(
@@ -100,18 +105,32 @@ class GraphPair:
                 self._try(function, wanted)  # kernels are chosen and compiled, workspaces allocated
                 with _refusing_waits():  # while recording, a wait would leave torch's generator unusable
                     self._try(function, wanted)
-            # thread_local: the loader's thread may pin memory meanwhile
-            with torch.cuda.graph(forward, stream=stream, capture_error_mode="thread_local"):
-                outputs = function(self._inputs)
-            self._keep_outputs(outputs, wanted)
-            if self.differentiable:
-                pool = forward.pool()
-                with torch.cuda.graph(backward, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    self._gradients = self._differentiate(outputs)
+            try:
+                self._capture(function, wanted, forward, backward, stream)
+            except RuntimeError as error:
+                _renew_generator(device)
+                raise RecordingBroken(str(error)) from error
         finally:
             torch.cuda.set_stream(caller)  # torch 2.11 does not do so if the end of a recording fails
             caller.wait_stream(stream)
         return forward.replay, backward.replay
+
+    def _capture(
+        self,
+        function: Function,
+        wanted: Collection[int],
+        forward: torch.cuda.CUDAGraph,
+        backward: torch.cuda.CUDAGraph,
+        stream: torch.cuda.Stream,
+    ) -> None:
+        # thread_local: the loader's thread may pin memory meanwhile
+        with torch.cuda.graph(forward, stream=stream, capture_error_mode="thread_local"):
+            outputs = function(self._inputs)
+        self._keep_outputs(outputs, wanted)
+        if self.differentiable:
+            pool = forward.pool()
+            with torch.cuda.graph(backward, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._gradients = self._differentiate(outputs)
 
     def _try(self, function: Function, wanted: Collection[int]) -> None:
         outputs = function(self._inputs)
@@ -211,6 +230,12 @@ def _undone(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None
         torch.set_rng_state(states[0])
         if on_gpu:
             torch.cuda.set_rng_state(states[1], device)
+
+
+def _renew_generator(device: torch.device) -> None:
+    """Give torch's generator a new state: after a recording that failed, the old one refuses to draw outside of one."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator(device))
 
 
 @contextlib.contextmanager

@@ -249,7 +249,8 @@ class TrainerSection:
         num_nodes: number of machines; with more than one, torchrun or srun starts the processes.
         accelerator: type of device; auto uses a GPU if there is one.
         cuda_graphs: on one GPU, record what launches the same kernels at every step (backbone, teachers, priors of
-            fixed shape) and replay it, which costs the host one launch per pass; elsewhere without effect.
+            fixed shape) and replay it, which costs the host one launch per pass; elsewhere without effect. New: compare
+            the first losses with a plain run.
         accumulate: number of batches whose gradients are accumulated for one optimizer step.
         checkpoint_every: optimizer steps between two checkpoints; the last step and an interruption always write one.
         keep_every: optimizer steps between two checkpoints that are kept permanently (`step-N.ckpt`); 0 for none.
@@ -266,7 +267,7 @@ class TrainerSection:
     devices: Annotated[int, Ge(1), Le(1024)] = 1
     num_nodes: Annotated[int, Ge(1), Le(4096)] = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     accumulate: Annotated[int, Ge(1), Le(10**6)] = 1
     checkpoint_every: Count = 500
     keep_every: Steps = 0

@@ -83,12 +83,21 @@ def start_grid(
         limits = torch.empty(batch_size, 2, dtype=torch.int32, device=device)
         steps = count.bit_length()
         kernels.limit_items[(batch_size,)](
-            keys, centers, limits, count, most, box.half, steps, BITS=bits, BLOCK=4 * _BLOCK
+            keys, centers, limits, count, most, box.half, steps, BITS=bits, BLOCK=4 * _BLOCK, enable_fp_fusion=False
         )
     marks = torch.empty(count, dtype=torch.int32, device=device)
     spare = marks if centers is None else centers
     kernels.mark_voxels[(blocks,)](
-        keys, spare, limits if limited else spare, marks, count, box.half, LIMITED=limited, BITS=bits, BLOCK=_BLOCK
+        keys,
+        spare,
+        limits if limited else spare,
+        marks,
+        count,
+        box.half,
+        LIMITED=limited,
+        BITS=bits,
+        BLOCK=_BLOCK,
+        enable_fp_fusion=False,  # both kernels compare the same distances, to the last bit
     )
     running = marks.cumsum(0, dtype=torch.int32)
     kernels.write_voxels[(blocks,)](

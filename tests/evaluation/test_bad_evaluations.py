@@ -58,7 +58,7 @@ def copy(finished, tmp_path):
         (["resnet10t", "--probes", "depth", "probes.glow.x=1"], "command line: probes.glow.x: glow is not among the"),
         (["resnet10t", "--seeds", "0"], "--seeds: expected a number of at least 1, got 0"),
         (["resnet10t", "data.name=synthetic_room"], "command line: data.name: unknown dataset 'synthetic_room', did"),
-        (["resnet10t", "data.rooms=0"], "command line: data.rooms: expected 1 to 1000000, got 0"),
+        (["resnet10t", "data.rooms=0"], "command line: data.rooms: expected 1 to 100000, got 0"),
         (["resnet10t", "--plugin", "no.py"], "--plugin: plugin file no.py cannot be read: No such file or directory"),
         (["resnet10t", "--probes", "depth", "--pictures", "a.png"], "--pictures: --pictures measures nothing: leave"),
         (
@@ -230,7 +230,7 @@ def test_an_empty_split(refused, finished, tmp_path):
     line = refused(finished, "--plugin", tmp_path / "nothing.py", "data.name=nothing")
     assert line.endswith("data: the test split is empty: there is nothing to measure on")
     line = refused(finished, "probes.glow.split=validation", "data.validation_rooms=0")
-    assert line == "command line: data.validation_rooms: expected 1 to 1000000, got 0"
+    assert line == "command line: data.validation_rooms: expected 1 to 100000, got 0"
 
 
 def test_a_probe_that_asks_for_a_classifier(refused, finished, tmp_path):

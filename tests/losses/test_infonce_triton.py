@@ -105,7 +105,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 def test_kernels_equal_float64_on_a_gpu(
     channels: int, temperature: float, symmetric: bool, excluded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "FUSED", True)
+    monkeypatch.setattr(contrastive, "FUSED_FLOAT32", True)
     monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
     for groups, rows, negatives in ((1, 1000, "batch"), (5, 333, "pair"), (2, 128, "batch")):
         queries, keys, valid, exclude = on_gpu(groups, rows, channels)
@@ -123,7 +123,7 @@ def test_kernels_equal_float64_on_a_gpu(
 
 @needs_gpu
 def test_many_rows_on_a_gpu_take_little_memory_and_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "FUSED", True)
+    monkeypatch.setattr(contrastive, "FUSED_FLOAT32", True)
     queries, keys, valid, _ = on_gpu(1, 65_536, 128)
     with torch.autocast("cuda", torch.bfloat16):
         run(queries, keys, valid, 0.1)  # compiles
@@ -142,7 +142,7 @@ def test_many_rows_on_a_gpu_take_little_memory_and_never_wait(monkeypatch: pytes
 
 @needs_gpu
 def test_what_invalid_slots_hold_and_strides_do_not_matter_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "FUSED", True)
+    monkeypatch.setattr(contrastive, "FUSED_FLOAT32", True)
     monkeypatch.setattr(contrastive, "PLAIN_PAIRS", 0)
     queries, keys, valid, _ = on_gpu(3, 200, 48)
     expected = run(queries, keys, valid, 0.1)

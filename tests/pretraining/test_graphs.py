@@ -14,7 +14,7 @@ from prior3d.pretraining import graphs as graphs_module
 from prior3d.pretraining.graphs import WARM_UP, Graphs
 from prior3d.pretraining.health import compare_gradients
 from prior3d.pretraining.objective import JointObjective, Term, encode
-from prior3d.pretraining.recording import GraphPair, copy_all
+from prior3d.pretraining.recording import GraphPair, RecordingBroken, copy_all
 from prior3d.pretraining.task import Average, PretrainingTask, update_average
 from prior3d.randomness import reseed
 from prior3d.testing.examples import SIZE, example_batch
@@ -29,7 +29,6 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA
 
 CAPTURABLE = {
     "view_invariance": (ViewInvariance, {"points": 32}),
-    "excluding": (ViewInvariance, {"points": 32, "exclude_radius": 0.1, "negatives": "batch"}),
     "augmentation_invariance": (AugmentationInvariance, {"points": 32}),
     "depth_regression": (DepthRegression, {}),
     "triplane": (Triplane, {"width": 16, "blocks": 1, "rays": 32, "samples": 8, "plane_size": 4, "images": 2}),
@@ -215,6 +214,20 @@ def test_what_cannot_be_recorded_runs_plainly_after_one_warning(monkeypatch, cap
     (line,) = [record.getMessage() for record in caplog.records if record.name == graphs_module.__name__]
     assert line.startswith("priors.waits is not replayed") and line.endswith("synchronizing CUDA operation")
     agree(Setting(["waits"]).train(), replayed, rtol=0, atol=0)
+
+
+def test_after_a_recording_that_broke_off_nothing_is_replayed(caplog):
+    def fail(function, inputs, modules, wanted, *more):
+        if isinstance(modules[0], Triplane):
+            raise RecordingBroken("operation failed due to a previous error during capture")
+        return RunAgain(function, inputs, modules, wanted, *more)
+
+    graphs, labels = Graphs(record=fail), ["depth_regression", "triplane"]
+    replayed = Setting(labels).train(graphs)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == graphs_module.__name__]
+    assert line.startswith("no CUDA graph is replayed from now on") and "priors.triplane failed" in line
+    assert not recorded(graphs)
+    agree(Setting(labels).train(), replayed, rtol=0, atol=0)
 
 
 def test_negatives_of_all_ranks_are_not_capturable():
