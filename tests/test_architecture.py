@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
-    "version", "errors", "messages", "files", "randomness", "contracts", "figures", "registry", "recipe", "geometry",
-    "losses", "sparse", "splat", "volume", "backbone", "jobs", "data", "probes", "reporting", "pretraining",
-    "evaluation", "study", "testing", "api", "cli",
+    "version", "errors", "messages", "files", "randomness", "launching", "contracts", "figures", "registry",
+    "recipe", "geometry", "losses", "sparse", "splat", "volume", "backbone", "jobs", "data", "probes", "reporting",
+    "pretraining", "evaluation", "study", "testing", "api", "cli",
 )  # fmt: skip
 """The packages and modules of prior3d; each imports only what stands before it."""
 
 PUBLIC = (
-    "prior3d", "prior3d.errors", "prior3d.files", "prior3d.randomness", "prior3d.figures", "prior3d.geometry",
-    "prior3d.losses", "prior3d.sparse", "prior3d.splat", "prior3d.volume", "prior3d.backbone", "prior3d.jobs",
-    "prior3d.data", "prior3d.data.posed", "prior3d.data.images", "prior3d.data.sample", "prior3d.probes",
-    "prior3d.testing",
+    "prior3d", "prior3d.errors", "prior3d.files", "prior3d.randomness", "prior3d.launching", "prior3d.figures",
+    "prior3d.geometry", "prior3d.losses", "prior3d.sparse", "prior3d.splat", "prior3d.volume", "prior3d.backbone",
+    "prior3d.jobs", "prior3d.data", "prior3d.data.posed", "prior3d.data.images", "prior3d.data.sample",
+    "prior3d.probes", "prior3d.testing",
 )  # fmt: skip
 """The public packages: `__all__` of each is all that plugins import. docs/architecture.md says what each holds."""
 

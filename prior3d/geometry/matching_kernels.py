@@ -3,7 +3,10 @@
 import triton
 import triton.language as tl
 
+from prior3d.launching import relaunched
 
+
+@relaunched
 @triton.jit
 def lift_points(
     depth_a: tl.tensor,
@@ -78,6 +81,7 @@ def _center(pose: tl.tensor, origin: tl.tensor, axis: tl.constexpr) -> tl.tensor
     return difference.to(tl.float32)
 
 
+@relaunched
 @triton.jit
 def search_windows(
     planes_a: tl.tensor,
@@ -235,6 +239,7 @@ def _to_camera(
     return r0 * x + r1 * y + r2 * z + shift
 
 
+@relaunched
 @triton.jit
 def choose_mutual(
     depth_a: tl.tensor,

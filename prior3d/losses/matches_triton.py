@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prior3d.launching import relaunched
 from prior3d.losses.one_per_cell_triton import LAST, picked_priorities
 
 BLOCK = 512
@@ -57,6 +58,7 @@ def sample(
     return (*taken_pixels, *taken_cells, index, picked)
 
 
+@relaunched
 @triton.jit
 def find_cells(
     pixels_a: tl.tensor,
@@ -102,6 +104,7 @@ def _along(pixel: tl.tensor, stride: tl.tensor, cells: tl.tensor) -> tl.tensor:
     return tl.where(cell > 0, tl.minimum(cell, cells - 1.0), 0.0).to(tl.int32)
 
 
+@relaunched
 @triton.jit
 def take_matches(
     pixels_a: tl.tensor,

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from prior3d.launching import relaunched
+
 ROUNDS = 3
 
 LAST = torch.iinfo(torch.int64).max
@@ -76,6 +78,7 @@ def picked_priorities(
     return picked_in_b.view(batch, num_cells_b).topk(min(count, num_cells_b), dim=1, largest=False).values
 
 
+@relaunched
 @triton.jit
 def find_first_in_a(
     cells_a: tl.tensor,
@@ -136,6 +139,7 @@ def _is_not_picked(
     return (tl.load(picked_in_b + in_b) != priority) | (priority == LAST)
 
 
+@relaunched
 @triton.jit
 def pick_first_in_b(
     cells_b: tl.tensor,

@@ -7,10 +7,12 @@ to be positive. Keys that are sorted stay sorted when three bits are dropped, wh
 import triton
 import triton.language as tl
 
+from prior3d.launching import is_interpreted, relaunched
+
 
 def interpreted() -> bool:
     """Return whether Triton runs its kernels in Python, on tensors of the CPU, as with TRITON_INTERPRET=1 for tests."""
-    return not isinstance(cell_keys, triton.runtime.JITFunction)
+    return is_interpreted(cell_keys)
 
 
 @triton.jit
@@ -55,6 +57,7 @@ def _find(keys: tl.tensor, count: tl.tensor, wanted: tl.tensor, steps: tl.tensor
     return low, found
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "half", "margin"])
 def cell_keys(
     cells: tl.tensor,  # [N, 3] int32
@@ -130,6 +133,7 @@ def _count_near(
     return total
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "most", "half", "steps"])
 def limit_items(
     keys: tl.tensor,  # [N] int64 sorted
@@ -173,6 +177,7 @@ def limit_items(
     tl.store(limits + 2 * item + 1, place)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "half"])
 def mark_voxels(
     keys: tl.tensor,  # [N] int64 sorted
@@ -216,6 +221,7 @@ def _store_cell(
     tl.store(to + 3, ((_gathered(key >> 2) << level) - half).to(tl.int32), mask=wanted)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "half"])
 def write_voxels(
     keys: tl.tensor,  # [N] int64 sorted
@@ -241,6 +247,7 @@ def write_voxels(
         tl.store(sizes, tl.load(numbers + count - 1))
 
 
+@relaunched
 @triton.jit(do_not_specialize=["capacity"])
 def mark_cells(
     voxels: tl.tensor,  # [levels, capacity] int64, the first row filled
@@ -260,6 +267,7 @@ def mark_cells(
     tl.store(to, (first & (row < count)).to(tl.int32), mask=row < capacity)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["capacity", "half"])
 def write_cells(
     voxels: tl.tensor,  # [levels, capacity] int64
@@ -318,6 +326,7 @@ def _neighbor(
     return place, found & exact & (row < count)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["capacity", "steps"])
 def count_pairs(
     voxels: tl.tensor,  # [levels, capacity] int64
@@ -349,6 +358,7 @@ def _start(slot: tl.tensor, sizes: tl.tensor, LEVELS: tl.constexpr) -> tl.tensor
     return start
 
 
+@relaunched
 @triton.jit(do_not_specialize=["capacity", "steps"])
 def fill_tables(
     voxels: tl.tensor,  # [levels, capacity] int64
@@ -372,6 +382,7 @@ def fill_tables(
         tl.store(tables + _start(slot, sizes, LEVELS) + row, tl.where(found, place, -1), mask=row < count)
 
 
+@relaunched
 @triton.jit
 def list_pairs(
     sizes: tl.tensor,  # [levels] int32
@@ -398,6 +409,7 @@ def list_pairs(
         tl.store(out_rows + to, row, mask=wanted)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "size"])
 def rows_of_points(
     keys: tl.tensor,  # [N] int64 sorted
@@ -417,6 +429,7 @@ def rows_of_points(
     tl.store(rows + tl.load(order + place), tl.where(own, row, size).to(tl.int64), mask=at < count)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "size", "half", "margin", "steps"])
 def nearest_voxels(
     voxels: tl.tensor,  # [M] int64

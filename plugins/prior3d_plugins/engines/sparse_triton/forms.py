@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
+from prior3d.launching import blocks
 from prior3d.sparse import KernelMap
 from prior3d_plugins.engines.sparse_triton import kernels
 
@@ -51,8 +51,8 @@ class Tiles:
         return [self.table, self.order, *(tensor for tile in TILES for tensor in self.of(tile))]
 
     def _list(self, tile: int) -> tuple[Tensor, Tensor]:
-        (size, padded), rows = self.table.shape, len(self.order)
-        count = triton.cdiv(rows, tile)
+        (size, padded), rows = self.table.shape, self.order.shape[0]
+        count = blocks(rows, tile)
         offsets = torch.empty(count, 1 + size, dtype=torch.int32, device=self.table.device)
         if rows:
             kernels.list_offsets[(count,)](self.table, offsets, padded, size, TILE=tile)
@@ -90,7 +90,7 @@ def _make_tiles(kernel_map: KernelMap) -> Tiles:
     neighbors = kernel_map.neighbors().contiguous()
     (size, rows), device = neighbors.shape, neighbors.device
     order = _by_code(neighbors, kernel_map.near)
-    padded = triton.cdiv(rows, TILES[-1]) * TILES[-1]
+    padded = blocks(rows, TILES[-1]) * TILES[-1]
     table = torch.empty(size, padded, dtype=torch.int32, device=device)
     if rows:
         kernels.fill_table[(padded // TILES[-1],)](neighbors, order, table, rows, padded, size, BLOCK=TILES[-1])
@@ -107,7 +107,7 @@ def _by_code(neighbors: Tensor, near: Tensor | None) -> Tensor:
     if size > _BITS:
         bits = bits * _BITS // size
     codes = torch.empty(rows, dtype=torch.long, device=neighbors.device)
-    kernels.row_codes[(triton.cdiv(rows, _BLOCK),)](
+    kernels.row_codes[(blocks(rows, _BLOCK),)](
         neighbors, bits, codes if near is None else near, codes, rows, size, HAS_NEAR=near is not None, BLOCK=_BLOCK
     )
     order = codes.argsort(stable=True)
@@ -115,17 +115,18 @@ def _by_code(neighbors: Tensor, near: Tensor | None) -> Tensor:
 
 
 def _make_pairs(kernel_map: KernelMap) -> Pairs:
-    return Pairs(kernel_map.in_rows.int(), kernel_map.out_rows.int(), torch.tensor(kernel_map.counts))
+    return Pairs(*kernel_map.short_rows, torch.tensor(kernel_map.counts))
 
 
-def pieces_of(counts: Tensor, device: torch.device, blocks: int) -> Pieces:
-    """Cut pairs into pieces whose sums fill the device, if each piece is shared by `blocks` programs.
+def pieces_of(counts: Tensor, device: torch.device, programs: int) -> Pieces:
+    """Cut pairs into pieces whose sums fill the device, if `programs` programs share each piece.
 
     The cut decides in which order a gradient is summed. It follows from the sizes and the number of multiprocessors,
     never from a timing: a GPU repeats its sums, and a GPU of another size may round otherwise.
     """
-    wanted = int(counts.sum()) * blocks // (4 * multiprocessors(device))
-    return _cut(tuple(counts.tolist()), max(_LEAST_PIECE, triton.next_power_of_2(wanted)), device)
+    numbers = tuple(counts.tolist())
+    wanted = sum(numbers) * programs // (4 * multiprocessors(device))
+    return _cut(numbers, max(_LEAST_PIECE, 1 << max(0, wanted - 1).bit_length()), device)
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,10 +139,11 @@ def _cut(counts: tuple[int, ...], length: int, device: torch.device) -> Pieces:
     limits = np.stack([start + within, start + np.minimum(within + length, number[offset]), np.arange(len(offset))], 1)
     # Pairs of every offset follow the rows, so pieces at one height read the same rows: side by side, from the cache.
     limits = limits[np.argsort(within / number[offset], kind="stable")]
-    both = torch.from_numpy(np.concatenate([limits.ravel(), ends]).astype(np.int32))
+    space = -(-limits.size // 4) * 4  # `ends` at a multiple of 16 bytes: one form of the kernel for all of them
+    both = torch.from_numpy(np.concatenate([np.resize(limits, space), ends]).astype(np.int32))
     if device.type == "cuda":  # one copy, for which the host does not wait
         both = both.pin_memory().to(device, non_blocking=True)
-    return Pieces(both[: limits.size].view(-1, 3), both[limits.size :])
+    return Pieces(both[: limits.size].view(-1, 3), both[space:])
 
 
 @functools.cache

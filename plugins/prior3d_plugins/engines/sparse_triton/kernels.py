@@ -3,12 +3,15 @@
 import triton
 import triton.language as tl
 
+from prior3d.launching import is_interpreted, relaunched
+
 
 def interpreted() -> bool:
     """Return whether Triton runs its kernels in Python, on tensors of the CPU, as with TRITON_INTERPRET=1 for tests."""
-    return not isinstance(add_few, triton.runtime.JITFunction)
+    return is_interpreted(add_few)
 
 
+@relaunched
 @triton.jit
 def row_codes(
     neighbors: tl.tensor,  # [K, N] input row of each output row, -1 for none
@@ -42,6 +45,7 @@ def row_codes(
     tl.store(codes + place, code, mask=inside)
 
 
+@relaunched
 @triton.jit
 def fill_table(
     neighbors: tl.tensor,  # [K, N]
@@ -62,6 +66,7 @@ def fill_table(
         tl.store(table + wide * padded + place, neighbor)
 
 
+@relaunched
 @triton.jit
 def list_offsets(
     table: tl.tensor,  # [K, padded]
@@ -83,7 +88,8 @@ def list_offsets(
     tl.store(listed, count)
 
 
-@triton.jit
+@relaunched
+@triton.jit(do_not_specialize=["out_rows"])
 def multiply_tiles(
     features: tl.tensor,  # [N_in, R], R channels are summed over, a multiple of BLOCK_R
     weight: tl.tensor,  # [K, R, at least C], of any strides
@@ -141,6 +147,7 @@ def multiply_tiles(
     tl.store(to, total.to(out.dtype.element_ty), mask=inside[:, None] & (column < columns)[None, :])
 
 
+@relaunched
 @triton.jit
 def multiply_pairs(
     features: tl.tensor,  # [N_in, C_in]
@@ -190,6 +197,7 @@ def multiply_pairs(
     tl.store(to, total, mask=(row < inputs)[:, None] & (column < outputs)[None, :])
 
 
+@relaunched
 @triton.jit
 def add_parts(
     parts: tl.tensor,  # [number, width] float32
@@ -210,6 +218,7 @@ def add_parts(
     tl.store(out + group.to(tl.int64) * width + element, total.to(out.dtype.element_ty), mask=inside)
 
 
+@relaunched
 @triton.jit
 def add_few(
     parts: tl.tensor,  # [PARTS, width] float32

@@ -43,36 +43,37 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
-        kernel_map, (needs_features, needs_weight, *_) = ctx.kernel_map, ctx.needs_input_grad
-        gradients = _Gradients.apply(
-            gradient, features, weight, kernel_map, ctx.precision, needs_features, needs_weight
-        )
+        find = _Gradients.apply if torch.is_grad_enabled() else _gradients_of
+        gradients = find(gradient, features, weight, ctx.kernel_map, ctx.precision, *ctx.needs_input_grad[:2])
         return *gradients, None, None
 
 
+def _gradients_of(
+    gradient: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    precision: str,
+    needs_features: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    gradient = gradient.contiguous()
+    of_features = of_weight = None
+    if needs_features:
+        # The transposed map of a mirrored one is the map itself with its offsets in reverse.
+        tiles = tiles_of(kernel_map if kernel_map.mirrored else kernel_map.transposed)
+        of_features = gather(gradient, weight.transpose(1, 2), tiles, kernel_map.mirrored, precision)
+    if needs_weight:
+        of_weight = weight_gradient(features, gradient, pairs_of(kernel_map), precision)
+    return of_features, of_weight
+
+
 class _Gradients(torch.autograd.Function):
-    """The gradients, as a node of their own that says why it cannot be differentiated."""
+    """The gradients as a node of their own, for a caller that keeps the graph: it says why it ends here."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        gradient: Tensor,
-        features: Tensor,
-        weight: Tensor,
-        kernel_map: KernelMap,
-        precision: str,
-        needs_features: bool,
-        needs_weight: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        gradient = gradient.contiguous()
-        of_features = of_weight = None
-        if needs_features:
-            # The transposed map of a mirrored one is the map itself with its offsets in reverse.
-            tiles = tiles_of(kernel_map if kernel_map.mirrored else kernel_map.transposed)
-            of_features = gather(gradient, weight.transpose(1, 2), tiles, kernel_map.mirrored, precision)
-        if needs_weight:
-            of_weight = weight_gradient(features, gradient, pairs_of(kernel_map), precision)
-        return of_features, of_weight
+    def forward(ctx: FunctionCtx, *arguments: object) -> tuple[Tensor | None, Tensor | None]:
+        return _gradients_of(*arguments)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[None, ...]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
+from prior3d.launching import blocks
 from prior3d_plugins.engines.sparse_triton import kernels
 from prior3d_plugins.engines.sparse_triton.forms import Pairs, Tiles, multiprocessors, pieces_of
 from prior3d_plugins.engines.sparse_triton.tuning import Config, Table, pair_candidates, tile_candidates
@@ -36,9 +36,9 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
     """
     if _must_widen(features):
         return gather(features.float(), weight.float(), tiles, flip, "ieee").to(features.dtype)
-    rows, (size, _, columns) = len(tiles.order), weight.shape
+    rows, (size, _, columns) = tiles.order.shape[0], weight.shape
     out = features.new_empty(rows, columns)
-    if out.numel() == 0 or len(features) == 0 or features.shape[1] == 0:
+    if out.numel() == 0 or features.numel() == 0:
         return out.zero_()
     features, weight = _aligned(features), _filled(weight)
     if precision == "tf32" and features.dtype == torch.float32 and weight.stride(1) != 1:
@@ -50,7 +50,7 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
 
     def launch(config: Config, compile_only: bool = False) -> None:
         offsets, by_work = tiles.of(config.rows)
-        grid = (len(offsets) * triton.cdiv(columns, config.columns), parts)
+        grid = (offsets.shape[0] * blocks(columns, config.columns), parts)
         _runner(kernels.multiply_tiles, grid, compile_only)(
             features,
             weight,
@@ -82,7 +82,7 @@ def gather(features: Tensor, weight: Tensor, tiles: Tiles, flip: bool, precision
     candidates = functools.partial(tile_candidates, rows, summed, width, features.element_size(), exact)
     launch(_table(features.device).choose(key, candidates, launch))
     if parts > 1:
-        grid = (triton.cdiv(out.numel(), 1024),)
+        grid = (blocks(out.numel(), 1024),)
         kernels.add_few[grid](target, out, out.numel(), PARTS=parts, BLOCK=1024)
     return out
 
@@ -101,19 +101,19 @@ def weight_gradient(features: Tensor, gradient: Tensor, pairs: Pairs, precision:
     """
     if _must_widen(features):
         return weight_gradient(features.float(), gradient.float(), pairs, "ieee").to(features.dtype)
-    channels, size = (features.shape[1], gradient.shape[1]), len(pairs.counts)
+    channels, size = (features.shape[1], gradient.shape[1]), pairs.counts.shape[0]
     features, gradient = _aligned(features), _aligned(gradient)
     inputs, outputs = features.shape[1], gradient.shape[1]
     out = features.new_empty(size, inputs, outputs)
-    if len(pairs.in_rows) == 0 or out.numel() == 0:
+    if pairs.in_rows.shape[0] == 0 or out.numel() == 0:
         return out.zero_()[:, : channels[0], : channels[1]]
     # A size of blocks that no timing changes: it decides how pairs are cut.
-    pieces = pieces_of(pairs.counts, features.device, triton.cdiv(inputs, 128) * triton.cdiv(outputs, 128))
-    parts = features.new_empty(len(pieces.limits), inputs, outputs, dtype=torch.float32)
+    pieces = pieces_of(pairs.counts, features.device, blocks(inputs, 128) * blocks(outputs, 128))
+    parts = features.new_empty(pieces.limits.shape[0], inputs, outputs, dtype=torch.float32)
 
     def launch(config: Config, compile_only: bool = False) -> None:
-        blocks = triton.cdiv(inputs, config.rows) * triton.cdiv(outputs, config.columns)
-        grid = (len(pieces.limits) * blocks,)
+        shared = blocks(inputs, config.rows) * blocks(outputs, config.columns)
+        grid = (pieces.limits.shape[0] * shared,)
         _runner(kernels.multiply_pairs, grid, compile_only)(
             features,
             gradient,
@@ -133,11 +133,11 @@ def weight_gradient(features: Tensor, gradient: Tensor, pairs: Pairs, precision:
         )
 
     exact = precision == "ieee" and features.dtype == torch.float32
-    key = ("pairs", inputs, outputs, size, len(pairs.in_rows).bit_length(), str(features.dtype), precision)
+    key = ("pairs", inputs, outputs, size, pairs.in_rows.shape[0].bit_length(), str(features.dtype), precision)
     candidates = functools.partial(pair_candidates, inputs, outputs, features.element_size(), exact)
     launch(_table(features.device).choose(key, candidates, launch))
     width = inputs * outputs
-    kernels.add_parts[(triton.cdiv(width, 512), size)](parts, pieces.ends, out, width, BLOCK=512)
+    kernels.add_parts[(blocks(width, 512), size)](parts, pieces.ends, out, width, BLOCK=512)
     return out[:, : channels[0], : channels[1]]
 
 
@@ -165,7 +165,7 @@ def _filled(weight: Tensor) -> Tensor:
 
 def _parts(rows: int, columns: int, size: int, device: torch.device) -> int:
     """Return how many programs share the offsets of one tile: more than one where tiles are too few for the device."""
-    programs = triton.cdiv(rows, 128) * triton.cdiv(columns, 128)
+    programs = blocks(rows, 128) * blocks(columns, 128)
     parts = 1
     while parts < min(_MOST_PARTS, size) and 2 * parts * programs <= 2 * multiprocessors(device):
         parts *= 2

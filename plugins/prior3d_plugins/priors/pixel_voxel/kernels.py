@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from prior3d.launching import relaunched
+
 
 @triton.jit
 def _position(
@@ -45,6 +47,7 @@ def _cell(position: tl.tensor) -> tl.tensor:
     return tl.where(fits, tl.floor(tl.where(fits, position, 0.0)).to(tl.int32), 0x7FFFFFFF)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["count", "voxel_size"])
 def place_points(
     points: tl.tensor,  # [N, 3] float32 meters
@@ -84,6 +87,7 @@ def place_points(
     tl.store(items + at, tl.where(wanted, item, -1).to(tl.int32), mask=inside)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["depth_stride", "camera_stride", "pose_stride", "voxel_size"])
 def draw_pixels(
     depth: tl.tensor,  # [G, H, W] float32, images of any stride
