@@ -108,6 +108,7 @@ def test_an_old_triton_launches_everything_itself(kernel, monkeypatch):
     assert len(kernel.inspected) == 2 and not kernel.direct
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_sums_are_the_same_as_tritons_own_launches():
     from prior3d_plugins.engines.sparse_triton import kernels
