@@ -52,12 +52,13 @@ class GraphPair:
         parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
         self._parameters = list(dict.fromkeys(parameters)) if trains else []
         self._moving = [number for number, tensor in enumerate(inputs) if tensor.requires_grad and trains]
-        self._sources = [*(self._inputs[number] for number in self._moving), *self._parameters]
+        self._sources: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.differentiable: list[int] = []
         self._received: list[Tensor] = []
         self._gradients: list[Tensor | None] = []
-        with _undone(modules, self._inputs[0].device):
+        with _undone(modules, self._inputs[0].device), _new_leaves(modules, self._parameters) as leaves:
+            self._sources = [*(self._inputs[number] for number in self._moving), *leaves]
             self._forward, self._backward = self._record(function, wanted)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -230,6 +231,31 @@ def _undone(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None
         torch.set_rng_state(states[0])
         if on_gpu:
             torch.cuda.set_rng_state(states[1], device)
+
+
+@contextlib.contextmanager
+def _new_leaves(modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Let modules read their parameters through new leaves of the same memory, which are returned.
+
+    A backward pass makes the stream on which a parameter was first used wait for the one that computes its gradient,
+    for as long as anyone holds a graph of that use. For a parameter of earlier steps that is the default stream, and
+    CUDA ends a recording for which the default stream would wait.
+    """
+    leaves = {id(one): nn.Parameter(one.detach()) for one in parameters}
+    places = [
+        (owner, name, parameter)
+        for module in modules
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and id(parameter) in leaves
+    ]
+    try:
+        for owner, name, parameter in places:
+            owner._parameters[name] = leaves[id(parameter)]
+        yield [leaves[id(one)] for one in parameters]
+    finally:
+        for owner, name, parameter in places:
+            owner._parameters[name] = parameter
 
 
 def _renew_generator(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Replayed steps compute what plain steps compute. On a CPU, a stand-in runs again what a GPU would replay."""
 
+import contextlib
 import warnings
 from copy import deepcopy
 from functools import partial
@@ -45,6 +46,7 @@ class RunAgain(GraphPair):
         RunAgain.made += 1
         trains = torch.is_grad_enabled()
         self._try(function, wanted)  # leaves traces in buffers and generators, which have to be undone
+        self._sources[len(self._moving) :] = self._parameters  # which the modules read again when this is replayed
         kept = [torch.empty_like(source) for source in self._sources]
         fresh = []
 
@@ -228,6 +230,28 @@ def test_after_a_recording_that_broke_off_nothing_is_replayed(caplog):
     assert line.startswith("no CUDA graph is replayed from now on") and "priors.triplane failed" in line
     assert not recorded(graphs)
     agree(Setting(labels).train(), replayed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_recording_reads_parameters_through_leaves_that_no_earlier_step_used(fails):
+    class Looks(GraphPair):
+        def _record(self, function, wanted):
+            seen[:] = self._sources[1:]
+            self._try(function, wanted)
+            if fails:
+                raise RuntimeError("out of memory")
+            return (lambda: None), (lambda: None)
+
+    seen, inner = [], torch.nn.Linear(3, 3)
+    net = torch.nn.Sequential(inner, torch.nn.ReLU(), inner)  # one weight in two places
+    given, owned = torch.rand(2, 3, requires_grad=True), list(net.parameters())
+    held = net(given)  # a graph of an earlier step, which someone keeps
+    with pytest.raises(RuntimeError, match="memory") if fails else contextlib.nullcontext():
+        made = Looks(lambda inputs: [net(inputs[0])], [given], [net], {0})
+        torch.testing.assert_close(made.outputs[0], held)
+    assert [one.data_ptr() for one in seen] == [one.data_ptr() for one in owned]
+    assert all(leaf.is_leaf and leaf is not own for leaf, own in zip(seen, owned, strict=True))
+    assert all(one is own for one, own in zip(net.parameters(), owned, strict=True))
 
 
 def test_negatives_of_all_ranks_are_not_capturable():
