@@ -31,9 +31,10 @@ from prior3d.data.posed.files import (
 )
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
-from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
+from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs, pairs_of_tracks
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.surface import Surface, SurfaceOptions
+from prior3d.data.posed.tracks import Tracks
 
 __all__ = [
     # datasets
@@ -49,6 +50,7 @@ __all__ = [
     "PairTable",
     "angle_bin",
     "mine_pairs",
+    "pairs_of_tracks",
     "PosedFrame",
     "Surface",
     "fuse",
@@ -77,6 +79,8 @@ __all__ = [
     "has_scene",
     "match_frames",
     "nearest_file",
+    # points that frames see
+    "Tracks",
     # readers by format
     "ReaderOptions",
     "existing_root",
