@@ -14,6 +14,7 @@ MODULES = {
     "gsplat": "gsplat",
     "mlflow": "mlflow",
     "ninja": "ninja",
+    "pycolmap": "pycolmap",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
     "ruff": "ruff",

@@ -13,6 +13,16 @@ from prior3d.data.posed.cameras import (
     scaled,
 )
 from prior3d.data.posed.checking import Checking
+from prior3d.data.posed.colmap_depth import colmap_depth_size, read_colmap_depth
+from prior3d.data.posed.colmap_model import (
+    ColmapCamera,
+    ColmapImage,
+    ColmapPoints,
+    colmap_file,
+    read_colmap_cameras,
+    read_colmap_images,
+    read_colmap_points,
+)
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.files import (
     COLOR_EXTENSIONS,
@@ -33,6 +43,7 @@ from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs, pairs_of_tracks
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.posed.tracks import Tracks
 
@@ -81,6 +92,17 @@ __all__ = [
     "nearest_file",
     # points that frames see
     "Tracks",
+    "sparse_depth",
+    # models of COLMAP, which several formats bring
+    "ColmapCamera",
+    "ColmapImage",
+    "ColmapPoints",
+    "colmap_file",
+    "read_colmap_cameras",
+    "read_colmap_images",
+    "read_colmap_points",
+    "colmap_depth_size",
+    "read_colmap_depth",
     # readers by format
     "ReaderOptions",
     "existing_root",
