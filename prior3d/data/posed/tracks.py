@@ -39,8 +39,9 @@ class Tracks(NamedTuple):
             count: Number of frames.
             least: Number of frames that must see a point; others are left out.
         """
-        both = np.stack([frames, rows], 1)[frames >= 0]
-        frames, rows = np.unique(both, axis=0).T  # a frame may see a point twice
+        counts = frames >= 0
+        both = frames[counts].astype(np.int64) * len(points) + rows[counts]
+        frames, rows = np.divmod(np.unique(both), max(len(points), 1))  # a frame may see a point twice
         kept = np.bincount(rows, minlength=len(points)) >= least
         frames, rows = frames[kept[rows]], (np.cumsum(kept) - 1)[rows[kept[rows]]]
         ends = np.searchsorted(frames, np.arange(count), "right")
