@@ -41,6 +41,7 @@ class _Options:
     downscale: int
     scale: float | None
     depth: DepthSource
+    depth_step: int
     min_track: int
 
     @property
@@ -70,6 +71,8 @@ class Colmap(Reader):
         scale: meters per unit of the model. Without it, one unit counts as a meter.
         depth: "sparse" is the depth of the points that an image sees, 0 between them; "geometric" and "photometric" are
             the maps of COLMAP's multi-view stereo in `stereo/depth_maps`.
+        depth_step: how many times smaller than the images the maps of sparse depth are. Larger pixels keep more points
+            when views are resized to the size of training; a point moves by at most half of one.
         min_track: number of images that must see a point of the model; points of fewer are left out.
 
     Raises:
@@ -85,12 +88,13 @@ class Colmap(Reader):
         downscale: Annotated[int, Ge(1)] = 1,
         scale: Annotated[float, Gt(0)] | None = None,
         depth: DepthSource = "sparse",
+        depth_step: Annotated[int, Ge(1)] = 4,
         min_track: Annotated[int, Ge(1)] = 2,
     ) -> None:
         super().__init__(root)
         self._model = model
         self._images = images
-        self._options = _Options(downscale, scale, depth, min_track)
+        self._options = _Options(downscale, scale, depth, depth_step, min_track)
         if depth == "none":
             self.provides = frozenset({"image"})
         where = " or ".join(_MODELS) if model is None else model
@@ -186,7 +190,9 @@ class Colmap(Reader):
                 f"an image of {_by(size)} pixels, where its camera has {_by(expected)}: {advice}",
                 "downscale" if fits else "images",
             )
-        of_depth = size if self._options.depth == "sparse" else None
+        of_depth = None
+        if self._options.depth == "sparse":
+            of_depth = tuple(max(1, round(pixels / self._options.depth_step)) for pixels in size)
         if self._options.is_dense:
             of_depth, why = _first_size([own["depth"] for own in files if "depth" in own], colmap_depth_size)
             of_depth, problem = of_depth or size, problem or why

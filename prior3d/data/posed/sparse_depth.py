@@ -48,13 +48,14 @@ def sparse_depth(points: np.ndarray, world_from_camera: np.ndarray, camera: Came
     Args:
         points: [N, 3], meters, world axes.
         world_from_camera: Pose [4, 4], meters.
-        camera: Camera; the map has its `size`.
+        camera: Camera; the map has its `depth_size`.
     """
-    height, width = camera.size
+    height, width = camera.depth_size
     depth_m = np.full(height * width, np.inf)
     in_camera = (points - world_from_camera[:3, 3]) @ world_from_camera[:3, :3]
     in_camera = in_camera[in_camera[:, 2] > 0]
-    columns, rows = np.floor(project_through_lens(in_camera, camera)).T
+    share = np.array([width / camera.size[1], height / camera.size[0]])
+    columns, rows = np.floor(project_through_lens(in_camera, camera) * share).T
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     pixels = rows[inside].astype(np.int64) * width + columns[inside].astype(np.int64)
     np.minimum.at(depth_m, pixels, in_camera[inside, 2])

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from prior3d.data.posed import recognizing
+from prior3d.contracts.dataset import DataSpec
+from prior3d.data.posed import PairOptions, recognizing
 from prior3d.errors import DamagedFile, UserError
 from prior3d.testing import check_reader
+from prior3d_plugins.datasets.posed import Posed
 from prior3d_plugins.readers.colmap import Colmap
 
 pycolmap = pytest.importorskip("pycolmap", reason="pycolmap writes the models of these tests")
@@ -30,7 +33,7 @@ def opened(root: Path, **options):
 @pytest.mark.parametrize("model", [model for model in PARAMETERS if model not in REFUSED])
 def test_every_lens_model_is_read_as_pycolmap_reads_it(tmp_path, model, text):
     made = write_colmap(tmp_path / "a", model, text=text)
-    recording = opened(tmp_path / "a")
+    recording = opened(tmp_path / "a", depth_step=1)
     assert [frame.name for frame in recording.frames] == ["0 view.png", "1 view.png", "2 view.png"]
     theirs = made.cameras[7]
     for index, frame in enumerate(recording.frames):
@@ -50,6 +53,30 @@ def test_every_lens_model_is_read_as_pycolmap_reads_it(tmp_path, model, text):
             expected[row, column] = depth
         assert (expected > 0).sum() > 20
         np.testing.assert_allclose(view["depth"], expected, atol=1e-6)
+
+
+def test_sparse_depth_has_larger_pixels_by_default(tmp_path):
+    write_colmap(tmp_path / "a")
+    recording, fine = opened(tmp_path / "a"), opened(tmp_path / "a", depth_step=1)
+    assert recording.frames[0].camera.depth_size == (12, 16)
+    rows, columns = np.nonzero(whole := fine.read(0, ALL)["depth"])
+    expected = np.full((12, 16), np.inf)
+    np.minimum.at(expected, (rows // 4, columns // 4), whole[rows, columns])
+    np.testing.assert_array_equal(recording.read(0, ALL)["depth"], np.where(np.isinf(expected), 0, expected))
+    assert recording.fingerprint() != fine.fingerprint()
+
+
+def test_views_with_sparse_depth_are_paired_by_tracks(tmp_path):
+    for scene in ("a", "b"):
+        write_colmap(tmp_path / "scans" / scene, views=4)
+    spec = DataSpec(SIZE, 2, "train", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"set pairs\.source: tracks$"):
+        Posed(spec, root=tmp_path / "scans", pairs=PairOptions(max_distance=1e-6, relative_distance=0)).prepare()
+    posed = Posed(spec, root=tmp_path / "scans", pairs=PairOptions(source="tracks"))
+    posed.prepare()
+    assert [len(posed.pairs(scene)) for scene in range(2)] == [6, 6]
+    views = posed.sample(0, ALL | {"intrinsics", "world_from_camera"}, torch.Generator().manual_seed(0))
+    assert all((view["depth"] > 0).any() for view in views)
 
 
 @pytest.mark.parametrize("model", REFUSED)
@@ -157,7 +184,7 @@ def test_images_that_are_a_pixel_off_are_noted_and_more_is_refused(tmp_path):
         " intrinsics are used as they are"
     ]
     assert recording.frames[0].camera.size == (47, 64) and recording.frames[0].camera.intrinsics[1, 2] == 23.5
-    assert recording.read(0, ALL)["depth"].shape == (47, 64)
+    assert recording.read(0, ALL)["depth"].shape == (12, 16)
     write_colmap(tmp_path / "b", size=(45, 64))
     with pytest.raises(UserError, match=r"^images: an image of 64 x 45 pixels, where its camera has 64 x 48: set the "):
         opened(tmp_path / "b")
@@ -170,7 +197,7 @@ def test_images_that_are_a_pixel_off_are_noted_and_more_is_refused(tmp_path):
         [0, 30.5, 11.75],
         [0, 0, 1],
     ]
-    assert small.read(0, ALL)["depth"].shape == (24, 32)
+    assert small.read(0, ALL)["depth"].shape == (6, 8)
 
 
 @pytest.mark.parametrize("kind", ["geometric", "photometric"])
@@ -257,7 +284,7 @@ def test_a_model_without_points_has_no_sparse_depth(tmp_path):
 def test_a_real_model_is_read(shared_data):
     root = shared_data / "formats" / "colmap"
     assert recognizing(root) == {"colmap": 20}
-    recording = opened(root)
+    recording = opened(root, depth_step=1)
     theirs = pycolmap.Reconstruction(root / "sparse")
     by_name = {image.name: image for image in theirs.images.values()}
     assert len(recording.frames) == 23 and [frame.problem for frame in recording.frames] == [None] * 23
