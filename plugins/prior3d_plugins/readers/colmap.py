@@ -206,7 +206,7 @@ def _files_of(name: str, folder: Path, pictures: Path, found: set[str], options:
     files = {"image": pictures / name} if name in found else {}
     if options.is_dense:
         path = folder / "stereo" / "depth_maps" / f"{name}.{options.depth}.bin"
-        files |= {"depth": path} if path.is_file() else {}
+        files |= {"depth": path} if os.path.isfile(path) else {}
     return files
 
 

@@ -5,6 +5,7 @@ they need no library.
 """
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +136,8 @@ class ColmapPoints(NamedTuple):
 
 def colmap_file(folder: Path, name: str) -> Path | None:
     """Return the file `cameras`, `images` or `points3D` of a model, binary before text; None if there is none."""
-    return next((path for end in ("bin", "txt") if (path := folder / f"{name}.{end}").exists()), None)
+    paths = (folder / f"{name}.{end}" for end in ("bin", "txt"))
+    return next((path for path in paths if os.path.exists(path)), None)  # Path.exists raises without permission
 
 
 def read_colmap_cameras(path: Path) -> dict[int, ColmapCamera]:

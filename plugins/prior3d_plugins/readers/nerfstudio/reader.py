@@ -1,6 +1,7 @@
 """The reader of `transforms.json`: frames, cameras, depth files and points."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -114,9 +115,9 @@ class Nerfstudio(Reader):
             )
             frames.append(Frame(name, camera, pose, problem or missing or damage))
         ply = _ply_of(folder, metas.values())
-        if ply is not None and not ply.is_file():
+        if ply is not None and not os.path.isfile(ply):
             notes.append(f"its ply_file_path is missing: {ply.name}")
-        ply = ply if ply is not None and ply.is_file() else None
+        ply = ply if ply is not None and os.path.isfile(ply) else None
         notes += self._notes(paths, list(metas.values()), [entry for _, entry, *_ in entries])
         facts = f"{self._split} {None if depth is None else depth.unit} {self._scale}"
         more = paths if ply is None else [*paths, ply]
@@ -124,10 +125,10 @@ class Nerfstudio(Reader):
 
     def _tables(self, folder: Path) -> list[Path]:
         """Return the files of a scene that hold frames of the split."""
-        if (folder / _WHOLE).is_file():
+        if os.path.isfile(folder / _WHOLE):
             return [folder / _WHOLE]
         wanted = _SPLITS if self._split == "all" else (self._split,)
-        found = [path for split in wanted if (path := folder / f"transforms_{split}.json").is_file()]
+        found = [path for split in wanted if os.path.isfile(path := folder / f"transforms_{split}.json")]
         if not found:
             raise UserError(f"no transforms_{self._split}.json in {folder}", "split")
         return found
@@ -146,10 +147,10 @@ class Nerfstudio(Reader):
     def _files(self, folder: Path, name: str, entry: Mapping) -> dict[str, Path]:
         image = folder / name
         candidates = (image, *(image.with_name(image.name + extension) for extension in _EXTENSIONS))
-        found = next((path for path in candidates if path.is_file()), None)
+        found = next((path for path in candidates if os.path.isfile(path)), None)
         files = {} if found is None else {"image": found}
         depth = next((entry[key] for key in _DEPTH_KEYS if entry.get(key)), None)
-        if self._has_depth and _is_path(depth) and (folder / _normal(depth)).is_file():
+        if self._has_depth and _is_path(depth) and os.path.isfile(folder / _normal(depth)):
             files["depth"] = folder / _normal(depth)
         return files
 
@@ -226,13 +227,13 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _is_scene(folder: Path) -> bool:
-    return (folder / _WHOLE).is_file() or (folder / _TRAIN).is_file()
+    return any(os.path.isfile(folder / name) for name in (_WHOLE, _TRAIN))  # Path.is_file raises without permission
 
 
 def _names_depth(folder: Path) -> bool:
     """Return whether a scene's file names depth files; a file that cannot be read is refused when it is opened."""
     try:
-        content = next(path for name in (_WHOLE, _TRAIN) if (path := folder / name).is_file()).read_bytes()
+        content = (folder / (_WHOLE if os.path.isfile(folder / _WHOLE) else _TRAIN)).read_bytes()
     except OSError:
         return False
     return any(f'"{key}"'.encode() in content for key in _DEPTH_KEYS)
