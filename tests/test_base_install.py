@@ -14,6 +14,7 @@ MODULES = {
     "gsplat": "gsplat",
     "mlflow": "mlflow",
     "ninja": "ninja",
+    "opencv-python-headless": "cv2",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
     "ruff": "ruff",

@@ -15,10 +15,12 @@ from prior3d.data.decoding import (
     read_ids,
     same_field_of_view,
 )
+from prior3d.data.libraries import library
 
 __all__ = [
     "ImageHeader",
     "image_size",
+    "library",
     "read_16bit",
     "read_array",
     "read_calibrated_color",

@@ -31,6 +31,7 @@ from prior3d.data.posed.files import (
 )
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
+from prior3d.data.posed.lenses import undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.surface import Surface, SurfaceOptions
@@ -63,6 +64,7 @@ __all__ = [
     "read_pinhole",
     "read_pose",
     "scaled",
+    "undistorted_camera",
     # folders of files
     "COLOR_EXTENSIONS",
     "DepthCodes",
