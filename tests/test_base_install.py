@@ -15,6 +15,7 @@ MODULES = {
     "mlflow": "mlflow",
     "ninja": "ninja",
     "opencv-python-headless": "cv2",
+    "OpenEXR": "OpenEXR",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
     "ruff": "ruff",

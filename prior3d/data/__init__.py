@@ -15,9 +15,11 @@ from prior3d.data.decoding import (
     read_ids,
     same_field_of_view,
 )
+from prior3d.data.depth_files import DepthHeader, read_depth_header, read_depth_values
 from prior3d.data.libraries import library
 
 __all__ = [
+    "DepthHeader",
     "ImageHeader",
     "image_size",
     "library",
@@ -25,6 +27,8 @@ __all__ = [
     "read_array",
     "read_calibrated_color",
     "read_color",
+    "read_depth_header",
+    "read_depth_values",
     "read_header",
     "read_ids",
     "same_field_of_view",

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from prior3d.errors import DamagedFile
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
-_GRAY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, zipfile.BadZipFile)
+GRAY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
 _TOP_16_BIT = 65535
 _IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +62,7 @@ class ImageHeader:
     @property
     def problem_as_depth(self) -> str | None:
         """Why this is not a 16-bit depth map, None if it is one."""
-        return None if self.mode in _GRAY_16_BIT else f"expected a 16-bit gray image, got mode {self.mode}"
+        return None if self.mode in GRAY_16_BIT else f"expected a 16-bit gray image, got mode {self.mode}"
 
     @property
     def problem_as_calibrated(self) -> str | None:
@@ -91,7 +92,7 @@ def read_color(path: Path) -> np.ndarray:
     Raises:
         DamagedFile: The file cannot be decoded, or its numbers are not colors (floating-point images).
     """
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         upright = ImageOps.exif_transpose(picture) if _header(picture).turned else picture
         return _rgb(upright)
 
@@ -109,7 +110,7 @@ def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DamagedFile: The file cannot be decoded, has another size, or its orientation contradicts the calibration.
     """
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         header = _header(picture)
         if header.turned and (header.size == size or header.upright_size != size):
             raise ValueError(_CONTRADICTS.format(*reversed(size)))
@@ -121,16 +122,16 @@ def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def read_16bit(path: Path) -> np.ndarray:
     """Return a 16-bit gray image as [h, w] uint16."""
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         if problem := _header(picture).problem_as_depth:
             raise ValueError(problem)
-        return _uint16(picture)
+        return as_uint16(picture)
 
 
 def read_ids(path: Path) -> np.ndarray:
     """Return an image with one id per pixel (gray value or palette index) as [h, w] integers; ignore palette colors."""
-    with damage(path), Image.open(_intact(path)) as picture:
-        if picture.mode not in (*_GRAY_16_BIT, *_IDS):
+    with damage(path), Image.open(intact(path)) as picture:
+        if picture.mode not in (*GRAY_16_BIT, *_IDS):
             raise ValueError(f"expected one id per pixel (a gray image or one with a palette), got mode {picture.mode}")
         return np.asarray(picture).astype(np.int32)
 
@@ -181,13 +182,14 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """Return the pixels of an opened image as [h, w, 3] uint8."""
     if picture.mode == "F":
         raise ValueError("expected an image of 8 or 16 bits, got floating-point numbers (mode F)")
-    if picture.mode in _GRAY_16_BIT:  # Pillow clips these at 255 instead of scaling
-        gray = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
+    if picture.mode in GRAY_16_BIT:  # Pillow clips these at 255 instead of scaling
+        gray = np.rint(as_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _uint16(picture: Image.Image) -> np.ndarray:
+def as_uint16(picture: Image.Image) -> np.ndarray:
+    """Return the values of an opened image of `GRAY_16_BIT` as [h, w] uint16."""
     values = np.asarray(picture)
     if values.dtype != np.uint16 and values.size and not (values.min() >= 0 and values.max() <= _TOP_16_BIT):
         raise ValueError(f"expected 16 bits, got values from {values.min()} to {values.max()}")
@@ -201,7 +203,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _intact(path: Path) -> io.BytesIO:
+def intact(path: Path) -> io.BytesIO:
     """Return the file's bytes; those of a PNG only if all its checksums are right.
 
     Pillow skips the checksums of pixel data. Of 200 depth files with one flipped bit, it decoded 7 to wrong depths, and

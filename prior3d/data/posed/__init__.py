@@ -14,9 +14,9 @@ from prior3d.data.posed.cameras import (
 )
 from prior3d.data.posed.checking import Checking
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.depth_codes import Along, DepthBits, DepthCodes
 from prior3d.data.posed.files import (
     COLOR_EXTENSIONS,
-    DepthCodes,
     FileNames,
     FileRecording,
     FrameFiles,
@@ -33,6 +33,7 @@ from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.lenses import undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
+from prior3d.data.posed.rays import along_axis
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 
@@ -67,7 +68,10 @@ __all__ = [
     "undistorted_camera",
     # folders of files
     "COLOR_EXTENSIONS",
+    "Along",
+    "DepthBits",
     "DepthCodes",
+    "along_axis",
     "FileNames",
     "FileRecording",
     "FrameFiles",
