@@ -6,6 +6,7 @@ This package has the decoding of files. Scenes of posed views are in `prior3d.da
 
 from prior3d.data.decoding import (
     ImageHeader,
+    Orientation,
     image_size,
     read_16bit,
     read_array,
@@ -21,6 +22,7 @@ from prior3d.data.libraries import library
 __all__ = [
     "DepthHeader",
     "ImageHeader",
+    "Orientation",
     "image_size",
     "library",
     "read_16bit",

@@ -14,7 +14,7 @@ import numpy as np
 
 from prior3d.contracts.reader import Camera, Frame, Recording
 from prior3d.contracts.view import View
-from prior3d.data.decoding import ImageHeader, read_calibrated_color, read_header
+from prior3d.data.decoding import ImageHeader, Orientation, read_calibrated_color, read_header
 from prior3d.data.depth_files import DepthHeader, read_depth_header
 from prior3d.data.images.listing import PathTable
 from prior3d.data.posed.cameras import read_pose
@@ -204,12 +204,18 @@ def nearest_file(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
         above = above.parent
 
 
-def color_size(files: Iterable[Path]) -> tuple[int, int]:
+def color_size(files: Iterable[Path], orientation: Orientation = "stored") -> tuple[int, int]:
     """Return height and width of a scene's color images, from the first usable one.
 
+    Args:
+        files: Color images.
+        orientation: Which pixels the calibration describes, see `read_calibrated_color`.
+
     Raises:
-        UserError: None can be read, or all have an EXIF orientation, so it is unknown which size the calibration is of.
+        UserError: None can be read.
     """
+    if orientation == "upright":
+        return _first(files, read_header, lambda header: None).upright_size
     return _first(files, read_header, lambda header: header.problem_as_calibrated).size
 
 
@@ -251,6 +257,8 @@ class FileRecording(Recording):
         facts: Options that the scene's content depends on.
         notes: Notes for the log.
         along: Whether depth files hold depth along the camera's axis, or the distance along the ray of each pixel.
+        orientation: Which pixels the intrinsics belong to: those of the image files, or those that the files' EXIF
+            orientation turns upright. A note says if the first image has one.
     """
 
     def __init__(
@@ -262,9 +270,11 @@ class FileRecording(Recording):
         facts: str = "",
         notes: Sequence[str] = (),
         along: Along = "axis",
+        orientation: Orientation = "stored",
     ) -> None:
         self.frames = frames
-        self.notes = notes
+        self.notes = [*notes, *_note_on_orientation(frames, files, orientation)]
+        self._orientation = orientation
         self._files = files
         self._decoders = decoders
         self._more = more
@@ -278,7 +288,7 @@ class FileRecording(Recording):
             if name not in fields or name not in {"image", *self._decoders}:
                 continue
             if name == "image":
-                values[name] = read_calibrated_color(path, camera.size)
+                values[name] = read_calibrated_color(path, camera.size, self._orientation)
                 continue
             values[name] = self._decoders[name](path)
             if name == "depth" and values[name].shape != camera.depth_size:
@@ -297,6 +307,23 @@ class FileRecording(Recording):
                 status = path.stat()
                 found.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns};".encode())
         return found.hexdigest()
+
+
+def _note_on_orientation(
+    frames: Sequence[Frame], files: Sequence[Mapping[str, Path]], orientation: Orientation
+) -> list[str]:
+    """Return a note for the log if the first image has an EXIF orientation: whether it is applied."""
+    path = files[0].get("image") if len(files) else None
+    try:
+        header = None if path is None else read_header(path)
+    except DamagedFile:  # decoding reports it
+        return []
+    if header is None or not header.turned:
+        return []
+    size = frames[0].camera.size
+    if orientation == "upright" or header.size != size == header.upright_size:
+        return [f"images are turned by their EXIF orientation: intrinsics are of {size[1]} x {size[0]} pixels"]
+    return ["images are read as stored, and their EXIF orientation goes unused: intrinsics belong to stored pixels"]
 
 
 class _PosedFrames(Sequence[Frame]):
