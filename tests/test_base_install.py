@@ -16,6 +16,7 @@ MODULES = {
     "ninja": "ninja",
     "opencv-python-headless": "cv2",
     "OpenEXR": "OpenEXR",
+    "pycolmap": "pycolmap",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
     "ruff": "ruff",

@@ -117,7 +117,17 @@ class Recording(ABC):
         return None
 
     def overlap(self) -> Mapping[str, np.ndarray] | None:
-        """Return which frames see the same points, as columns of a pair table; None if the format lacks this."""
+        """Return which frames see the same points, as columns of a pair table; None if the format lacks this.
+
+        The dataset's option `pairs: {source: tracks}` makes pairs of it.
+
+        Returns:
+            `first` and `second` [P] int64, indices into `frames` with the smaller first, each pair once; `overlap` [P]
+            float32, 0 to 1: the share of both frames' points that both see.
+
+        Raises:
+            DamagedFile: a file cannot be decoded.
+        """
         return None
 
 

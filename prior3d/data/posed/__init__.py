@@ -13,6 +13,16 @@ from prior3d.data.posed.cameras import (
     scaled,
 )
 from prior3d.data.posed.checking import Checking
+from prior3d.data.posed.colmap_depth import colmap_depth_size, read_colmap_depth
+from prior3d.data.posed.colmap_model import (
+    ColmapCamera,
+    ColmapImage,
+    ColmapPoints,
+    colmap_file,
+    read_colmap_cameras,
+    read_colmap_images,
+    read_colmap_points,
+)
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.depth_codes import Along, DepthBits, DepthCodes
 from prior3d.data.posed.files import (
@@ -32,10 +42,13 @@ from prior3d.data.posed.files import (
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.lenses import undistorted_camera
-from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
+from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs, pairs_of_tracks
+from prior3d.data.posed.ply import read_ply
 from prior3d.data.posed.rays import along_axis
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
+from prior3d.data.posed.tracks import Tracks
 
 __all__ = [
     # datasets
@@ -51,6 +64,7 @@ __all__ = [
     "PairTable",
     "angle_bin",
     "mine_pairs",
+    "pairs_of_tracks",
     "PosedFrame",
     "Surface",
     "fuse",
@@ -83,6 +97,20 @@ __all__ = [
     "has_scene",
     "match_frames",
     "nearest_file",
+    "read_ply",
+    # points that frames see
+    "Tracks",
+    "sparse_depth",
+    # models of COLMAP, which several formats bring
+    "ColmapCamera",
+    "ColmapImage",
+    "ColmapPoints",
+    "colmap_file",
+    "read_colmap_cameras",
+    "read_colmap_images",
+    "read_colmap_points",
+    "colmap_depth_size",
+    "read_colmap_depth",
     # readers by format
     "ReaderOptions",
     "existing_root",

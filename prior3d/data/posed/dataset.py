@@ -33,6 +33,7 @@ SURFACE_VERSION = 3
 DEFAULT_PAIRS = PairOptions()
 DEFAULT_SURFACE = SurfaceOptions()
 
+_BY_TRACKS = "; this format also knows which frames see the same points: set pairs.source: tracks"
 _GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera"})
 
 
@@ -182,10 +183,14 @@ class PosedDataset(Dataset):
             return f"no two views {where} overlap: {len(self.damaged)} files are damaged, the first: {self.damaged[0]}"
         if self.spec.views > 2 and any(len(table) for table in self._tables.values()):
             return f"no view of the {self.spec.split} split overlaps with {self.spec.views - 1} others: use fewer views"
+        where = f"of any scene of the {self.spec.split} split ({len(self.scenes)} scenes, {len(self)} frames)"
+        if options.source == "tracks":
+            return f"no two views {where} share {options.min_overlap:.0%} of their points: lower pairs.min_overlap"
+        advice = _BY_TRACKS if any(self._knows_tracks(scene) for scene in range(len(self.scenes))) else ""
         return (
-            f"no two views of any scene of the {self.spec.split} split ({len(self.scenes)} scenes, {len(self)} frames)"
-            f" overlap by {options.min_overlap:.0%} (pairs.min_overlap) within {options.max_distance} m"
-            " (pairs.max_distance): check the poses and the depth scale, or lower the threshold"
+            f"no two views {where} overlap by {options.min_overlap:.0%} (pairs.min_overlap)"
+            f" within {options.max_distance} m"
+            f" (pairs.max_distance): check the poses and the depth scale, or lower the threshold{advice}"
         )
 
     def _pairs_job(self, scene: int) -> SceneJob:
@@ -199,6 +204,14 @@ class PosedDataset(Dataset):
 
     def _mine(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
         damaged: list[DamagedFile] = []
+        if self.pair_options.source == "tracks":
+            table = PairTable.empty()
+            try:
+                table = self._pairs_of_tracks(scene)
+            except DamagedFile as damage:
+                damaged.append(damage)
+            table.save(folder / "pairs.npz")
+            return damaged
         name, depth = self.scenes[scene], DepthMaps()
         numbers, intrinsics, poses = [], [], []
         for view in self._read_evenly(scene, self.pair_options.max_frames, _GEOMETRY, damaged, progress):
@@ -207,9 +220,10 @@ class PosedDataset(Dataset):
             intrinsics.append(_depth_intrinsics(view))
             poses.append(torch.from_numpy(view["world_from_camera"]))
         if len(depth.sizes) > 1:
-            raise UserError(f"the depth maps of scene {name} differ in size: {sorted(depth.sizes)}")
+            advice = _BY_TRACKS if self._knows_tracks(scene) else ""
+            raise UserError(f"the depth maps of scene {name} differ in size: {sorted(depth.sizes)}{advice}")
         if len(depth) < 2:
-            table = PairTable(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
+            table = PairTable.empty()
         else:
             cameras = torch.stack(intrinsics), torch.stack(poses)
             named = partial(_named, progress, name)
@@ -218,6 +232,14 @@ class PosedDataset(Dataset):
         columns = frames[table.first], frames[table.second], table.overlap, table.angle_deg, table.baseline_m
         PairTable(*columns).save(folder / "pairs.npz")
         return damaged
+
+    def _knows_tracks(self, scene: int) -> bool:
+        """Return whether `pairs.source: tracks` is possible."""
+        return False
+
+    def _pairs_of_tracks(self, scene: int) -> PairTable:
+        """Return the pairs of frames that share points, where the data knows them."""
+        raise UserError("this dataset does not know which frames see the same points: set depth", "pairs.source")
 
     def _fuse(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
         damaged: list[DamagedFile] = []

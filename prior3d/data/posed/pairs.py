@@ -1,6 +1,6 @@
 """Pairs of overlapping views of a scene: found once from depth and poses, drawn evenly over the angle between them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prior3d.contracts.runner import Progress, silent
+from prior3d.data.spacing import evenly_chosen
 from prior3d.geometry import baseline, overlap_bounds, pairwise_overlap, view_angle
 
 ANGLE_BINS_DEG = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
@@ -23,6 +24,7 @@ _COARSE_SAMPLES = 64
 _COARSE_MARGIN = 0.15  # about 3.5 standard deviations of an overlap estimated from twice _COARSE_SAMPLES points
 
 _SAMPLING = ("views", "geometry")
+_FRAMES = ("first", "second")
 
 _Item = TypeVar("_Item")
 
@@ -33,13 +35,15 @@ class PairOptions:
 
     Attributes:
         min_overlap: Smallest overlap of a pair: the share of both views' known pixels that see a common surface, above
-            0 to 1.
+            0 to 1. With tracks, the share of both views' points that both see.
         max_distance: Largest distance, in meters, between two points that count as the same surface.
         relative_distance: The same distance as a share of depth; the larger of the two counts. 0 is Pri3D's definition;
             0.01 suits depth sensors.
         samples: Points per view to estimate the overlap from.
         max_angle: Largest angle between the optical axes of a pair, degrees.
         max_frames: Frames per scene to compare; a longer scene is thinned evenly.
+        source: How to find pairs: "depth" compares depth maps; "tracks" takes the points that two frames share from
+            formats that know them, such as COLMAP's, whose sparse depth is too sparse to compare.
         views: "self" is the former name of `data.control: self`.
         geometry: "permuted" is the former name of `data.control: permuted`.
     """
@@ -50,6 +54,7 @@ class PairOptions:
     samples: int = 1024
     max_angle: float = 180.0
     max_frames: int = 400
+    source: Literal["depth", "tracks"] = "depth"
     views: Literal["mined", "self"] = "mined"
     geometry: Literal["own", "permuted"] = "own"
 
@@ -78,7 +83,10 @@ class PairOptions:
     @property
     def mining(self) -> dict[str, float]:
         """The options that the table of pairs depends on; others only change how samples are made from it."""
-        return {name: value for name, value in asdict(self).items() if name not in _SAMPLING}
+        options = {name: value for name, value in asdict(self).items() if name not in _SAMPLING}
+        if self.source == "depth":
+            del options["source"]  # so tables from before this option still count
+        return options
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,11 @@ class PairTable:
     def __getitem__(self, rows: Tensor) -> "PairTable":
         """Return the chosen rows, by index or mask."""
         return PairTable(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def empty(cls) -> "PairTable":
+        """Return a table without pairs."""
+        return cls(*torch.zeros(2, 0, dtype=torch.int64), *torch.zeros(3, 0))
 
     def save(self, path: Path) -> None:
         """Write the table as an `.npz` file."""
@@ -160,6 +173,32 @@ def mine_pairs(
     poses = world_from_camera[first], world_from_camera[second]
     columns = first, second, overlap.float(), view_angle(*poses).float(), baseline(*poses).float()
     return PairTable(*(column.cpu() for column in columns))
+
+
+def pairs_of_tracks(
+    overlap: Mapping[str, np.ndarray],
+    frames: Sequence[int],
+    world_from_camera: np.ndarray,
+    options: PairOptions | None = None,
+) -> PairTable:
+    """Return the pairs of a scene's frames that share enough of their points.
+
+    Args:
+        overlap: Pairs of frames of the recording; see `Recording.overlap`.
+        frames: The frames of the recording that are used, ascending; the table counts these.
+        world_from_camera: Their poses [F, 4, 4] float64, meters.
+        options: Pair options; `PairOptions()` by default.
+    """
+    options = options or PairOptions()
+    chosen = np.array(evenly_chosen(len(frames), options.max_frames), np.int64)
+    place = {frames[index]: index for index in chosen.tolist()}
+    first, second = (np.array([place.get(one, -1) for one in overlap[name].tolist()], np.int64) for name in _FRAMES)
+    kept = (first >= 0) & (second >= 0) & (overlap["overlap"] >= options.min_overlap)
+    first, second, share = (torch.from_numpy(column[kept]) for column in (first, second, overlap["overlap"]))
+    poses = torch.from_numpy(world_from_camera)
+    poses = poses[first], poses[second]
+    table = PairTable(first, second, share.float(), view_angle(*poses).float(), baseline(*poses).float())
+    return table[table.angle_deg <= options.max_angle]
 
 
 def angle_bin(angle_deg: Tensor | float, bins: Sequence[tuple[float, float]] = ANGLE_BINS_DEG) -> Tensor:

@@ -19,7 +19,7 @@ from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
 from prior3d.data.posed.checking import Checked, Checking, check_scene, describe_checked, facts_of, judge_scenes
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
 from prior3d.data.posed.lenses import LENS_VERSION, Lens, lens_problem, undistorted, undistorted_camera
-from prior3d.data.posed.pairs import PairOptions
+from prior3d.data.posed.pairs import PairOptions, PairTable, pairs_of_tracks
 from prior3d.data.posed.registration import CameraPair
 from prior3d.data.posed.surface import SurfaceOptions
 from prior3d.errors import UserError, section
@@ -149,7 +149,7 @@ class RecordedScenes(PosedDataset):
         self._readers = [readers_of[name] for name in self.scenes]
         self.provides = _provided(readers)
         self.fields = tuple(dict.fromkeys(field for reader in readers for field in reader.fields))
-        if spec.views > 1 and "depth" not in self.provides:
+        if spec.views > 1 and "depth" not in self.provides and pairs.source == "depth":
             raise UserError("this format has no depth, which is needed to find pairs of views: set views: 1", "views")
         self._table = table_of(self)
         self._open: dict[int, OpenScene] = {}
@@ -260,6 +260,17 @@ class RecordedScenes(PosedDataset):
         folder = do_job(self._check_job(scene), self.store)
         self.note_damage(damage_in(folder))
         return Checked.load(self.scenes[scene], folder)
+
+    def _pairs_of_tracks(self, scene: int) -> PairTable:
+        opened = self.scene(scene)
+        overlap = opened.recording.overlap()
+        if overlap is None:
+            unknown = "its format does not know which frames see the same points"
+            raise UserError(f"scene {self.scenes[scene]}: {unknown}: set depth", "pairs.source")
+        return pairs_of_tracks(overlap, opened.frames, opened.world_from_color, self.pair_options)
+
+    def _knows_tracks(self, scene: int) -> bool:
+        return type(self.scene(scene).recording).overlap is not Recording.overlap
 
     def _opened(self, scene: int) -> OpenScene:
         name, choice = self.scenes[scene], self.choice
