@@ -14,6 +14,8 @@ MODULES = {
     "gsplat": "gsplat",
     "mlflow": "mlflow",
     "ninja": "ninja",
+    "opencv-python-headless": "cv2",
+    "OpenEXR": "OpenEXR",
     "pycolmap": "pycolmap",
     "pytest": "pytest",
     "pytest-xdist": "xdist",

@@ -20,11 +20,15 @@ file that only this format has."""
 class Camera:
     """A camera as the format describes it; frames with the same camera share one object.
 
+    The dataset undistorts what a lens bent: images, and all maps registered to them. A depth camera of its own
+    (`depth_intrinsics`) is a pinhole.
+
     Attributes:
-        model: `pinhole`, or OpenCV's name of a lens model.
+        model: `pinhole`, or a lens model of OpenCV: `opencv` (radial, tangential, rational) or `fisheye` (equidistant).
         intrinsics: [3, 3] float64, pixels of `size`, pixel centers at +0.5.
         size: height and width of the images, pixels.
-        distortion: coefficients in OpenCV's order; empty for a pinhole.
+        distortion: coefficients in OpenCV's order: k1 k2 p1 p2 [k3 [k4 k5 k6]] of `opencv`, k1 k2 k3 k4 of `fisheye`;
+            empty for a pinhole.
         depth_size: height and width of the depth maps, pixels; None if the format has no depth.
         depth_intrinsics: [3, 3] float64, intrinsics of the depth camera, pixels of `depth_size`; None if depth is
             registered to color, that is, shows the same field of view.

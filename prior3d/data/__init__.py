@@ -6,6 +6,7 @@ This package has the decoding of files. Scenes of posed views are in `prior3d.da
 
 from prior3d.data.decoding import (
     ImageHeader,
+    Orientation,
     image_size,
     read_16bit,
     read_array,
@@ -15,14 +16,21 @@ from prior3d.data.decoding import (
     read_ids,
     same_field_of_view,
 )
+from prior3d.data.depth_files import DepthHeader, read_depth_header, read_depth_values
+from prior3d.data.libraries import library
 
 __all__ = [
+    "DepthHeader",
     "ImageHeader",
+    "Orientation",
     "image_size",
+    "library",
     "read_16bit",
     "read_array",
     "read_calibrated_color",
     "read_color",
+    "read_depth_header",
+    "read_depth_values",
     "read_header",
     "read_ids",
     "same_field_of_view",

@@ -4,27 +4,29 @@ import contextlib
 import io
 import math
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from prior3d.errors import DamagedFile
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error)
-_GRAY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, zipfile.BadZipFile)
+GRAY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # "I" is the mode of a 16-bit PNG in Pillow before 11
 _TOP_16_BIT = 65535
 _IDS = ("L", "P", "1")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+Orientation = Literal["stored", "upright"]
+"""Which pixels a calibration describes: those of the file, or those that its EXIF orientation turns upright."""
 
-_CONTRADICTS = (
-    "its EXIF orientation turns it, and the calibration is of {} x {} pixels as stored: remove the orientation from the"
-    " file, or turn pixels and calibration"
-)
+_TIFF_ORIENTATION = 274
+_TURNED_TIFF = "its TIFF orientation turns it, and the calibration is of the pixels as stored: remove the orientation"
 
 
 @contextlib.contextmanager
@@ -51,22 +53,24 @@ class ImageHeader:
         turned: Whether its EXIF orientation rotates or mirrors the stored pixels.
         upright_size: Height and width after that.
         mode: Pillow's name for the type of pixels.
+        turned_by_decoder: Whether it is a TIFF file that is rotated or mirrored while it is decoded.
     """
 
     size: tuple[int, int]
     turned: bool
     upright_size: tuple[int, int]
     mode: str
+    turned_by_decoder: bool = False
 
     @property
     def problem_as_depth(self) -> str | None:
         """Why this is not a 16-bit depth map, None if it is one."""
-        return None if self.mode in _GRAY_16_BIT else f"expected a 16-bit gray image, got mode {self.mode}"
+        return None if self.mode in GRAY_16_BIT else f"expected a 16-bit gray image, got mode {self.mode}"
 
     @property
     def problem_as_calibrated(self) -> str | None:
-        """Why the stored pixels cannot be those that a camera's calibration describes, None if they can."""
-        return _CONTRADICTS.format(*reversed(self.size)) if self.turned else None
+        """Why the pixels as stored, which a camera's calibration describes, cannot be read; None if they can."""
+        return _TURNED_TIFF if self.turned_by_decoder else None
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -83,7 +87,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_color(path: Path) -> np.ndarray:
     """Return a photograph as [h, w, 3] uint8 RGB, rotated upright by its EXIF orientation.
 
-    Gray images get three equal channels, 16 bits are scaled to 8, palette colors are looked up, and opacity is ignored.
+    Gray images get three equal channels, and 16 bits of gray are scaled to 8; of 16-bit colors, the upper 8 bits are
+    read. Palette colors are looked up, CMYK is converted, and opacity is dropped: pixels keep the colors of the file.
 
     Args:
         path: Image file; posed images have `read_calibrated_color`.
@@ -91,46 +96,49 @@ def read_color(path: Path) -> np.ndarray:
     Raises:
         DamagedFile: The file cannot be decoded, or its numbers are not colors (floating-point images).
     """
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         upright = ImageOps.exif_transpose(picture) if _header(picture).turned else picture
         return _rgb(upright)
 
 
-def read_calibrated_color(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_calibrated_color(path: Path, size: tuple[int, int], orientation: Orientation = "stored") -> np.ndarray:
     """Return an image as [h, w, 3] uint8 RGB, in the pixels that a camera's calibration describes.
 
-    An EXIF orientation is applied only if the calibration is evidently of the rotated image. Otherwise the file is
-    refused: the calibration and the depth map that go with it may be of the stored pixels or of the rotated ones.
+    These are the pixels as stored, whatever EXIF says, unless the format declares otherwise. An orientation is also
+    applied where the size shows that the calibration is of the rotated image alone.
 
     Args:
         path: Image file.
         size: Height and width of the calibration, pixels.
+        orientation: Which pixels the calibration describes.
 
     Raises:
-        DamagedFile: The file cannot be decoded, has another size, or its orientation contradicts the calibration.
+        DamagedFile: The file cannot be decoded, or has another size.
     """
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         header = _header(picture)
-        if header.turned and (header.size == size or header.upright_size != size):
-            raise ValueError(_CONTRADICTS.format(*reversed(size)))
-        if header.upright_size != size:
-            got, expected = ("x".join(map(str, reversed(shape))) for shape in (header.upright_size, size))
+        if header.turned_by_decoder and orientation == "stored":
+            raise ValueError(_TURNED_TIFF)
+        upright = orientation == "upright" or (header.turned and header.size != size == header.upright_size)
+        shape = header.upright_size if upright else header.size
+        if shape != size:
+            got, expected = ("x".join(map(str, reversed(one))) for one in (shape, size))
             raise ValueError(f"{got} pixels, where the scene's images have {expected}")
-        return _rgb(ImageOps.exif_transpose(picture) if header.turned else picture)
+        return _rgb(ImageOps.exif_transpose(picture) if upright and header.turned else picture)
 
 
 def read_16bit(path: Path) -> np.ndarray:
     """Return a 16-bit gray image as [h, w] uint16."""
-    with damage(path), Image.open(_intact(path)) as picture:
+    with damage(path), Image.open(intact(path)) as picture:
         if problem := _header(picture).problem_as_depth:
             raise ValueError(problem)
-        return _uint16(picture)
+        return as_uint16(picture)
 
 
 def read_ids(path: Path) -> np.ndarray:
     """Return an image with one id per pixel (gray value or palette index) as [h, w] integers; ignore palette colors."""
-    with damage(path), Image.open(_intact(path)) as picture:
-        if picture.mode not in (*_GRAY_16_BIT, *_IDS):
+    with damage(path), Image.open(intact(path)) as picture:
+        if picture.mode not in (*GRAY_16_BIT, *_IDS):
             raise ValueError(f"expected one id per pixel (a gray image or one with a palette), got mode {picture.mode}")
         return np.asarray(picture).astype(np.int32)
 
@@ -166,7 +174,9 @@ def same_field_of_view(size: tuple[int, int], other: tuple[int, int], share: flo
 def _header(picture: Image.Image) -> ImageHeader:
     size = picture.height, picture.width
     orientation = _orientation(picture)
-    return ImageHeader(size, orientation != 1, size[::-1] if orientation in (5, 6, 7, 8) else size, picture.mode)
+    upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+    by_decoder = picture.format == "TIFF" and picture.tag_v2.get(_TIFF_ORIENTATION, 1) in range(2, 9)
+    return ImageHeader(size, orientation != 1, upright, picture.mode, by_decoder)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -181,13 +191,16 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """Return the pixels of an opened image as [h, w, 3] uint8."""
     if picture.mode == "F":
         raise ValueError("expected an image of 8 or 16 bits, got floating-point numbers (mode F)")
-    if picture.mode in _GRAY_16_BIT:  # Pillow clips these at 255 instead of scaling
-        gray = np.rint(_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
+    if picture.mode in GRAY_16_BIT:  # Pillow clips these at 255 instead of scaling
+        gray = np.rint(as_uint16(picture) / (_TOP_16_BIT / 255)).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
+    if picture.mode == "P" and "transparency" in picture.info:  # Pillow warns of converting these to RGB at once
+        picture = picture.convert("RGBA")
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _uint16(picture: Image.Image) -> np.ndarray:
+def as_uint16(picture: Image.Image) -> np.ndarray:
+    """Return the values of an opened image of `GRAY_16_BIT` as [h, w] uint16."""
     values = np.asarray(picture)
     if values.dtype != np.uint16 and values.size and not (values.min() >= 0 and values.max() <= _TOP_16_BIT):
         raise ValueError(f"expected 16 bits, got values from {values.min()} to {values.max()}")
@@ -201,7 +214,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _intact(path: Path) -> io.BytesIO:
+def intact(path: Path) -> io.BytesIO:
     """Return the file's bytes; those of a PNG only if all its checksums are right.
 
     Pillow skips the checksums of pixel data. Of 200 depth files with one flipped bit, it decoded 7 to wrong depths, and

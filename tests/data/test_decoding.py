@@ -1,4 +1,6 @@
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -73,18 +75,70 @@ def test_photographs_are_turned_as_their_exif_orientation_says(tmp_path, orienta
     assert image_size(path) == expected.shape[:2]
 
 
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_calibrated_images_are_turned_only_where_the_calibration_says_so(tmp_path, orientation):
+@pytest.mark.parametrize("orientation", sorted(UPRIGHT))
+def test_calibrated_images_are_as_stored_unless_the_calibration_is_of_upright_ones(tmp_path, orientation):
     pixels, path = noise(40, 30), tmp_path / "a.png"
     with_orientation(path, pixels, orientation)
-    with pytest.raises(DamagedFile, match="its EXIF orientation turns it, and the calibration is of 30 x 40 pixels"):
-        read_calibrated_color(path, (40, 30))
-    if orientation == 6:
-        assert np.array_equal(read_calibrated_color(path, (30, 40)), np.rot90(pixels, -1))
-    with_orientation(path, pixels, 1)
+    upright = UPRIGHT[orientation](pixels)
     assert np.array_equal(read_calibrated_color(path, (40, 30)), pixels)
-    with pytest.raises(DamagedFile, match="30x40 pixels, where the scene's images have 40x30"):
-        read_calibrated_color(path, (30, 40))
+    assert np.array_equal(read_calibrated_color(path, upright.shape[:2], "upright"), upright)
+    if upright.shape != pixels.shape:  # only the turned image can be that of such a calibration
+        assert np.array_equal(read_calibrated_color(path, (30, 40)), upright)
+        with pytest.raises(DamagedFile, match="40x30 pixels, where the scene's images have 30x40"):
+            read_calibrated_color(path, (40, 30), "upright")
+    with pytest.raises(DamagedFile, match="30x40 pixels, where the scene's images have 31x40"):
+        read_calibrated_color(path, (40, 31))
+
+
+def test_tiff_files_that_are_turned_while_decoded_are_no_stored_pixels(tmp_path):
+    pixels, path = noise(40, 30), tmp_path / "a.tif"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    assert np.array_equal(read_color(path), np.rot90(pixels, -1))
+    with pytest.raises(DamagedFile, match="its TIFF orientation turns it"):
+        read_calibrated_color(path, (40, 30))
+    assert np.array_equal(read_calibrated_color(path, (30, 40), "upright"), np.rot90(pixels, -1))
+
+
+def png_of_16_bits(path, values, kind):
+    """A PNG of 16 bits a channel, which Pillow does not write; its kind is 2 for RGB, 4 gray and alpha, 6 RGBA."""
+
+    def part(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    content = part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_of_16_bit_colors_the_upper_8_bits_are_read(tmp_path, kind, channels):
+    values = noise(top=65536, dtype=np.uint16, channels=channels)
+    png_of_16_bits(tmp_path / "a.png", values, kind)
+    expected = np.repeat(values[..., :1], 3, -1) if channels == 2 else values[..., :3]
+    assert np.array_equal(read_color(tmp_path / "a.png"), expected >> 8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparency_of_palettes_and_gray_is_dropped(tmp_path):
+    palette = Image.fromarray(noise()).quantize(16)
+    for name, transparency in (("one.png", 3), ("many.png", bytes(range(0, 160, 10)))):
+        palette.save(tmp_path / name, transparency=transparency)
+        assert np.array_equal(read_color(tmp_path / name), np.asarray(palette.convert("RGB"))), name
+    gray = noise(channels=0)
+    Image.fromarray(gray).save(tmp_path / "gray.png", transparency=5)
+    assert np.array_equal(read_color(tmp_path / "gray.png"), np.repeat(gray[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_cmyk_becomes_rgb(tmp_path, name):
+    inks = {"red": (0, 255, 255, 0), "blue": (255, 255, 0, 0), "dark": (0, 0, 0, 200), "white": (0, 0, 0, 0)}
+    colors = {"red": (255, 0, 0), "blue": (0, 0, 255), "dark": (55, 55, 55), "white": (255, 255, 255)}
+    for ink, values in inks.items():
+        Image.new("CMYK", (16, 16), values).save(tmp_path / name, **({"quality": 100} if "jpg" in name else {}))
+        assert np.abs(read_color(tmp_path / name).astype(int) - colors[ink]).max() <= 3
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from prior3d.data.posed.colmap_model import (
     read_colmap_points,
 )
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.depth_codes import Along, DepthBits, DepthCodes
 from prior3d.data.posed.files import (
     COLOR_EXTENSIONS,
-    DepthCodes,
     FileNames,
     FileRecording,
     FrameFiles,
@@ -41,8 +41,10 @@ from prior3d.data.posed.files import (
 )
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
+from prior3d.data.posed.lenses import undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs, pairs_of_tracks
 from prior3d.data.posed.ply import read_ply
+from prior3d.data.posed.rays import along_axis
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
@@ -77,9 +79,13 @@ __all__ = [
     "read_pinhole",
     "read_pose",
     "scaled",
+    "undistorted_camera",
     # folders of files
     "COLOR_EXTENSIONS",
+    "Along",
+    "DepthBits",
     "DepthCodes",
+    "along_axis",
     "FileNames",
     "FileRecording",
     "FrameFiles",

@@ -205,15 +205,11 @@ def is_rigid(pose: np.ndarray) -> bool:
 
 
 def camera_problem(camera: Camera) -> str | None:
-    """Return why views of a camera cannot be used, None if they can.
-
-    This is the only place that refuses lens models: the geometry of priors and probes assumes pinhole cameras.
+    """Return why views of a camera cannot be used, None if they can; `lens_problem` checks its lens.
 
     Args:
         camera: Camera as a reader describes it.
     """
-    if camera.model != "pinhole" or any(camera.distortion):
-        return f"its lens is not a pinhole ({camera.model}): undistort the images first"
     for what, matrix in (("", camera.intrinsics), ("depth ", camera.depth_intrinsics)):
         if matrix is not None and not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
             return f"expected finite {what}intrinsics with positive focal lengths, got {matrix.tolist()}"

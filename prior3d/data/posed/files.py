@@ -8,16 +8,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from prior3d.contracts.fields import UNKNOWN_DEPTH
 from prior3d.contracts.reader import Camera, Frame, Recording
 from prior3d.contracts.view import View
-from prior3d.data.decoding import ImageHeader, read_16bit, read_calibrated_color, read_header
+from prior3d.data.decoding import ImageHeader, Orientation, read_calibrated_color, read_header
+from prior3d.data.depth_files import DepthHeader, read_depth_header
 from prior3d.data.images.listing import PathTable
 from prior3d.data.posed.cameras import read_pose
+from prior3d.data.posed.depth_codes import Along, DepthBits, DepthCodes, depth_problem
+from prior3d.data.posed.rays import along_axis
 from prior3d.errors import DamagedFile, UserError
 
 DEEPEST_SCENE = 3
@@ -27,6 +29,8 @@ COLOR_EXTENSIONS = ("png", "jpg", "jpeg")
 
 _LOOKED_AT = 1000  # folders: enough for every scene of ScanNet, but not for a walk through a home folder
 _SHOWN = 3
+
+_Header = TypeVar("_Header", ImageHeader, DepthHeader)
 
 
 @dataclass(frozen=True)
@@ -200,29 +204,39 @@ def nearest_file(folder: Path, root: Path, names: Sequence[str]) -> Path | None:
         above = above.parent
 
 
-def color_size(files: Iterable[Path]) -> tuple[int, int]:
+def color_size(files: Iterable[Path], orientation: Orientation = "stored") -> tuple[int, int]:
     """Return height and width of a scene's color images, from the first usable one.
 
-    Raises:
-        UserError: None can be read, or all have an EXIF orientation, so it is unknown which size the calibration is of.
-    """
-    return _first(files, lambda header: header.problem_as_calibrated).size
-
-
-def depth_size(files: Iterable[Path]) -> tuple[int, int]:
-    """Return height and width of a scene's 16-bit depth maps, from the first usable one.
+    Args:
+        files: Color images.
+        orientation: Which pixels the calibration describes, see `read_calibrated_color`.
 
     Raises:
-        UserError: None can be read, or none has 16 bits.
+        UserError: None can be read.
     """
-    return _first(files, lambda header: header.problem_as_depth).size
+    if orientation == "upright":
+        return _first(files, read_header, lambda header: None).upright_size
+    return _first(files, read_header, lambda header: header.problem_as_calibrated).size
 
 
-def _first(files: Iterable[Path], problem: Callable[[ImageHeader], str | None]) -> ImageHeader:
+def depth_size(files: Iterable[Path], bits: DepthBits = 16) -> tuple[int, int]:
+    """Return height and width of a scene's depth maps, from the first usable one.
+
+    Args:
+        files: Depth files, see `prior3d.data.read_depth_values`.
+        bits: Fewest bits of a value, as declared to `DepthCodes`.
+
+    Raises:
+        UserError: None can be read, or none has so many bits.
+    """
+    return _first(files, read_depth_header, lambda header: depth_problem(header.bits, bits)).size
+
+
+def _first(files: Iterable[Path], read: Callable[[Path], _Header], problem: Callable[[_Header], str | None]) -> _Header:
     failures = []
     for path in files:
         try:
-            header = read_header(path)
+            header = read(path)
             why = problem(header)
             if why is None:
                 return header
@@ -230,31 +244,6 @@ def _first(files: Iterable[Path], problem: Callable[[ImageHeader], str | None]) 
         except DamagedFile as damage:
             failures.append(str(damage))
     raise UserError(f"none of {len(failures)} files can be used, the first: {failures[0]}", "root")
-
-
-class DepthCodes:
-    """Meaning of the values in 16-bit depth files: the options `depth_scale` and `invalid_depth`.
-
-    Args:
-        scale: Units of the files per meter.
-        invalid: Values that mean "not measured".
-
-    Raises:
-        UserError: An option is wrong; the error names it.
-    """
-
-    def __init__(self, scale: float, invalid: tuple[int, ...]) -> None:
-        if not scale > 0:
-            raise UserError(f"expected units per meter above 0, got {scale}", "depth_scale")
-        if not all(0 <= value <= 65535 for value in invalid):
-            raise UserError(f"expected values of 16 bits, 0 to 65535, got {list(invalid)}", "invalid_depth")
-        self.facts = f"depth {scale} {invalid}"
-        self._meters = (np.arange(65536) / scale).astype(np.float32)
-        self._meters[list(invalid)] = UNKNOWN_DEPTH
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return the depth map of a file, [h, w] float32 meters, 0 = unknown."""
-        return self._meters.take(read_16bit(path))
 
 
 class FileRecording(Recording):
@@ -267,6 +256,9 @@ class FileRecording(Recording):
         more: Further files that the scene's content depends on: poses, intrinsics.
         facts: Options that the scene's content depends on.
         notes: Notes for the log.
+        along: Whether depth files hold depth along the camera's axis, or the distance along the ray of each pixel.
+        orientation: Which pixels the intrinsics belong to: those of the image files, or those that the files' EXIF
+            orientation turns upright. A note says if the first image has one.
     """
 
     def __init__(
@@ -277,13 +269,17 @@ class FileRecording(Recording):
         more: Sequence[Path] = (),
         facts: str = "",
         notes: Sequence[str] = (),
+        along: Along = "axis",
+        orientation: Orientation = "stored",
     ) -> None:
         self.frames = frames
-        self.notes = notes
+        self.notes = [*notes, *_note_on_orientation(frames, files, orientation)]
+        self._orientation = orientation
         self._files = files
         self._decoders = decoders
         self._more = more
         self._facts = facts
+        self._along = along
 
     def read(self, frame: int, fields: frozenset[str]) -> View:
         """Decode the files of one frame; see `Recording.read`."""
@@ -292,12 +288,14 @@ class FileRecording(Recording):
             if name not in fields or name not in {"image", *self._decoders}:
                 continue
             if name == "image":
-                values[name] = read_calibrated_color(path, camera.size)
+                values[name] = read_calibrated_color(path, camera.size, self._orientation)
                 continue
             values[name] = self._decoders[name](path)
             if name == "depth" and values[name].shape != camera.depth_size:
                 got, wanted = (f"{width}x{height}" for height, width in (values[name].shape, camera.depth_size))
                 raise DamagedFile(path, f"{got} pixels, where the scene's images have {wanted}")
+            if name == "depth" and self._along == "ray":
+                values[name] = along_axis(values[name], camera)
         return View(values, size=camera.size)
 
     def fingerprint(self, frames: Sequence[int] | None = None) -> str:
@@ -309,6 +307,23 @@ class FileRecording(Recording):
                 status = path.stat()
                 found.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns};".encode())
         return found.hexdigest()
+
+
+def _note_on_orientation(
+    frames: Sequence[Frame], files: Sequence[Mapping[str, Path]], orientation: Orientation
+) -> list[str]:
+    """Return a note for the log if the first image has an EXIF orientation: whether it is applied."""
+    path = files[0].get("image") if len(files) else None
+    try:
+        header = None if path is None else read_header(path)
+    except DamagedFile:  # decoding reports it
+        return []
+    if header is None or not header.turned:
+        return []
+    size = frames[0].camera.size
+    if orientation == "upright" or header.size != size == header.upright_size:
+        return [f"images are turned by their EXIF orientation: intrinsics are of {size[1]} x {size[0]} pixels"]
+    return ["images are read as stored, and their EXIF orientation goes unused: intrinsics belong to stored pixels"]
 
 
 class _PosedFrames(Sequence[Frame]):
@@ -330,7 +345,7 @@ class _PosedFrames(Sequence[Frame]):
 
 
 class RGBDFolder(FileRecording):
-    """A scene of one sensor with a color, a 16-bit depth and a pose file for each frame.
+    """A scene of one sensor with a color, a depth and a pose file for each frame.
 
     Args:
         files: Files of the frames.
@@ -346,7 +361,7 @@ class RGBDFolder(FileRecording):
         matrices = (camera.intrinsics, camera.depth_intrinsics)
         facts = [depth.facts, *(None if matrix is None else matrix.tolist() for matrix in matrices)]
         frames = _PosedFrames(files, camera)
-        super().__init__(frames, _FieldsOf(files), {"depth": depth.read}, more, str(facts), notes)
+        super().__init__(frames, _FieldsOf(files), {"depth": depth.read}, more, str(facts), notes, depth.along)
 
 
 class _FieldsOf(Sequence[Mapping[str, Path]]):

@@ -18,6 +18,7 @@ from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
 from prior3d.data.posed.checking import Checked, Checking, check_scene, describe_checked, facts_of, judge_scenes
 from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedDataset
+from prior3d.data.posed.lenses import LENS_VERSION, Lens, lens_problem, undistorted, undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, pairs_of_tracks
 from prior3d.data.posed.registration import CameraPair
 from prior3d.data.posed.surface import SurfaceOptions
@@ -86,7 +87,7 @@ class OpenScene:
         recording: Recording as the reader opened it.
         frames: Indices of the used frames in the recording, in order.
         world_from_color: Poses [F, 4, 4] float64 of the color camera, meters.
-        cameras: All cameras of these frames.
+        cameras: All cameras of these frames, before undistortion.
         camera_of: Index [F] of each frame's camera.
         left_out: Dict from problem to the names of the frames that have it.
     """
@@ -107,8 +108,9 @@ class RecordedScenes(PosedDataset):
     """Recordings of any format as a dataset of posed views: `RecordedScenes(spec, [MyReader("scans")])`.
 
     Views have the pose and intrinsics of the color camera, and depth registered to it at the resolution of the depth
-    maps. Unusable frames (no pose, a pose that is not rigid) are left out; the log gives their number and names. Scenes
-    are selected by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+    maps. Images of distorted lenses are undistorted, and their intrinsics are those after that. Unusable frames (no
+    pose, a pose that is not rigid) are left out; the log gives their number and names. Scenes are selected by patterns:
+    `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
 
     Args:
         spec: Settings that every dataset gets.
@@ -160,9 +162,13 @@ class RecordedScenes(PosedDataset):
     def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
         """Decode one frame; see `PosedDataset.load`."""
         opened = self.scene(scene)
-        camera, wanted = opened.camera(frame), self._table.declared(fields)
+        original, wanted = opened.camera(frame), self._table.declared(fields)
+        camera = undistorted_camera(original)
         read = opened.recording.read(opened.frames[frame], wanted & self._readers[scene].provides)
         view = View(dict(read.values), scene, frame, camera.size)
+        for name in read.values:
+            if name in view and not (name == "depth" and camera.depth_intrinsics is not None):
+                view[name] = undistorted(view[name], self._table[name], original)
         if "depth" in view:
             view["depth"] = _registered(self.choice.within_limits(view["depth"]), camera)
         if "intrinsics" in wanted:
@@ -185,6 +191,8 @@ class RecordedScenes(PosedDataset):
             )
             for fact in facts:
                 digest.update(str(None if fact is None else np.asarray(fact).tolist()).encode())
+            if (lens := Lens.of(camera)) is not None:
+                digest.update(f"{LENS_VERSION} {lens}".encode())
         facts = [self.choice.min_depth, self.choice.max_depth, digest.hexdigest()]
         return json.dumps(["posed", self.scenes[scene], *facts, opened.recording.fingerprint(opened.frames)])
 
@@ -277,9 +285,11 @@ class RecordedScenes(PosedDataset):
         used = {index: frame for index, frame in frames.items() if frame.problem is None}
         fitting = [one for pattern, one in (choice.depth_to_color or {}).items() if names_scene(pattern, name)]
         originals = list({id(frame.camera): frame.camera for frame in used.values()}.values())
+        if fitting and any(camera.model != "pinhole" for camera in originals):
+            raise UserError(f"scene {name} has a lens model, and depth_to_color is of pinholes", "depth_to_color")
         cameras = [fitting[0].of_color(camera) if fitting else camera for camera in originals]
         for camera in cameras:
-            if problem := camera_problem(camera):
+            if problem := camera_problem(camera) or lens_problem(camera):
                 raise UserError(f"scene {name}: {problem}", "root")
         number = {id(camera): index for index, camera in enumerate(originals)}
         camera_of = np.array([number[id(frame.camera)] for frame in used.values()], np.int64)

@@ -468,16 +468,21 @@ def test_color_of_another_aspect_than_depth_is_refused(tmp_path, change, size):
     assert calibrated.load(0, 0, ALL)["depth"].shape == (96, 128)
 
 
-def test_color_turned_by_its_exif_orientation_is_refused(tmp_path):
-    write_frames(tmp_path, suffix="jpg")
-    for path in tmp_path.glob("*.color.jpg"):
-        exif = Image.Exif()
-        exif[0x0112] = 3
-        Image.open(path).save(path, exif=exif)
-    with pytest.raises(
-        UserError, match=r"^root: none of 3 files can be used, .*000000\.color\.jpg: its EXIF orientation"
-    ):
-        PosedRGBD(spec(), root=tmp_path).verify()
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_color_is_read_as_stored_whatever_its_exif_orientation_says_and_the_log_says_so(tmp_path, orientation):
+    write_frames(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    ramp = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    for path in tmp_path.glob("*.color.png"):
+        Image.fromarray(ramp).save(path, exif=exif)
+    dataset = PosedRGBD(spec(), root=tmp_path)
+    dataset.verify()
+    assert np.array_equal(dataset.load(0, 0, ALL)["image"], ramp)
+    (note,) = [line for line in dataset.describe() if "EXIF" in line]
+    assert note.endswith(
+        "images are read as stored, and their EXIF orientation goes unused: intrinsics belong to stored pixels"
+    )
 
 
 def test_a_scene_of_8_bit_depth_is_refused_and_a_single_map_is_damage(tmp_path):

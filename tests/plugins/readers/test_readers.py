@@ -14,8 +14,9 @@ from prior3d.contracts.reader import BY_MARKER, Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.decoding import read_array
 from prior3d.data.posed import formats, recognizing
-from prior3d.data.posed.cameras import pinhole, read_numbers
+from prior3d.data.posed.cameras import Calibration, pinhole, read_numbers
 from prior3d.data.posed.files import FileRecording, find_scenes, has_scene
+from prior3d.data.posed.lenses import undistorted_camera
 from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.errors import UserError
 from prior3d.registry import Registry, in_force
@@ -141,17 +142,38 @@ def test_a_made_up_reader_is_a_dataset(made, tmp_path):
     assert dataset.scene_fingerprint(0) != RecordedScenes(spec, [Made(made, unit=2)]).scene_fingerprint(0)
 
 
-def test_lenses_that_are_not_pinholes_are_refused_in_one_line(made, tmp_path):
+def with_lens(made, tmp_path, distortion, choice=None):
     class Fisheye(Made):
         def open(self, scene: str) -> Recording:
             recording = super().open(scene)
             for frame in recording.frames:
-                object.__setattr__(frame, "camera", replace(frame.camera, model="fisheye", distortion=(0.1,) * 4))
+                object.__setattr__(frame, "camera", replace(frame.camera, model="fisheye", distortion=distortion))
             return recording
 
-    dataset = RecordedScenes(DataSpec(SIZE, 1, "train", tmp_path / "cache"), [Fisheye(made)])
-    with pytest.raises(UserError, match=r"^root: scene a: its lens is not a pinhole \(fisheye\): undistort the images"):
-        dataset.verify()
+    return RecordedScenes(DataSpec(SIZE, 1, "train", tmp_path / "cache"), [Fisheye(made)], choice)
+
+
+def test_views_of_lenses_are_those_of_pinholes(made, tmp_path):
+    dataset = with_lens(made, tmp_path, (0.1,) * 4)
+    dataset.verify()
+    for frame in range(3):
+        original = dataset.scene(0).camera(frame)
+        shown, view = undistorted_camera(original), dataset.load(0, frame, ALL)
+        assert original.model == "fisheye" and view.size == shown.size != SIZE
+        assert view["image"].shape == (*shown.size, 3) and view["depth"].shape == shown.depth_size
+        assert np.array_equal(view["intrinsics"], shown.intrinsics)
+        assert set(np.unique(view["depth"])) == {1.5 + frame}
+    others = with_lens(made, tmp_path, (0.1, 0.1, 0.1, 0.2))
+    assert dataset.scene_fingerprint(0) != others.scene_fingerprint(0)
+
+
+def test_lenses_that_cannot_be_are_refused_in_one_line(made, tmp_path):
+    folding = with_lens(made, tmp_path, (-9.0, 0, 0, 0))
+    with pytest.raises(UserError, match=r"^root: scene a: the coefficients .* of its lens \(fisheye\) fold the image"):
+        folding.verify()
+    color = Calibration(10, 10, 4, 3, (0, 0, 0))
+    with pytest.raises(UserError, match=r"^depth_to_color: scene a has a lens model"):
+        with_lens(made, tmp_path, (0.1,) * 4, Choice(depth_to_color={"*": color})).verify()
 
 
 def test_a_format_without_depth_makes_no_pairs(made, tmp_path):
