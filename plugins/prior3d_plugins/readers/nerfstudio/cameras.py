@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prior3d import Camera, DamagedFile, UserError
-from prior3d.data import read_header
+from prior3d.data import read_depth_header, read_header
 from prior3d.data.posed import pinhole
-from prior3d_plugins.readers.nerfstudio.depth import DepthFiles
 
+_LEAST_BITS = 16  # of a depth file
 _WITH_OPACITY = ("RGBA", "LA", "PA")
 
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
@@ -24,7 +24,7 @@ _NUMBERS = (
 _DEGREES = math.pi / 180
 
 
-class Lens(NamedTuple):
+class DeclaredLens(NamedTuple):
     """What `transforms.json` says of a camera; frames with equal numbers have the same one.
 
     Attributes:
@@ -66,7 +66,7 @@ class Lens(NamedTuple):
         )
 
 
-def lens_of(meta: Mapping[str, object], frame: Mapping[str, object]) -> Lens:
+def lens_of(meta: Mapping[str, object], frame: Mapping[str, object]) -> DeclaredLens:
     """Return the lens of a frame.
 
     Args:
@@ -91,10 +91,10 @@ def lens_of(meta: Mapping[str, object], frame: Mapping[str, object]) -> Lens:
     if model == "fisheye":
         if p1 or p2:
             raise UserError(f"p1 and p2 of {_FISHEYE} cannot be read: OpenCV's fisheye has no tangential part", "root")
-        return Lens(model, tuple(given.items()), (k1, k2, k3, k4))
+        return DeclaredLens(model, tuple(given.items()), (k1, k2, k3, k4))
     if k4:
         raise UserError("k4 of OPENCV cannot be read: OpenCV has no such term; undistort the images first", "root")
-    return Lens(model, tuple(given.items()), (k1, k2, p1, p2, *((k3,) if k3 else ())))
+    return DeclaredLens(model, tuple(given.items()), (k1, k2, p1, p2, *((k3,) if k3 else ())))
 
 
 def _model(meta: Mapping[str, object], frame: Mapping[str, object]) -> str:
@@ -126,29 +126,29 @@ def _focal(given: Mapping[str, float], axis: str, pixels: int) -> float | None:
 
 
 def cameras_of(
-    lenses: Sequence[Lens], files: Sequence[Mapping[str, Path]], depth: DepthFiles | None
-) -> tuple[dict[Lens, tuple[Camera, str | None]], list[str]]:
+    lenses: Sequence[DeclaredLens], files: Sequence[Mapping[str, Path]], has_depth: bool
+) -> tuple[dict[DeclaredLens, tuple[Camera, str | None]], list[str]]:
     """Return the camera of each lens with the reason why its frames cannot be used, and notes on the images.
 
     Args:
         lenses: one for each frame.
         files: files of each frame by field; those that are missing are left out.
-        depth: reads headers of depth files; None if there is no depth.
+        has_depth: whether depth files are read.
 
     Raises:
         UserError: no image can be read, or one has another size than its camera.
     """
-    files_of: dict[Lens, list[Mapping[str, Path]]] = {}
+    files_of: dict[DeclaredLens, list[Mapping[str, Path]]] = {}
     for lens, own in zip(lenses, files, strict=True):
         files_of.setdefault(lens, []).append(own)
     modes: set[str] = set()
-    found: dict[Lens, tuple[tuple[int, int] | None, tuple[int, int] | None, str | None]] = {}
+    found: dict[DeclaredLens, tuple[tuple[int, int] | None, tuple[int, int] | None, str | None]] = {}
     off = []
     for lens, group in files_of.items():
         size, problem = _first([own["image"] for own in group if "image" in own], lambda path: _size(path, modes))
         of_depth = None
-        if depth is not None:
-            of_depth, why = _first([own["depth"] for own in group if "depth" in own], depth.size)
+        if has_depth:
+            of_depth, why = _first([own["depth"] for own in group if "depth" in own], _depth_size)
             problem = problem or why
         if size is not None and lens.size not in (None, size):
             off.append(f"{_by(size)} pixels, where the camera has {_by(lens.size)}")
@@ -164,7 +164,7 @@ def cameras_of(
     cameras = {}
     for lens, (size, of_depth, problem) in found.items():
         size = size or sizes[0]
-        cameras[lens] = lens.camera(size, None if depth is None else of_depth or size), problem
+        cameras[lens] = lens.camera(size, (of_depth or size) if has_depth else None), problem
     return cameras, notes
 
 
@@ -186,6 +186,13 @@ def _size(path: Path, modes: set[str]) -> tuple[int, int]:
     if header.problem_as_calibrated:
         raise DamagedFile(path, header.problem_as_calibrated)
     modes.add(header.mode)
+    return header.size
+
+
+def _depth_size(path: Path) -> tuple[int, int]:
+    header = read_depth_header(path)
+    if header.bits < _LEAST_BITS:
+        raise DamagedFile(path, f"depth of {header.bits} bits, where at least {_LEAST_BITS} are expected")
     return header.size
 
 

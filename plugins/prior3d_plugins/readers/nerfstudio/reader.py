@@ -13,9 +13,8 @@ import numpy as np
 from annotated_types import Gt
 
 from prior3d import BY_METADATA, Cloud, Frame, Reader, Recording, UserError
-from prior3d.data.posed import FileRecording, find_scenes, has_scene, pose_problem, read_ply
-from prior3d_plugins.readers.nerfstudio.cameras import Lens, cameras_of, lens_of
-from prior3d_plugins.readers.nerfstudio.depth import DepthFiles
+from prior3d.data.posed import DepthCodes, FileRecording, find_scenes, has_scene, pose_problem, read_ply
+from prior3d_plugins.readers.nerfstudio.cameras import DeclaredLens, cameras_of, lens_of
 
 _SPLITS = ("train", "val", "test")
 _WHOLE, _TRAIN = "transforms.json", "transforms_train.json"
@@ -23,6 +22,7 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg")  # to try for names without one, as thos
 _DEPTH_KEYS = ("depth_file_path", "depth_path")
 _UNIT_KEYS = ("depth_unit_scale_factor", "integer_depth_scale")
 _MILLIMETER = 0.001
+_INVALID = (0, 65535)  # the largest number of 16 bits is no distance but an overflow
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 Split = Literal["all", "train", "val", "test"]
@@ -40,8 +40,8 @@ class Nerfstudio(Reader):
         split: which frames to read, where the file lists `train_filenames`, or `transforms_train.json` has others next
             to it.
         depth: whether to read depth files; by default if the first scene names some.
-        depth_unit_scale_factor: meters per unit of the depth files, PNG or npy; by default what the file declares under
-            this name or `integer_depth_scale`, else 0.001, as in nerfstudio.
+        depth_unit_scale_factor: meters per unit of the depth files, whole numbers or not; by default what the file
+            declares under this name or `integer_depth_scale`, else 0.001, as in nerfstudio.
         scale: meters per unit of the poses and points. Without it, one unit counts as a meter.
 
     Raises:
@@ -83,7 +83,7 @@ class Nerfstudio(Reader):
         folder = self._folders[scene]
         paths = self._tables(folder)
         metas = {path: _loaded(path) for path in paths}
-        entries: list[tuple[str, Mapping, np.ndarray | None, str | None, Lens]] = []
+        entries: list[tuple[str, Mapping, np.ndarray | None, str | None, DeclaredLens]] = []
         units = set()
         for path, meta in metas.items():
             with _naming(path):
@@ -100,9 +100,10 @@ class Nerfstudio(Reader):
         files = [self._files(folder, name, entry) for name, entry, *_ in entries]
         if not any("image" in own for own in files):
             raise UserError(f"none of {len(files)} images is there, such as {folder / entries[0][0]}", "root")
-        depth = DepthFiles(units.pop()) if self._has_depth else None
+        per_meter = 1 / units.pop()
+        depth = DepthCodes(per_meter, _INVALID, float_scale=per_meter) if self._has_depth else None
         with _naming(paths[0]):
-            cameras, notes = cameras_of([lens for *_, lens in entries], files, depth)
+            cameras, notes = cameras_of([lens for *_, lens in entries], files, self._has_depth)
         frames: list[Frame] = []
         count: Counter[str] = Counter()
         for (name, _, pose, problem, lens), own in zip(entries, files, strict=True):
@@ -119,7 +120,7 @@ class Nerfstudio(Reader):
             notes.append(f"its ply_file_path is missing: {ply.name}")
         ply = ply if ply is not None and os.path.isfile(ply) else None
         notes += self._notes(paths, list(metas.values()), [entry for _, entry, *_ in entries])
-        facts = f"{self._split} {None if depth is None else depth.unit} {self._scale}"
+        facts = f"{self._split} {None if depth is None else depth.facts} {per_meter} {self._scale}"
         more = paths if ply is None else [*paths, ply]
         return _Scene(frames, files, depth, more, facts, notes, (ply, self._scale or 1.0))
 
@@ -199,7 +200,7 @@ class _Scene(FileRecording):
         self,
         frames: Sequence[Frame],
         files: Sequence[Mapping[str, Path]],
-        depth: DepthFiles | None,
+        depth: DepthCodes | None,
         more: Sequence[Path],
         facts: str,
         notes: Sequence[str],
