@@ -39,9 +39,9 @@ class DepthMaps(Sequence[Tensor]):
         return torch.from_numpy(kept / _MILLIMETERS if kept.dtype == np.uint16 else kept)
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each map."""
-        return [kept.shape for kept in self._maps]
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """Number of maps by their height and width."""
+        return dict(Counter(kept.shape for kept in self._maps))
 
     @property
     def bytes(self) -> int:
@@ -59,7 +59,7 @@ def at_one_size(maps: DepthMaps, intrinsics: Sequence[Tensor]) -> tuple[DepthMap
         maps: Depth maps of any sizes.
         intrinsics: A matrix [3, 3] for each map, in its pixels.
     """
-    sizes = Counter(maps.sizes)
+    sizes = maps.sizes
     if len(sizes) < 2:
         return maps, intrinsics
     size = max(sizes, key=lambda one: (sizes[one], one[0] * one[1], one))

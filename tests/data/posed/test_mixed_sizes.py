@@ -138,7 +138,7 @@ def test_maps_come_to_the_size_of_most():
     for shape in ((96, 128), (96, 128), (48, 32)):
         maps.append(np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape))
     whole, same = at_one_size(maps, [matrix] * 3)
-    assert whole.sizes == [(96, 128)] * 3 and torch.equal(same[0], matrix)
+    assert whole.sizes == {(96, 128): 3} and torch.equal(same[0], matrix)
     assert torch.equal(whole[2][::2, ::4], maps[2]) and torch.equal(whole[2][1::2, 3::4], maps[2])
     assert torch.equal(same[2], torch.tensor([[240.0, 0, 256], [0, 120, 96], [0, 0, 1]]))
     alike = DepthMaps()
