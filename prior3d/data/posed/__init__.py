@@ -33,6 +33,7 @@ from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.selection import SceneNames
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "RecordedScenes",
     "Checking",
     "Choice",
+    "SceneNames",
     "PairOptions",
     "DEFAULT_PAIRS",
     "SurfaceOptions",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration, read_pinhole
-from prior3d.data.posed.recorded import names_scene
+from prior3d.data.posed.selection import names_scene
 from prior3d.errors import DamagedFile, UserError
 from prior3d_plugins.datasets.posed import Posed, PosedRGBD
 
