@@ -254,7 +254,11 @@ class DepthCodes:
 
     def read(self, path: Path) -> np.ndarray:
         """Return the depth map of a file, [h, w] float32 meters, 0 = unknown."""
-        return self._meters.take(read_16bit(path))
+        return self.meters(read_16bit(path))
+
+    def meters(self, units: np.ndarray) -> np.ndarray:
+        """Return depth [h, w] float32 in meters, 0 = unknown, from units [h, w] uint16."""
+        return self._meters.take(units)
 
 
 class FileRecording(Recording):

@@ -1,38 +1,47 @@
-"""The reader of ScanNet's exporter: folders of color, depth, pose and intrinsics files."""
+"""The reader of ScanNet as people have it: `.sens` files, exported folders, `scannet_frames_25k`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from prior3d import BY_NAMES, Camera, Reader, Recording, UserError
+from prior3d import BY_MARKER, BY_NAMES, Camera, Reader, Recording, UserError
 from prior3d.data.posed import (
-    COLOR_EXTENSIONS,
     DepthCodes,
-    FileNames,
     FocalAndCenter,
     GivenIntrinsics,
     PixelCenters,
     RGBDFolder,
     color_size,
     depth_size,
-    find_scenes,
     has_scene,
     match_frames,
     nearest_file,
     scaled,
 )
+from prior3d_plugins.readers.scannet.scenes import (
+    COLOR,
+    DEPTH,
+    EXPORTED_INTRINSICS,
+    FRAMES_25K_INTRINSICS,
+    POSE,
+    ScanNetScene,
+    has_stream,
+    is_scene,
+    scenes_in,
+)
+from prior3d_plugins.readers.scannet.sens_recording import SensRecording
 
-_COLOR = FileNames("color", "color", r"(\d+)", COLOR_EXTENSIONS)
-_DEPTH = FileNames("depth", "depth", r"(\d+)", ("png",))
-_POSE = FileNames("pose", "pose", r"(\d+)", ("txt",))
-_DEPTH_INTRINSICS = "intrinsic/intrinsic_depth.txt"
-_COLOR_INTRINSICS = "intrinsic/intrinsic_color.txt"
+_UNITS_PER_METER = 1000.0
 
 
 class ScanNet(Reader):
-    """ScanNet's exporter: `color/0.jpg`, `depth/0.png` (16 bits), `pose/0.txt` and `intrinsic/intrinsic_depth.txt`.
+    """ScanNet: `.sens` files as they are, exported folders, or `scannet_frames_25k`.
 
-    If `intrinsic/intrinsic_color.txt` exists, the two cameras share one center but have different lenses; depth is then
-    looked up along the color camera's rays. Poses are 4x4 camera-to-world matrices in meters, OpenCV axes.
+    - `scene0000_00/scene0000_00.sens`: read frame by frame, nothing is unpacked.
+    - Exported: `color/0.jpg`, `depth/0.png` (16 bits), `pose/0.txt` and `intrinsic/intrinsic_depth.txt`.
+    - `scannet_frames_25k`: `color/000000.jpg`, `depth/000000.png`, `pose/000000.txt` and `intrinsics_depth.txt`.
+
+    If there are intrinsics of the color camera, too, the two cameras share one center but have different lenses; depth
+    is then looked up along the color camera's rays. Poses are 4x4 camera-to-world matrices in meters, OpenCV axes.
 
     Args:
         root: folder of scenes, or the folder of one scene.
@@ -40,7 +49,7 @@ class ScanNet(Reader):
             scenes without an intrinsics file.
         pixel_centers: coordinate of the center of the first pixel in the principal points of `intrinsics` and of files:
             0 ("integer", as the exporter writes them) or 0.5 ("half").
-        depth_scale: depth file units per meter.
+        depth_scale: depth file units per meter; by default those in the header of a `.sens` file, and 1000 for others.
         invalid_depth: values in the depth files that mean "not measured".
 
     Raises:
@@ -53,22 +62,25 @@ class ScanNet(Reader):
         *,
         intrinsics: FocalAndCenter | Path | None = None,
         pixel_centers: PixelCenters = "integer",
-        depth_scale: float = 1000.0,
+        depth_scale: float | None = None,
         invalid_depth: tuple[int, ...] = (0, 65535),
     ) -> None:
         super().__init__(root)
         self._given = GivenIntrinsics(intrinsics, pixel_centers)
-        self._depth = DepthCodes(depth_scale, invalid_depth)
-        self._folders = find_scenes(self.root, _is_scene, "the folders color, depth and pose")
+        self._depth = DepthCodes(_UNITS_PER_METER if depth_scale is None else depth_scale, invalid_depth)
+        self._depth_scale, self._invalid_depth = depth_scale, invalid_depth
+        self._scenes = scenes_in(self.root)
 
     @classmethod
     def recognizes(cls, folder: Path) -> int:
-        """Return `BY_NAMES` if a folder is or contains exported scenes."""
-        return BY_NAMES if has_scene(folder, _is_scene) else 0
+        """Return `BY_MARKER` for `.sens` files, `BY_NAMES` if a folder is or contains scenes of separate files."""
+        if not has_scene(folder, is_scene):
+            return 0
+        return BY_MARKER if has_stream(folder) else BY_NAMES
 
     def scenes(self) -> Sequence[str]:
         """Return the names of the scenes, sorted."""
-        return list(self._folders)
+        return list(self._scenes)
 
     def open(self, scene: str) -> Recording:
         """Open one scene; see `Reader.open`.
@@ -76,22 +88,24 @@ class ScanNet(Reader):
         Raises:
             UserError: files are unmatched or cannot be read, or intrinsics are missing.
         """
-        folder = self._folders[scene]
-        files = match_frames(scene, folder, _COLOR, _DEPTH, _POSE)
+        place = self._scenes[scene]
+        if place.sens is not None:
+            return SensRecording(place.sens, self._given, self._depth_scale, self._invalid_depth)
+        return self._open_files(scene, place)
+
+    def _open_files(self, scene: str, place: ScanNetScene) -> Recording:
+        files = match_frames(scene, place.folder, COLOR, DEPTH, POSE)
         size, of_depth = color_size(file.color for file in files), depth_size(file.depth for file in files)
-        own = [nearest_file(folder, self.root, [name]) for name in (_DEPTH_INTRINSICS, _COLOR_INTRINSICS)]
+        names = FRAMES_25K_INTRINSICS if place.is_frames_25k else EXPORTED_INTRINSICS
+        own = [nearest_file(place.folder, self.root, [name]) for name in names]
         depth, color = (None if path is None else self._given.read(path) for path in own)
         apart = depth is not None and color is not None
         if color is None:
             depth = self._given.declared() if depth is None else depth
             if depth is None:
-                advice = f"set fx, fy, cx, cy or add {_DEPTH_INTRINSICS}"
+                advice = f"set fx, fy, cx, cy or add {names[0]}"
                 raise UserError(f"no intrinsics for scene {scene}: {advice}", "intrinsics")
             color = scaled(depth, of_depth, size)
         camera = Camera("pinhole", color, size, depth_size=of_depth, depth_intrinsics=depth if apart else None)
         more = [path for path in own if path is not None]
         return RGBDFolder(files, camera, self._depth, more, self._given.unused(bool(more)))
-
-
-def _is_scene(folder: Path) -> bool:
-    return any(names.any_in(folder) for names in (_COLOR, _DEPTH, _POSE))
