@@ -149,6 +149,8 @@ class RecordedScenes(PosedDataset):
         self._readers = [readers_of[name] for name in self.scenes]
         self.provides = _provided(readers)
         self.fields = tuple(dict.fromkeys(field for reader in readers for field in reader.fields))
+        names_of_classes = {reader.class_names for reader in readers}
+        self.class_names = names_of_classes.pop() if len(names_of_classes) == 1 else ()
         if spec.views > 1 and "depth" not in self.provides:
             raise UserError("this format has no depth, which is needed to find pairs of views: set views: 1", "views")
         self._table = table_of(self)

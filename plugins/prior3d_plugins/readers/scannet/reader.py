@@ -17,6 +17,10 @@ from prior3d.data.posed import (
     nearest_file,
     scaled,
 )
+from prior3d_plugins.readers.scannet.alignment import read_alignment
+from prior3d_plugins.readers.scannet.classes import LabelSet, names_of
+from prior3d_plugins.readers.scannet.labels import CATEGORY, LabelOptions
+from prior3d_plugins.readers.scannet.recording import ScanNetRecording
 from prior3d_plugins.readers.scannet.scenes import (
     COLOR,
     DEPTH,
@@ -43,6 +47,9 @@ class ScanNet(Reader):
     If there are intrinsics of the color camera, too, the two cameras share one center but have different lenses; depth
     is then looked up along the color camera's rays. Poses are 4x4 camera-to-world matrices in meters, OpenCV axes.
 
+    Next to the frames are read: label images (`label-filt`, or `label`), instance images (`instance-filt`, or
+    `instance`) and `<scene>_vh_clean_2.ply` as the surface.
+
     Args:
         root: folder of scenes, or the folder of one scene.
         intrinsics: fx, fy, cx, cy in pixels of the depth maps, or a file with these numbers or a matrix; used for
@@ -51,6 +58,12 @@ class ScanNet(Reader):
             0 ("integer", as the exporter writes them) or 0.5 ("half").
         depth_scale: depth file units per meter; by default those in the header of a `.sens` file, and 1000 for others.
         invalid_depth: values in the depth files that mean "not measured".
+        labels: classes of the field `semantic`: "nyu40" (0 to 39) or "scannet20", the benchmark's (0 to 19); 255 =
+            ignore. "raw" gives ScanNet's own categories as the field `scannet/category`. By default NYU40, if there are
+            label images and, unless they are of `scannet_frames_25k`, the table for their ids.
+        label_table: ScanNet's file `scannetv2-labels.combined.tsv`; by default the one in `root` or next to it.
+        axis_alignment: whether `axisAlignment` of a scene's `<scene>.txt`, if it has one, turns poses and surface: z is
+            then up, and walls follow the axes.
 
     Raises:
         UserError: no scene was found, or an option is wrong.
@@ -64,12 +77,20 @@ class ScanNet(Reader):
         pixel_centers: PixelCenters = "integer",
         depth_scale: float | None = None,
         invalid_depth: tuple[int, ...] = (0, 65535),
+        labels: LabelSet | None = None,
+        label_table: Path | None = None,
+        axis_alignment: bool = True,
     ) -> None:
         super().__init__(root)
         self._given = GivenIntrinsics(intrinsics, pixel_centers)
         self._depth = DepthCodes(_UNITS_PER_METER if depth_scale is None else depth_scale, invalid_depth)
         self._depth_scale, self._invalid_depth = depth_scale, invalid_depth
+        self._align = axis_alignment
         self._scenes = scenes_in(self.root)
+        self._labels = LabelOptions(labels, label_table, self.root, self._scenes)
+        self.provides = frozenset({"image", "depth"}) | self._labels.provides
+        self.fields = (CATEGORY,) if CATEGORY.name in self.provides else ()
+        self.class_names = names_of(self._labels.labels) if "semantic" in self.provides else ()
 
     @classmethod
     def recognizes(cls, folder: Path) -> int:
@@ -90,10 +111,14 @@ class ScanNet(Reader):
         """
         place = self._scenes[scene]
         if place.sens is not None:
-            return SensRecording(place.sens, self._given, self._depth_scale, self._invalid_depth)
-        return self._open_files(scene, place)
+            pixels = SensRecording(place.sens, self._given, self._depth_scale, self._invalid_depth)
+            numbers, size = range(len(pixels.frames)), pixels.color_size
+        else:
+            pixels, numbers, size = self._open_files(scene, place)
+        labels = self._labels.of_scene(place, numbers, size)
+        return ScanNetRecording(pixels, labels, read_alignment(place.about) if self._align else None, place.mesh)
 
-    def _open_files(self, scene: str, place: ScanNetScene) -> Recording:
+    def _open_files(self, scene: str, place: ScanNetScene) -> tuple[Recording, Sequence[int], tuple[int, int]]:
         files = match_frames(scene, place.folder, COLOR, DEPTH, POSE)
         size, of_depth = color_size(file.color for file in files), depth_size(file.depth for file in files)
         names = FRAMES_25K_INTRINSICS if place.is_frames_25k else EXPORTED_INTRINSICS
@@ -108,4 +133,5 @@ class ScanNet(Reader):
             color = scaled(depth, of_depth, size)
         camera = Camera("pinhole", color, size, depth_size=of_depth, depth_intrinsics=depth if apart else None)
         more = [path for path in own if path is not None]
-        return RGBDFolder(files, camera, self._depth, more, self._given.unused(bool(more)))
+        recording = RGBDFolder(files, camera, self._depth, more, self._given.unused(bool(more)))
+        return recording, [file.number for file in files], size

@@ -19,16 +19,28 @@ class ScanNetScene:
 
     Attributes:
         folder: its folder.
+        labels: folder of its folders of label images.
         sens: its `.sens` file; None if it is read from folders of files.
     """
 
     folder: Path
+    labels: Path
     sens: Path | None = None
 
     @property
     def name(self) -> str:
         """ScanNet's own name of the scene, with which the names of its other files begin."""
         return self.folder.resolve().name if self.sens is None else self.sens.stem
+
+    @property
+    def about(self) -> Path:
+        """The file of facts about the scan, with its axis alignment; it need not exist."""
+        return self.folder / f"{self.name}.txt"
+
+    @property
+    def mesh(self) -> Path:
+        """The cleaned mesh, which need not exist."""
+        return self.folder / f"{self.name}_vh_clean_2.ply"
 
     @property
     def is_frames_25k(self) -> bool:
@@ -40,7 +52,7 @@ def scenes_in(root: Path) -> dict[str, ScanNetScene]:
     """Return the scenes of a folder by name, sorted.
 
     A folder that has color and depth is read from them even if there is a `.sens` file, too: someone exported it. A
-    folder with several `.sens` files has a scene for each.
+    folder with several `.sens` files has a scene for each, whose labels are in a folder of its name.
 
     Raises:
         UserError: there is none; the key is `root`.
@@ -51,9 +63,9 @@ def scenes_in(root: Path) -> dict[str, ScanNetScene]:
         streams = [] if COLOR.any_in(folder) and DEPTH.any_in(folder) else _streams(folder)
         if len(streams) > 1:
             above = "" if folder == root else f"{name}/"
-            found |= {f"{above}{stream.stem}": ScanNetScene(folder, stream) for stream in streams}
+            found |= {f"{above}{stream.stem}": ScanNetScene(folder, folder / stream.stem, stream) for stream in streams}
         else:
-            found[name] = ScanNetScene(folder, *streams)
+            found[name] = ScanNetScene(folder, folder, *streams)
     return {name: found[name] for name in sorted(found)}
 
 

@@ -23,6 +23,9 @@ class SensRecording(Recording):
         depth_scale: depth units per meter; None for the header's.
         invalid_depth: units that mean "not measured".
 
+    Attributes:
+        color_size: height and width of the color images.
+
     Raises:
         UserError: the file cannot be read, or has no intrinsics.
     """
@@ -32,6 +35,7 @@ class SensRecording(Recording):
     ) -> None:
         sens = open_sens(path)
         self._sens = sens
+        self.color_size = sens.color_size
         self._depth = DepthCodes(sens.depth_shift if depth_scale is None else depth_scale, invalid_depth)
         color, depth = (_pinhole(path, matrix, given) for matrix in (sens.color_intrinsics, sens.depth_intrinsics))
         camera = Camera("pinhole", color, sens.color_size, depth_size=sens.depth_size, depth_intrinsics=depth)
