@@ -1,5 +1,6 @@
 """ScanNet's folders and what comes next to frames: labels of three sets, instances, mesh, axis alignment."""
 
+import os
 import struct
 
 import numpy as np
@@ -249,3 +250,43 @@ def test_aligned_depth_agrees_with_the_mesh_in_one_world(scan, tmp_path):
     pose = dataset.load(0, 2, frozenset({"world_from_camera"}))["world_from_camera"]
     point = np.array([0.1, 0.2, 1.5, 1.0])
     np.testing.assert_allclose(pose @ point, ALIGNMENT @ made.pose_of(2) @ point, atol=1e-5)
+
+
+@pytest.mark.parametrize("locked", ["scannet_frames_25k", "color", "depth", "pose", "label"])
+def test_a_folder_that_may_not_be_read_is_one_line(frames_25k, monkeypatch, locked):
+    def scandir(path, inner=os.scandir):
+        if os.path.basename(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return inner(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    spec = DataSpec((36, 48), 1, "train", frames_25k.parent / "cache")
+    with pytest.raises(UserError, match=rf"^root: .*{locked}: Permission denied$"):
+        Posed(spec, root=frames_25k, format="scannet").verify()
+
+
+def test_damaged_frames_of_folders_are_named(frames_25k):
+    """Damage of single files: the frames next to them can still be used."""
+    folder = frames_25k / "scene0000_00"
+    for number, text in (("000000", "nan " * 16), ("000100", "-inf " * 16)):
+        (folder / "pose" / f"{number}.txt").write_text(text)
+    (folder / "pose" / "000200.txt").unlink()
+    (folder / "pose" / "000200.txt").mkdir()
+    other = frames_25k / "scene0000_01"
+    (other / "depth" / "000000.png").write_bytes(b"")
+    color = other / "color" / "000100.jpg"
+    color.write_bytes(color.read_bytes()[:300])
+    (other / "depth" / "000100.png").unlink()
+    (other / "depth" / "000100.png").mkdir()
+    Image.fromarray(made.depth_of(2)[:, ::2].copy()).save(other / "depth" / "000200.png")
+    reader = ScanNet(frames_25k)
+    problems = [frame.problem for frame in reader.open("scene0000_00").frames]
+    assert problems == ["pose not finite", "pose not finite", "pose no 4x4 matrix"]
+    recording = reader.open("scene0000_01")
+    for index, field, message in (
+        (0, "depth", r"000000\.png: no image"),
+        (1, "image", r"000100\.jpg: "),
+        (1, "depth", r"000100\.png: .*Is a directory"),
+    ):
+        with pytest.raises(DamagedFile, match=message):
+            recording.read(index, frozenset({field}))
