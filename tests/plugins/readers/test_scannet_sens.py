@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scannet_files as made
+from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed import recognizing
@@ -17,6 +18,7 @@ from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.errors import DamagedFile, UserError
 from prior3d.testing import check_reader
 from prior3d_plugins.readers.scannet import ScanNet
+from prior3d_plugins.readers.sevenscenes import SevenScenes
 
 BOTH = frozenset({"image", "depth"})
 
@@ -247,3 +249,31 @@ def test_the_reader_keeps_to_the_contract(sens):
     )
     view = dataset.load(0, 1, frozenset({"image", "depth", "intrinsics", "world_from_camera"}))
     assert view["depth"].shape == made.DEPTH_SIZE and (view["depth"] > 0).mean() > 0.5
+
+
+def test_a_real_recording_packed_as_a_stream_is_the_same_data(shared_data, sens, tmp_path):
+    office, frames = shared_data / "rgbd" / "office", []
+    for path in sorted(office.glob("*.color.*"))[:12]:
+        color, depth = (next(office.glob(f"{path.name.split('.')[0]}.{kind}.*")) for kind in ("color", "depth"))
+        pose = np.loadtxt(office / f"{path.name.split('.')[0]}.pose.txt")
+        packed = zlib.compress(np.asarray(Image.open(depth)).astype("<u2").tobytes())
+        frames.append(
+            made.frame_bytes(pose, made.jpeg(np.asarray(Image.open(color).convert("RGB"))), packed, len(frames))
+        )
+    matrix = np.eye(4)
+    matrix[[0, 1, 0, 1], [0, 1, 2, 2]] = 570.342205, 570.342205, 320, 240
+    made.write_sens(sens, frames, sizes=(480, 640) * 2, intrinsics=(matrix, matrix))
+    spec = DataSpec((120, 160), 2, "train", tmp_path / "cache")
+    stream = RecordedScenes(spec, [ScanNet(sens.parent)])
+    folder = RecordedScenes(spec, [SevenScenes(office, pixel_centers="integer")], Choice(max_frames=12))
+    stream.verify()
+    for _ in stream.jobs(BOTH):  # the check of poses, depth and images agrees, or refuses
+        pass
+    for frame in range(stream.frame_count(0)):
+        first, second = (data.load(0, frame, BOTH | {"world_from_camera", "intrinsics"}) for data in (stream, folder))
+        # Depth is looked up along the rays of the color camera, which here is the same camera.
+        assert (first["depth"] == second["depth"]).mean() > 0.99
+        assert np.abs(first["image"].astype(int) - second["image"]).mean() < 3
+        np.testing.assert_allclose(first["world_from_camera"], second["world_from_camera"], atol=1e-5)
+        np.testing.assert_allclose(first["intrinsics"], second["intrinsics"], atol=1e-3)
+    np.testing.assert_array_equal(stream.pairs(0).first, folder.pairs(0).first)
