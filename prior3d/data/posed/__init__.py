@@ -32,7 +32,9 @@ from prior3d.data.posed.files import (
 from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader, recognizing
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
+from prior3d.data.posed.ply import read_ply
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.selection import SceneNames
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "RecordedScenes",
     "Checking",
     "Choice",
+    "SceneNames",
     "PairOptions",
     "DEFAULT_PAIRS",
     "SurfaceOptions",
@@ -77,6 +80,7 @@ __all__ = [
     "has_scene",
     "match_frames",
     "nearest_file",
+    "read_ply",
     # readers by format
     "ReaderOptions",
     "existing_root",

@@ -141,8 +141,13 @@ def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> 
 
 
 def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
-    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it."""
-    return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
+    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it.
+
+    A folder that may not be read ends the search; opening the scenes reports it.
+    """
+    with contextlib.suppress(UserError):
+        return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
+    return False
 
 
 def seen_in(folder: Path) -> str:
@@ -254,7 +259,11 @@ class DepthCodes:
 
     def read(self, path: Path) -> np.ndarray:
         """Return the depth map of a file, [h, w] float32 meters, 0 = unknown."""
-        return self._meters.take(read_16bit(path))
+        return self.meters(read_16bit(path))
+
+    def meters(self, units: np.ndarray) -> np.ndarray:
+        """Return depth [h, w] float32 in meters, 0 = unknown, from units [h, w] uint16."""
+        return self._meters.take(units)
 
 
 class FileRecording(Recording):
@@ -379,17 +388,24 @@ def _walk(root: Path, is_scene: Callable[[Path], bool]) -> Iterator[tuple[Path, 
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except NotADirectoryError:
-        return []
+    with _readable(folder), contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+    return []
 
 
 def _files_in(folder: Path) -> Iterator[os.DirEntry]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from entries
+    with _readable(folder):
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                yield from entries
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}", "root") from error
 
 
 def _some(names: Sequence[str]) -> str:
