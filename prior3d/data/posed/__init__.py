@@ -33,8 +33,10 @@ from prior3d.data.posed.formats import ReaderOptions, existing_root, make_reader
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.lenses import undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pairs
+from prior3d.data.posed.ply import read_ply
 from prior3d.data.posed.rays import along_axis
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.selection import SceneNames
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "RecordedScenes",
     "Checking",
     "Choice",
+    "SceneNames",
     "PairOptions",
     "DEFAULT_PAIRS",
     "SurfaceOptions",
@@ -83,6 +86,7 @@ __all__ = [
     "has_scene",
     "match_frames",
     "nearest_file",
+    "read_ply",
     # readers by format
     "ReaderOptions",
     "existing_root",
