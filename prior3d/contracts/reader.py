@@ -147,11 +147,13 @@ class Reader(ABC):
         provides: fields that `Recording.read` decodes; cameras and poses are always provided.
         fields: extra fields that this reader defines, named `<plugin>/<field>`; `provides` also lists those it can
             decode.
+        class_names: names of the classes of `semantic`, by id; empty if there are none.
     """
 
     contract: ClassVar[int] = 1
     provides: frozenset[str] = frozenset({"image", "depth"})
     fields: tuple[Field, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)

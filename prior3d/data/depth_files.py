@@ -20,7 +20,7 @@ from prior3d.data.libraries import library
 _EXR_CHANNELS = ("Z", "Y", "R")
 _NETPBM = re.compile(rb"(P5|Pf)\s+(?:#[^\n]*\s+)*(\d+)\s+(?:#[^\n]*\s+)*(\d+)\s+(?:#[^\n]*\s+)*([-+.\deE]+)\s")
 _TIFF_ORIENTATION = 274
-_EXPECTED = "expected a depth map as PNG, TIFF, PGM, PFM, EXR, npy or npz"
+_NO_IMAGE = "no image, or without its beginning: expected a depth map as PNG, TIFF, PGM, PFM, EXR, npy or npz"
 
 
 class DepthHeader(NamedTuple):
@@ -69,7 +69,7 @@ def _format_of(path: Path) -> _Format:
     for one in _FORMATS:
         if start.startswith(one.starts):
             return one
-    raise ValueError(f"{_EXPECTED}, got {'an empty file' if not start else 'a file that begins with none of these'}")
+    raise ValueError(_NO_IMAGE if start else "no image: the file is empty")
 
 
 def _picture_problem(picture: Image.Image) -> str | None:

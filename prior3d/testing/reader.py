@@ -14,6 +14,7 @@ from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.reader import Camera, Frame, Reader, Recording
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import pose_problem
+from prior3d.data.posed.lenses import lens_problem
 from prior3d.data.spacing import evenly_chosen
 from prior3d.errors import DamagedFile, refusal_of
 from prior3d.registry.schema import validate_options
@@ -151,6 +152,8 @@ def _check_frame(frame: Frame, has_depth: bool) -> None:
             assert matrix[2].tolist() == [0, 0, 1], f"{where}: the last row of {name} is {matrix[2].tolist()}"
     for name, size in (("size", camera.size), ("depth_size", camera.depth_size)):
         assert size is None or (len(size) == 2 and min(size) > 0), f"{where}: {name} is {size}"
+    lens = None if frame.problem is not None else lens_problem(camera)
+    assert lens is None, f"{where}: {lens}"
     if camera.color_from_depth is not None:
         problem = pose_problem(np.asarray(camera.color_from_depth))
         assert problem is None, f"{where}: color_from_depth: {problem}"

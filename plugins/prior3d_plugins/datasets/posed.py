@@ -16,6 +16,7 @@ from prior3d.data.posed import (
     PixelCenters,
     ReaderOptions,
     RecordedScenes,
+    SceneNames,
     SurfaceOptions,
     existing_root,
     make_reader,
@@ -33,16 +34,19 @@ class Posed(RecordedScenes):
     depth is registered to it, at the resolution of the depth maps. Unusable frames are left out; the log gives their
     number and names.
 
-    Scenes are selected by patterns: `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+    Scenes are selected by patterns: `[kitchen-*]`, a name, or a folder of sequences (`[chess]` for `chess/seq-01`); or
+    by a file with one name a line: `scenes: scannetv2_train.txt`. There `#` begins a comment, and the last part of a
+    scene's name is enough.
 
     Args:
         spec: Settings that every dataset gets.
         root: Folder of scenes, or of one scene.
         format: Name of a reader; "auto" picks the reader that recognizes the folder.
         reader: Options of the format.
-        scenes: Patterns of the scenes to train on; empty for all scenes that are not held out for validation or test.
-        validation_scenes: Patterns of the scenes of the split "validation".
-        test_scenes: Patterns of the scenes of the split "test".
+        scenes: Patterns of the scenes to train on, or a file with one name a line; empty for all scenes that are not
+            held out for validation or test.
+        validation_scenes: Patterns or a file of the scenes of the split "validation".
+        test_scenes: Patterns or a file of the scenes of the split "test".
         min_depth: Smallest depth to keep, meters; nearer depth is dropped.
         max_depth: Largest depth to keep, meters; farther depth is dropped.
         frame_step: Use every n-th frame.
@@ -67,9 +71,9 @@ class Posed(RecordedScenes):
         root: Path,
         format: str = "auto",
         reader: ReaderOptions = None,
-        scenes: tuple[str, ...] = (),
-        validation_scenes: tuple[str, ...] = (),
-        test_scenes: tuple[str, ...] = (),
+        scenes: SceneNames = (),
+        validation_scenes: SceneNames = (),
+        test_scenes: SceneNames = (),
         min_depth: float = 0.0,
         max_depth: float | None = None,
         frame_step: int = 1,

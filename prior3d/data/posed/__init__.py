@@ -46,6 +46,7 @@ from prior3d.data.posed.pairs import PairOptions, PairTable, angle_bin, mine_pai
 from prior3d.data.posed.ply import read_ply
 from prior3d.data.posed.rays import along_axis
 from prior3d.data.posed.recorded import Choice, RecordedScenes
+from prior3d.data.posed.selection import SceneNames
 from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.posed.tracks import Tracks
@@ -56,6 +57,7 @@ __all__ = [
     "RecordedScenes",
     "Checking",
     "Choice",
+    "SceneNames",
     "PairOptions",
     "DEFAULT_PAIRS",
     "SurfaceOptions",

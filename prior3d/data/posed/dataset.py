@@ -13,7 +13,7 @@ from torch import Tensor
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.fields import SURFACE_FIELDS
 from prior3d.contracts.runner import Progress, Runner, SceneJob, silent
-from prior3d.data.posed.depth_maps import DepthMaps
+from prior3d.data.posed.depth_maps import DepthMaps, at_one_size
 from prior3d.data.posed.fusion import PosedFrame, fuse
 from prior3d.data.posed.pairs import PairOptions, PairSampler, PairTable, describe_pairs, mine_pairs
 from prior3d.data.posed.surface import Surface, SurfaceOptions
@@ -219,9 +219,7 @@ class PosedDataset(Dataset):
             numbers.append(view.frame)
             intrinsics.append(_depth_intrinsics(view))
             poses.append(torch.from_numpy(view["world_from_camera"]))
-        if len(depth.sizes) > 1:
-            advice = _BY_TRACKS if self._knows_tracks(scene) else ""
-            raise UserError(f"the depth maps of scene {name} differ in size: {sorted(depth.sizes)}{advice}")
+        depth, intrinsics = at_one_size(depth, intrinsics)
         if len(depth) < 2:
             table = PairTable.empty()
         else:

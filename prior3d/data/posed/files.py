@@ -30,7 +30,7 @@ COLOR_EXTENSIONS = ("png", "jpg", "jpeg")
 _LOOKED_AT = 1000  # folders: enough for every scene of ScanNet, but not for a walk through a home folder
 _SHOWN = 3
 
-_Header = TypeVar("_Header", ImageHeader, DepthHeader)
+_ImageOrDepth = TypeVar("_ImageOrDepth", ImageHeader, DepthHeader)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,13 @@ def find_scenes(root: Path, is_scene: Callable[[Path], bool], expected: str) -> 
 
 
 def has_scene(root: Path, is_scene: Callable[[Path], bool]) -> bool:
-    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it."""
-    return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
+    """Return whether one of the first folders is a scene, searching the root first; `recognizes` uses it.
+
+    A folder that may not be read ends the search; opening the scenes reports it.
+    """
+    with contextlib.suppress(UserError):
+        return any(scene for *_, scene in itertools.islice(_walk(root, is_scene), _LOOKED_AT))
+    return False
 
 
 def seen_in(folder: Path) -> str:
@@ -232,7 +237,9 @@ def depth_size(files: Iterable[Path], bits: DepthBits = 16) -> tuple[int, int]:
     return _first(files, read_depth_header, lambda header: depth_problem(header.bits, bits)).size
 
 
-def _first(files: Iterable[Path], read: Callable[[Path], _Header], problem: Callable[[_Header], str | None]) -> _Header:
+def _first(
+    files: Iterable[Path], read: Callable[[Path], _ImageOrDepth], problem: Callable[[_ImageOrDepth], str | None]
+) -> _ImageOrDepth:
     failures = []
     for path in files:
         try:
@@ -394,17 +401,24 @@ def _walk(root: Path, is_scene: Callable[[Path], bool]) -> Iterator[tuple[Path, 
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except NotADirectoryError:
-        return []
+    with _readable(folder), contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+    return []
 
 
 def _files_in(folder: Path) -> Iterator[os.DirEntry]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from entries
+    with _readable(folder):
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                yield from entries
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}", "root") from error
 
 
 def _some(names: Sequence[str]) -> str:

@@ -123,15 +123,12 @@ def lens_problem(camera: Camera) -> str | None:
         return None
     if camera.model not in _COEFFICIENTS:
         return f"no lens model {camera.model}, only pinhole, {', '.join(_COEFFICIENTS)}"
-    lengths = _COEFFICIENTS[camera.model]
-    if camera.model == "opencv" and not camera.distortion:
+    lens, lengths = Lens.of(camera), _COEFFICIENTS[camera.model]
+    if lens is None:
         return None
     if len(camera.distortion) not in lengths or not np.isfinite(camera.distortion).all():
         expected = " or ".join(map(str, lengths))
         return f"expected {expected} finite coefficients of the lens {camera.model}, got {list(camera.distortion)}"
-    lens = Lens.of(camera)
-    if lens is None:
-        return None
     if abs(camera.intrinsics[0, 1]) > 1e-6 * lens.focal[0]:
         return f"expected no skew next to lens coefficients, got {camera.intrinsics[0, 1]:g}"
     _opencv()

@@ -25,7 +25,7 @@ _MOST_VERTICES = 1 << 40
 
 
 @dataclass(frozen=True)
-class _PlyHeader:
+class _Header:
     order: str  # key of _ORDERS
     count: int
     vertex: np.dtype
@@ -59,7 +59,7 @@ def read_ply(path: Path) -> Cloud:
     return Cloud(points, np.stack([rows[name] for name in _COLOR], axis=1) if colored else None)
 
 
-def _read_header(file: BinaryIO) -> _PlyHeader:
+def _read_header(file: BinaryIO) -> _Header:
     if file.readline(8).strip() != b"ply":
         raise ValueError("no PLY file: it does not begin with ply")
     order, count, properties = "", None, []
@@ -91,7 +91,7 @@ def _read_header(file: BinaryIO) -> _PlyHeader:
     names = [name for name, _ in properties]
     if not order or count is None or not set(_POSITION) <= set(names) or len(set(names)) < len(names):
         raise ValueError("its header declares no format, or no vertices with x, y and z")
-    return _PlyHeader(order, count, np.dtype([(n, _ORDERS[order] + kind) for n, kind in properties]), rows, size)
+    return _Header(order, count, np.dtype([(n, _ORDERS[order] + kind) for n, kind in properties]), rows, size)
 
 
 def _header_lines(file: BinaryIO) -> list[str]:
@@ -107,7 +107,7 @@ def _header_lines(file: BinaryIO) -> list[str]:
     raise ValueError("its header has no end")
 
 
-def _binary_rows(file: BinaryIO, header: _PlyHeader) -> np.ndarray:
+def _binary_rows(file: BinaryIO, header: _Header) -> np.ndarray:
     start, wanted = file.tell() + header.skipped_bytes, header.count * header.vertex.itemsize
     there = max(os.fstat(file.fileno()).st_size - start, 0)
     if there < wanted:  # before a wrong count in the header makes NumPy ask for all memory
@@ -116,7 +116,7 @@ def _binary_rows(file: BinaryIO, header: _PlyHeader) -> np.ndarray:
     return np.frombuffer(file.read(wanted), header.vertex)
 
 
-def _text_rows(file: BinaryIO, header: _PlyHeader) -> np.ndarray:
+def _text_rows(file: BinaryIO, header: _Header) -> np.ndarray:
     lines = list(itertools.islice(file, header.skipped_rows, header.skipped_rows + header.count))
     if len(lines) < header.count:
         raise ValueError(f"it ends after {len(lines)} of {header.count} vertices")

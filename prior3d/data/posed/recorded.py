@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 
 import numpy as np
@@ -21,6 +20,7 @@ from prior3d.data.posed.dataset import DEFAULT_PAIRS, DEFAULT_SURFACE, PosedData
 from prior3d.data.posed.lenses import LENS_VERSION, Lens, lens_problem, undistorted, undistorted_camera
 from prior3d.data.posed.pairs import PairOptions, PairTable, pairs_of_tracks
 from prior3d.data.posed.registration import CameraPair
+from prior3d.data.posed.selection import SceneNames, matching_scenes, names_scene, scenes_of_split
 from prior3d.data.posed.surface import SurfaceOptions
 from prior3d.errors import UserError, section
 from prior3d.jobs import damage_in, do_job
@@ -37,9 +37,10 @@ class Choice:
     """Which part of the recordings to use, for any format.
 
     Attributes:
-        scenes: Patterns of the scenes to train on; empty for all scenes that are not held out for validation or test.
-        validation_scenes: Patterns of the scenes of the split "validation".
-        test_scenes: Patterns of the scenes of the split "test".
+        scenes: Patterns of the scenes to train on, or a file with one name a line; empty for all scenes that are not
+            held out for validation or test.
+        validation_scenes: Patterns or a file of the scenes of the split "validation".
+        test_scenes: Patterns or a file of the scenes of the split "test".
         min_depth: Smallest depth to keep, meters; nearer depth is dropped.
         max_depth: Largest depth to keep, meters; farther depth is dropped.
         frame_step: Use every n-th frame.
@@ -51,9 +52,9 @@ class Choice:
             the check.
     """
 
-    scenes: tuple[str, ...] = ()
-    validation_scenes: tuple[str, ...] = ()
-    test_scenes: tuple[str, ...] = ()
+    scenes: SceneNames = ()
+    validation_scenes: SceneNames = ()
+    test_scenes: SceneNames = ()
     min_depth: float = 0.0
     max_depth: float | None = None
     frame_step: int = 1
@@ -109,8 +110,8 @@ class RecordedScenes(PosedDataset):
 
     Views have the pose and intrinsics of the color camera, and depth registered to it at the resolution of the depth
     maps. Images of distorted lenses are undistorted, and their intrinsics are those after that. Unusable frames (no
-    pose, a pose that is not rigid) are left out; the log gives their number and names. Scenes are selected by patterns:
-    `kitchen-*`, a name, or a folder of sequences (`chess` for `chess/seq-01`).
+    pose, a pose that is not rigid) are left out; the log gives their number and names. Scenes are selected by patterns
+    (`kitchen-*`, a name, a folder of sequences: `chess` for `chess/seq-01`) or by a file with one name a line.
 
     Args:
         spec: Settings that every dataset gets.
@@ -139,16 +140,18 @@ class RecordedScenes(PosedDataset):
         readers_of = {name: reader for reader in reversed(readers) for name in reader.scenes()}
         names = sorted(readers_of)
         for pattern in self.choice.depth_to_color or {}:
-            _matching(names, (pattern,), "depth_to_color")
+            matching_scenes(names, (pattern,), "depth_to_color")
         kept_apart = {
-            "validation": _matching(names, self.choice.validation_scenes, "validation_scenes"),
-            "test": _matching(names, self.choice.test_scenes, "test_scenes"),
+            "validation": matching_scenes(names, self.choice.validation_scenes, "validation_scenes"),
+            "test": matching_scenes(names, self.choice.test_scenes, "test_scenes"),
         }
         self.splits = ("train", *(split for split, scenes in kept_apart.items() if scenes))
-        self.scenes = _of_split(names, self.choice.scenes, kept_apart, spec.split)
+        self.scenes = scenes_of_split(names, self.choice.scenes, kept_apart, spec.split)
         self._readers = [readers_of[name] for name in self.scenes]
         self.provides = _provided(readers)
         self.fields = tuple(dict.fromkeys(field for reader in readers for field in reader.fields))
+        names_of_classes = {reader.class_names for reader in readers}
+        self.class_names = names_of_classes.pop() if len(names_of_classes) == 1 else ()
         if spec.views > 1 and "depth" not in self.provides and pairs.source == "depth":
             raise UserError("this format has no depth, which is needed to find pairs of views: set views: 1", "views")
         self._table = table_of(self)
@@ -300,15 +303,6 @@ class RecordedScenes(PosedDataset):
         return OpenScene(recording, list(used), poses, cameras, camera_of, left_out)
 
 
-def names_scene(pattern: str, name: str) -> bool:
-    """Return whether a pattern (`kitchen-*`), name or folder of scenes (`chess` of `chess/seq-01`) matches a scene.
-
-    >>> names_scene("chess", "chess/seq-01"), names_scene("chess", "chessboard")
-    (True, False)
-    """
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern.rstrip('/')}/*")
-
-
 def _provided(readers: Sequence[Reader]) -> frozenset[str]:
     """Return the fields that all readers decode, plus cameras, poses, and the fields that are fused from them."""
     decoded = frozenset.intersection(*(frozenset(reader.provides) for reader in readers))
@@ -343,36 +337,6 @@ def _registered(depth: np.ndarray, camera: Camera) -> np.ndarray:
     moved = np.eye(4) if camera.color_from_depth is None else camera.color_from_depth
     color = scaled(camera.intrinsics, camera.size, camera.depth_size)
     return CameraPair(camera.depth_intrinsics, color, moved).register(depth)
-
-
-def _matching(scenes: Sequence[str], patterns: tuple[str, ...], key: str) -> set[str]:
-    """Return the scenes that match patterns; a pattern without a match is an error."""
-    matching: set[str] = set()
-    for pattern in patterns:
-        names = {name for name in scenes if names_scene(pattern, name)}
-        if not names:
-            known = ", ".join(scenes[:10]) + (", ..." if len(scenes) > 10 else "")
-            raise UserError(f"no scene {pattern}; there are {known}", key)
-        matching |= names
-    return matching
-
-
-def _of_split(
-    names: Sequence[str], scenes: tuple[str, ...], kept_apart: Mapping[str, set[str]], split: str
-) -> list[str]:
-    """Return the scenes of a split, sorted by name."""
-    both = sorted(kept_apart["validation"] & kept_apart["test"])
-    if both:
-        raise UserError(f"scene {both[0]} is both for validation and for test", "test_scenes")
-    if split != "train":
-        if not kept_apart[split]:
-            raise UserError(f"this data has no split {split}: name scenes for it", f"{split}_scenes")
-        return [name for name in names if name in kept_apart[split]]
-    wanted = _matching(names, scenes, "scenes") or set(names)
-    wanted -= kept_apart["validation"] | kept_apart["test"]
-    if not wanted:
-        raise UserError("every scene is kept for validation or test: none is left to train on", "scenes")
-    return [name for name in names if name in wanted]
 
 
 def _numbered(names: Sequence[str]) -> str:

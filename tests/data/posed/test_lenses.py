@@ -11,6 +11,7 @@ import pytest
 
 from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.reader import Camera
+from prior3d.data.posed import lenses
 from prior3d.data.posed.cameras import pinhole, scaled
 from prior3d.data.posed.lenses import Lens, lens_problem, pinhole_of, undistorted, undistorted_camera
 from prior3d.errors import UserError
@@ -132,7 +133,7 @@ def test_depth_keeps_its_values_at_its_own_resolution(name, depth_size):
 def test_a_lens_without_distortion_is_a_pinhole():
     matrix = pinhole(500, 500, 320, 240)
     image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
-    for distortion in ((), (0.0,) * 4, (0.0,) * 8):
+    for distortion in ((), (0.0,) * 4, (0.0,) * 8, (0.0,) * 12):
         camera = Camera("opencv", matrix, SIZE, distortion)
         assert lens_problem(camera) is None and undistorted_camera(camera) is camera
         assert undistorted(image, FIELDS["image"], camera) is image
@@ -191,3 +192,16 @@ def test_hundreds_of_cameras_are_checked_quickly():
     for camera in cameras[:50]:
         pinhole_of(Lens.of(camera))
     assert checked < 0.5 and time.process_time() - start - checked < 1.0
+
+
+def test_only_the_maps_of_a_few_lenses_are_kept():
+    image, depth = np.zeros((24, 32, 3), np.uint8), np.ones((24, 32), np.float32)
+    for number in range(20):
+        camera = replace(camera_of("barrel", (24, 32)), distortion=(-0.1 - 0.01 * number, 0.0, 0.0, 0.0))
+        undistorted(image, FIELDS["image"], camera)
+        undistorted(depth, FIELDS["depth"], camera)
+    for kept in (lenses._smooth_maps, lenses._nearest_pixels):
+        assert kept.cache_info().currsize == lenses._MAPS_KEPT
+    before = lenses._smooth_maps.cache_info().misses
+    undistorted(image, FIELDS["image"], replace(camera))  # another object of the same numbers
+    assert lenses._smooth_maps.cache_info().misses == before

@@ -151,4 +151,4 @@ def test_depth_maps_keep_what_is_no_millimeter(odd):
     maps = DepthMaps()
     maps.append(meters)
     assert np.array_equal(maps[0].numpy(), meters, equal_nan=True)
-    assert maps.sizes == {(3, 4)}
+    assert maps.sizes == {(3, 4): 1}

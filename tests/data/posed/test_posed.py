@@ -159,15 +159,16 @@ def test_intrinsics_are_those_of_the_image_also_for_smaller_depth_maps(spec):
     assert overlaps == pytest.approx([0.75, 0.75], abs=0.03)
 
 
-def test_depth_maps_of_different_sizes_are_refused(spec):
+def test_depth_maps_of_different_sizes_make_the_same_pairs(spec):
     class Mixed(Wall):
         def load(self, scene: int, frame: int, fields: frozenset[str]) -> View:
             view = super().load(scene, frame, fields)
-            view["depth"] = view["depth"][: 60 - frame]
+            view["depth"] = np.full([(60, 80), (30, 40), (80, 60)][frame % 3], 2.0, np.float32)
             return view
 
-    with pytest.raises(UserError, match=r"depth maps of scene wall-. differ in size"):
-        Mixed(spec()).prepare()
+    pairs, mixed = Wall(spec()).pairs(0), Mixed(spec(), version=2).pairs(0)
+    assert torch.equal(mixed.first, pairs.first) and torch.equal(mixed.second, pairs.second)
+    assert torch.allclose(mixed.overlap, pairs.overlap, atol=0.03)
 
 
 def test_narrow_sets_are_said_to_be_so(spec):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec
 from prior3d.data.posed.cameras import Calibration, read_pinhole
-from prior3d.data.posed.recorded import names_scene
+from prior3d.data.posed.selection import names_scene
 from prior3d.errors import DamagedFile, UserError
 from prior3d_plugins.datasets.posed import Posed, PosedRGBD
 
@@ -302,7 +302,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     cases = [
         ({"root": tmp_path / "nowhere"}, r"^root: no folder .*nowhere"),
         ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognizes .*empty: it is empty"),
-        ({"layout": "scannet"}, r"^root: no scene in .*: expected the folders color, depth and pose; there is s/$"),
+        ({"layout": "scannet"}, r"^root: no scene in .*: expected a \.sens file, .* and pose; there is s/$"),
         ({"scenes": ("kitchen",)}, r"^scenes: no scene kitchen; there are s"),
         ({"test_scenes": ("t",)}, r"^test_scenes: no scene t"),
         ({"test_scenes": ("s",)}, r"^scenes: every scene is kept for validation or test"),
@@ -594,7 +594,7 @@ def test_what_is_wrong_with_formats_and_their_options_is_located(tmp_path):
             r"root: no format \(scannet, sevenscenes\) recognizes .*other: there is notes\.txt",
         ),
         ({"format": "scanet"}, "format: unknown reader 'scanet', did you mean 'scannet'"),
-        ({"format": "scannet"}, "root: no scene in .*data: expected the folders color, depth and pose; there is a/"),
+        ({"format": "scannet"}, "root: no scene in .*data: expected a .sens file, .* and pose; there is a/"),
         ({"reader": {"depth_scal": 3}}, r"reader\.depth_scal: unknown key, did you mean 'depth_scale'"),
         ({"reader": {"depth_scale": "big"}}, r"reader\.depth_scale: expected a number"),
         ({"reader": {"depth_scale": 0}}, r"reader\.depth_scale: expected units per meter above 0"),

@@ -297,7 +297,7 @@ def test_damaged_depth_and_images_of_a_whole_camera_are_named(tmp_path):
     write(tmp_path / "a")
     for path in (tmp_path / "a" / "depths").iterdir():
         path.write_bytes(b"")
-    assert opened(tmp_path / "a").frames[0].problem.endswith("got an empty file")
+    assert opened(tmp_path / "a").frames[0].problem == "no image: the file is empty"
     write(tmp_path / "b")
     for path in (tmp_path / "b" / "depths").iterdir():
         Image.new("L", (32, 24)).save(path)

@@ -186,6 +186,19 @@ def test_a_format_without_depth_makes_no_pairs(made, tmp_path):
     assert flat.provides == {"image", "intrinsics", "world_from_camera"}
 
 
+def test_a_lens_that_cannot_be_breaks_the_contract(made):
+    class Folds(Made):
+        def open(self, scene: str) -> Recording:
+            recording = super().open(scene)
+            for frame in recording.frames:
+                camera = replace(frame.camera, model="opencv", distortion=(-9.0, 0.0, 0.0, 0.0))
+                object.__setattr__(frame, "camera", camera)
+            return recording
+
+    with pytest.raises(AssertionError, match="fold the image onto itself"):
+        check_reader(Folds, made)
+
+
 class Changed(Recording):
     """A recording of the made-up format with something changed."""
 
