@@ -59,8 +59,8 @@ class Colmap(Reader):
 
     Models are binary or text. Lenses that OpenCV has a model for are read; for others, `colmap image_undistorter` makes
     pinhole images. The world of a reconstruction has an arbitrary unit, unless it was aligned to something measured.
-    Images that COLMAP has not registered have no pose and are no frames. Pairs of views come from the points that two
-    images share by `pairs: {source: tracks}` of the dataset; sparse depth is too sparse to find them.
+    Images that COLMAP has not registered have no pose and are no frames. With sparse depth, pairs of views are best
+    taken from the points that two images share: `pairs: {source: tracks}` of the dataset.
 
     Args:
         root: folder of scenes, or the folder of one scene.

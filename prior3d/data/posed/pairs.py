@@ -43,7 +43,7 @@ class PairOptions:
         max_angle: Largest angle between the optical axes of a pair, degrees.
         max_frames: Frames per scene to compare; a longer scene is thinned evenly.
         source: How to find pairs: "depth" compares depth maps; "tracks" takes the points that two frames share from
-            formats that know them, such as COLMAP's, whose sparse depth is too sparse to compare.
+            formats that know them, such as COLMAP's, whose depth is sparse.
         views: "self" is the former name of `data.control: self`.
         geometry: "permuted" is the former name of `data.control: permuted`.
     """
