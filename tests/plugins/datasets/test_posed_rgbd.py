@@ -301,7 +301,7 @@ def test_what_a_user_can_get_wrong_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
         ({"root": tmp_path / "nowhere"}, r"^root: no folder .*nowhere"),
-        ({"root": tmp_path / "empty"}, r"^root: no format \(scannet, sevenscenes\) recognizes .*empty: it is empty"),
+        ({"root": tmp_path / "empty"}, r"^root: no format \(.+\) recognizes .*empty: it is empty"),
         ({"layout": "scannet"}, r"^root: no scene in .*: expected a \.sens file, .* and pose; there is s/$"),
         ({"scenes": ("kitchen",)}, r"^scenes: no scene kitchen; there are s"),
         ({"test_scenes": ("t",)}, r"^test_scenes: no scene t"),
@@ -591,7 +591,7 @@ def test_what_is_wrong_with_formats_and_their_options_is_located(tmp_path):
         ({"root": tmp_path / "mixed"}, "format: scannet and sevenscenes both recognize .*mixed: set the right one"),
         (
             {"root": tmp_path / "other"},
-            r"root: no format \(scannet, sevenscenes\) recognizes .*other: there is notes\.txt",
+            r"root: no format \(.+\) recognizes .*other: there is notes\.txt",
         ),
         ({"format": "scanet"}, "format: unknown reader 'scanet', did you mean 'scannet'"),
         ({"format": "scannet"}, "root: no scene in .*data: expected a .sens file, .* and pose; there is a/"),
