@@ -49,6 +49,15 @@ from prior3d.data.posed.recorded import Choice, RecordedScenes
 from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.posed.tracks import Tracks
+from prior3d.data.posed.trajectories import (
+    Row,
+    Trajectory,
+    associate,
+    mirrored_y,
+    numbers_of,
+    pose_of_quaternion,
+    read_rows,
+)
 
 __all__ = [
     # datasets
@@ -73,8 +82,16 @@ __all__ = [
     "FocalAndCenter",
     "GivenIntrinsics",
     "PixelCenters",
+    "mirrored_y",
+    "numbers_of",
     "pinhole",
+    "pose_of_quaternion",
     "pose_problem",
+    # lists with time stamps
+    "Row",
+    "Trajectory",
+    "associate",
+    "read_rows",
     "read_numbers",
     "read_pinhole",
     "read_pose",
