@@ -14,7 +14,7 @@ from prior3d.data.posed import (
     FileNames,
     FileRecording,
     FocalAndCenter,
-    Trajectory,
+    TimedPoses,
     color_size,
     depth_size,
     find_scenes,
@@ -34,7 +34,7 @@ _PNG_SCALE, _PGM_SCALE = 5000.0, 1000.0
 _MOST_APART = 0.02  # of time stamps, which are frame numbers
 
 
-class _Listed(NamedTuple):
+class _IclFrame(NamedTuple):
     """A frame as the files list it."""
 
     name: str
@@ -131,7 +131,7 @@ def _truth(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob(_TRUTH)) if path.is_file()), None)
 
 
-def _numbered(folder: Path) -> list[_Listed]:
+def _numbered(folder: Path) -> list[_IclFrame]:
     """Return the frames of a folder with `pose.txt`: its lines belong to the numbers in their order."""
     colors, depths, rows = _COLOR.find(folder), _DEPTH.find(folder), read_rows(folder / _POSES)
     found = []
@@ -139,15 +139,15 @@ def _numbered(folder: Path) -> list[_Listed]:
         words = rows[index].words if index < len(rows) else None
         pose, problem = (None, "no pose") if words is None else pose_of_quaternion(numbers_of(words))
         color, depth = (folder / names[number] if number in names else None for names in (colors, depths))
-        found.append(_Listed(str(number), color, depth, pose, _lacking(color, depth) or problem))
+        found.append(_IclFrame(str(number), color, depth, pose, _lacking(color, depth) or problem))
     if len(rows) > len(found):
         raise UserError(f"{folder / _POSES} has {len(rows)} poses for {len(found)} frames: which is whose?", "root")
     return found
 
 
-def _associated(folder: Path, truth: Path) -> tuple[list[_Listed], list[str]]:
+def _associated(folder: Path, truth: Path) -> tuple[list[_IclFrame], list[str]]:
     """Return the frames of `associations.txt`, which lists depth first, and notes for the log."""
-    trajectory, found, last = Trajectory(truth), [], -np.inf
+    trajectory, found, last = TimedPoses(truth), [], -np.inf
     for row in read_rows(folder / _LISTED):
         times = None if len(row.words) != 4 else numbers_of(row.words[::2])
         if times is None or not np.isfinite(times).all():
@@ -159,7 +159,7 @@ def _associated(folder: Path, truth: Path) -> tuple[list[_Listed], list[str]]:
         if times[1] <= last:
             problem = "its time stamp does not rise"
         last = max(last, float(times[1]))
-        found.append(_Listed(f"{paths[0]} (line {row.number})", color, depth, pose, problem))
+        found.append(_IclFrame(f"{paths[0]} (line {row.number})", color, depth, pose, problem))
     return found, trajectory.notes
 
 

@@ -35,7 +35,7 @@ _OTHER = 39  # "other prop" and unlabeled in one
 _HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
-class _Options(NamedTuple):
+class _NyuOptions(NamedTuple):
     crop: int
     depth: DepthCodes
     ignore: tuple[int, ...]
@@ -46,7 +46,7 @@ class _Options(NamedTuple):
 class _FolderFrames:
     """The frames of a folder, by number."""
 
-    def __init__(self, folder: Path, options: _Options) -> None:
+    def __init__(self, folder: Path, options: _NyuOptions) -> None:
         self._options = options
         found = [names.find(folder) for names in (_IMAGE, _DEPTH, _LABELS)]
         self._files = [{number: folder / name for number, name in names.items()} for names in found]
@@ -88,7 +88,7 @@ class _MatFrames:
 
     size = _SIZE
 
-    def __init__(self, path: Path, options: _Options) -> None:
+    def __init__(self, path: Path, options: _NyuOptions) -> None:
         self._path, self._options = path, options
         self._classes = _mapping(path.with_name(_MAPPING))
         self._depths = "rawDepths" if options.raw_depth else "depths"
@@ -134,9 +134,9 @@ class _MatFrames:
         return values
 
 
-class _Recording(Recording):
+class _NyuRecording(Recording):
     def __init__(
-        self, frames: Sequence[Frame], numbers: Sequence[int], source: Any, options: _Options, more: Sequence[Path]
+        self, frames: Sequence[Frame], numbers: Sequence[int], source: Any, options: _NyuOptions, more: Sequence[Path]
     ) -> None:
         self.frames, self._numbers, self._source, self._options, self._more = frames, numbers, source, options, more
 
@@ -198,7 +198,7 @@ class Nyuv2(Reader):
             raise UserError(f"no frames in {self.root}: expected {_MAT}, or the folders images and depth", "root")
         codes = DepthCodes(depth_scale, (0,), bits=8)
         facts = f"{codes.facts} {intrinsics} {border} {raw_depth} {ignore}"
-        options = _Options(border, codes, ignore, raw_depth, facts)
+        options = _NyuOptions(border, codes, ignore, raw_depth, facts)
         mat = self.root / _MAT
         self._source = _MatFrames(mat, options) if mat.is_file() else _FolderFrames(self.root, options)
         height, width = self._source.size
@@ -232,7 +232,7 @@ class Nyuv2(Reader):
             frames.append(Frame(f"{number:04d}", self._camera, None if problem else pose, problem))
             numbers.append(number)
         more = [] if self._table is None else [self._table]
-        return _Recording(frames, numbers, self._source, self._options, more)
+        return _NyuRecording(frames, numbers, self._source, self._options, more)
 
     def _singles(self) -> Mapping[str, Mapping[int, np.ndarray]]:
         return {f"{number // _BLOCK:02d}/{number:04d}": {number: np.eye(4)} for number in self._source.numbers}

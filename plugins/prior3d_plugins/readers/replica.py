@@ -108,10 +108,12 @@ class Replica(Reader):
         more = [folder / _POSES, *([] if own is None else [own]), *meshes]
         notes = ["intrinsics goes unused: it has a file of its own"] if own and self._intrinsics else []
         facts = f"{codes.facts} {numbers}"
-        return _Scene(frames, files, {"depth": codes.read}, more, facts, notes, mesh=meshes[0] if meshes else None)
+        return _ReplicaScene(
+            frames, files, {"depth": codes.read}, more, facts, notes, mesh=meshes[0] if meshes else None
+        )
 
 
-class _Scene(FileRecording):
+class _ReplicaScene(FileRecording):
     """A recording with a mesh."""
 
     def __init__(self, *args: object, mesh: Path | None) -> None:

@@ -15,7 +15,7 @@ from prior3d.data.posed import (
     FocalAndCenter,
     GivenIntrinsics,
     PixelCenters,
-    Trajectory,
+    TimedPoses,
     associate,
     color_size,
     depth_size,
@@ -31,7 +31,7 @@ _CALIBRATION = "calibration.txt"  # of ETH3D's sequences
 _SIZE = (480, 640)
 _NAME = re.compile(r"freiburg([123])(?!\d)")
 
-Lens = Literal["published", "pinhole"]
+TumLens = Literal["published", "pinhole"]
 
 
 class _Published(NamedTuple):
@@ -48,7 +48,7 @@ _CAMERAS = {
 }
 
 
-class _Image(NamedTuple):
+class _TimedImage(NamedTuple):
     time: float
     name: str
     line: int
@@ -84,7 +84,7 @@ class Tum(Reader):
         *,
         intrinsics: FocalAndCenter | Path | None = None,
         pixel_centers: PixelCenters = "integer",
-        lens: Lens = "published",
+        lens: TumLens = "published",
         max_difference: Annotated[float, Gt(0)] = 0.02,
         depth_scale: Annotated[float, Gt(0)] = 5000.0,
     ) -> None:
@@ -110,7 +110,7 @@ class Tum(Reader):
             UserError: lists cannot be read, no image can, or intrinsics are missing.
         """
         folder = self._folders[scene]
-        trajectory = Trajectory(folder / _TRUTH)
+        trajectory = TimedPoses(folder / _TRUTH)
         is_listed = (folder / _LISTED).is_file()
         pairs = _listed(folder / _LISTED) if is_listed else self._associated(folder)
         found = [[path if path.is_file() else None for path in (folder / c.name, folder / d.name)] for c, d in pairs]
@@ -139,7 +139,7 @@ class Tum(Reader):
             notes += [f"{alone} color images have no depth within {self._most:g} s"] if alone else []
         return FileRecording(frames, files, {"depth": self._depth.read}, more, facts, notes)
 
-    def _associated(self, folder: Path) -> list[tuple[_Image, _Image]]:
+    def _associated(self, folder: Path) -> list[tuple[_TimedImage, _TimedImage]]:
         colors, depths = (_images(folder / name) for name in (_RGB, _DEPTH))
         found = associate([one.time for one in colors], [one.time for one in depths], self._most)
         if not found:
@@ -170,12 +170,12 @@ def _is_scene(folder: Path) -> bool:
     return (folder / _LISTED).is_file() or all((folder / name).is_file() for name in (_RGB, _DEPTH))
 
 
-def _images(path: Path) -> list[_Image]:
+def _images(path: Path) -> list[_TimedImage]:
     """Return the images of a list with lines of `time file`."""
     return [_image(row.words, row.number, path) for row in read_rows(path)]
 
 
-def _listed(path: Path) -> list[tuple[_Image, _Image]]:
+def _listed(path: Path) -> list[tuple[_TimedImage, _TimedImage]]:
     """Return color and depth of a list with lines of `time file time file`; files in `depth/` are depth."""
     pairs = []
     for row in read_rows(path):
@@ -185,8 +185,8 @@ def _listed(path: Path) -> list[tuple[_Image, _Image]]:
     return pairs
 
 
-def _image(words: Sequence[str], line: int, path: Path) -> _Image:
+def _image(words: Sequence[str], line: int, path: Path) -> _TimedImage:
     time = numbers_of(words[:1])
     if len(words) != 2 or time is None or not np.isfinite(time).all():
         raise UserError(f"expected a time stamp and a file in line {line} of {path}", "root")
-    return _Image(float(time[0]), words[1], line)
+    return _TimedImage(float(time[0]), words[1], line)

@@ -50,8 +50,8 @@ from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.posed.tracks import Tracks
 from prior3d.data.posed.trajectories import (
-    Row,
-    Trajectory,
+    ListRow,
+    TimedPoses,
     associate,
     mirrored_y,
     numbers_of,
@@ -88,8 +88,8 @@ __all__ = [
     "pose_of_quaternion",
     "pose_problem",
     # lists with time stamps
-    "Row",
-    "Trajectory",
+    "ListRow",
+    "TimedPoses",
     "associate",
     "read_rows",
     "read_numbers",

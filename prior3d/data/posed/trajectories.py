@@ -11,14 +11,14 @@ from prior3d.errors import UserError
 _UNIT_TOLERANCE = 1e-2  # of the length of a quaternion: files hold four digits
 
 
-class Row(NamedTuple):
+class ListRow(NamedTuple):
     """A line of a list: its number in the file, from 1, and its words."""
 
     number: int
     words: tuple[str, ...]
 
 
-def read_rows(path: Path, key: str = "root") -> list[Row]:
+def read_rows(path: Path, key: str = "root") -> list[ListRow]:
     """Return the lines of a text file with anything in them; `#` begins a comment, commas count as spaces.
 
     Raises:
@@ -30,7 +30,7 @@ def read_rows(path: Path, key: str = "root") -> list[Row]:
         raise UserError(f"cannot read {path}: {error.strerror}", key) from error
     except ValueError as error:
         raise UserError(f"expected text in {path}", key) from error
-    rows = (Row(number, tuple(line.replace(",", " ").split())) for number, line in enumerate(lines, 1))
+    rows = (ListRow(number, tuple(line.replace(",", " ").split())) for number, line in enumerate(lines, 1))
     return [row for row in rows if row.words and not row.words[0].startswith("#")]
 
 
@@ -79,7 +79,7 @@ def mirrored_y(pose: np.ndarray) -> np.ndarray:
     return flip @ pose @ flip
 
 
-class Trajectory:
+class TimedPoses:
     """Poses by time stamp, from a file with lines of `time tx ty tz qx qy qz qw`.
 
     Attributes:

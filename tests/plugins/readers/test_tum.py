@@ -8,7 +8,7 @@ from PIL import Image
 from reprojection import agreement
 from scipy.spatial.transform import Rotation, Slerp
 
-from prior3d.data.posed import Trajectory, make_reader, mirrored_y, recognizing
+from prior3d.data.posed import TimedPoses, make_reader, mirrored_y, recognizing
 from prior3d.errors import DamagedFile, UserError
 from prior3d.testing import check_reader
 from prior3d_plugins.readers.icl import Icl
@@ -119,7 +119,7 @@ def test_damage_of_tum_is_a_line_or_a_problem(tum):
 )
 def test_poses_that_make_no_sense_are_problems(tmp_path, numbers, problem):
     (tmp_path / "t.txt").write_text(f"1 {numbers}\n")
-    pose, found = Trajectory(tmp_path / "t.txt").at(1.0, 0.02)
+    pose, found = TimedPoses(tmp_path / "t.txt").at(1.0, 0.02)
     assert pose is None and found.startswith(problem)
 
 
