@@ -12,6 +12,7 @@ MODULES = {
     "faiss-cpu": "faiss",
     "faiss-gpu-cu12": "faiss",
     "gsplat": "gsplat",
+    "h5py": "h5py",
     "mlflow": "mlflow",
     "ninja": "ninja",
     "opencv-python-headless": "cv2",

@@ -50,6 +50,15 @@ from prior3d.data.posed.selection import SceneNames
 from prior3d.data.posed.sparse_depth import sparse_depth
 from prior3d.data.posed.surface import Surface, SurfaceOptions
 from prior3d.data.posed.tracks import Tracks
+from prior3d.data.posed.trajectories import (
+    ListRow,
+    TimedPoses,
+    associate,
+    mirrored_y,
+    numbers_of,
+    pose_of_quaternion,
+    read_rows,
+)
 
 __all__ = [
     # datasets
@@ -75,8 +84,16 @@ __all__ = [
     "FocalAndCenter",
     "GivenIntrinsics",
     "PixelCenters",
+    "mirrored_y",
+    "numbers_of",
     "pinhole",
+    "pose_of_quaternion",
     "pose_problem",
+    # lists with time stamps
+    "ListRow",
+    "TimedPoses",
+    "associate",
+    "read_rows",
     "read_numbers",
     "read_pinhole",
     "read_pose",

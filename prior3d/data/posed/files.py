@@ -250,7 +250,8 @@ def _first(
             failures.append(f"{path}: {why}")
         except DamagedFile as damage:
             failures.append(str(damage))
-    raise UserError(f"none of {len(failures)} files can be used, the first: {failures[0]}", "root")
+    first = f", the first: {failures[0]}" if failures else ": none of those listed exists"
+    raise UserError(f"none of {len(failures)} files can be used{first}", "root")
 
 
 class FileRecording(Recording):
