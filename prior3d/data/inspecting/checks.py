@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 
@@ -148,12 +147,11 @@ def not_registered(frames: Sequence[PosedDepth], most: int = 16) -> Finding | No
     """Return a finding if edges of depth meet edges of color better after a small offset or zoom."""
     chosen = [frames[index] for index in evenly_chosen(len(frames), most)] if frames else []
     outlines, ranks = edges.of_frames(chosen)
-    given = edges.agreement(outlines, ranks)
-    scores = {
-        (zoom, (down, right)): edges.agreement(outlines, ranks, (down, right), zoom)
-        for zoom, down, right in product(_ZOOMS, _OFFSETS, _OFFSETS)
-    }
-    if not given or not scores:
+    if len({rank.shape for rank in ranks}) != 1:
+        return None
+    scores = edges.search(outlines, ranks, _ZOOMS, _OFFSETS)
+    given = scores.get((1.0, (0, 0)), 0.0)
+    if not given:
         return None
     (zoom, (down, right)), best = max(scores.items(), key=lambda item: item[1])
     values = np.array([score for (scale, _), score in scores.items() if scale == 1.0])

@@ -59,6 +59,45 @@ def agreement(
     return total / count if count >= _FEWEST else 0.0
 
 
+def search(
+    edges: Sequence[tuple[np.ndarray, np.ndarray]],
+    ranks: Sequence[np.ndarray],
+    zooms: Sequence[float],
+    offsets: Sequence[int],
+    most: int = 8000,
+) -> dict[tuple[float, tuple[int, int]], float]:
+    """Return the agreement of frames of one size, by zoom and offset (down, right); empty with too few edges.
+
+    Args:
+        edges: Rows and columns of each frame's depth edges.
+        ranks: Strength [h, w] of each frame's color edges.
+        zooms: Factors to try.
+        offsets: Pixels to try, along either axis.
+        most: Number of edge pixels to use, evenly chosen.
+    """
+    count = sum(len(rows) for rows, _ in edges)
+    if count < _FEWEST:
+        return {}
+    step = max(1, count // most)
+    rows, columns = (np.concatenate([edge[axis] for edge in edges])[::step] for axis in (0, 1))
+    frame = np.concatenate([np.full(len(edge[0]), number) for number, edge in enumerate(edges)])[::step]
+    height, width = ranks[0].shape
+    pad = max(map(abs, offsets)) + int(max(height, width) * max(abs(zoom - 1) for zoom in zooms)) + 2
+    padded = np.pad(np.stack(ranks), ((0, 0), (pad, pad), (pad, pad)), constant_values=np.nan)
+    flat, across = padded.ravel(), padded.shape[2]
+    found = {}
+    for zoom in zooms:
+        y = np.rint((rows - height / 2) * zoom + height / 2).astype(int) + pad
+        x = np.rint((columns - width / 2) * zoom + width / 2).astype(int) + pad
+        start = (frame * padded.shape[1] + y) * across + x
+        for down in offsets:
+            for right in offsets:
+                values = flat[start + (down * across + right)]
+                inside = values[~np.isnan(values)]
+                found[zoom, (down, right)] = float(inside.mean()) if len(inside) >= _FEWEST else 0.0
+    return found
+
+
 def of_frames(frames: Sequence[PosedDepth]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """Return the depth edges and the color edges of frames."""
     return [depth_edges(frame.depth) for frame in frames], [color_edges(frame.gray) for frame in frames]
