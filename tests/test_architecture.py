@@ -15,6 +15,7 @@ ORDER = (
     "version", "errors", "messages", "files", "randomness", "launching", "contracts", "figures", "registry",
     "recipe", "geometry", "losses", "sparse", "splat", "volume", "backbone", "jobs", "data", "probes", "reporting",
     "pretraining", "evaluation", "study", "testing", "api", "cli",
+    "inspecting", "data_command",
 )  # fmt: skip
 """The packages and modules of prior3d; each imports only what stands before it."""
 

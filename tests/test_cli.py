@@ -122,7 +122,9 @@ def test_the_package_is_imported_at_once_and_imports_nothing_heavy():
     assert seconds_of("-c", IMPORT) < 0.3
 
 
-@pytest.mark.parametrize("command", ["prior3d-train", "prior3d-prepare", "prior3d-eval", "prior3d-study"])
+@pytest.mark.parametrize(
+    "command", ["prior3d-train", "prior3d-prepare", "prior3d-eval", "prior3d-study", "prior3d-data"]
+)
 def test_installed_commands_answer_at_once(command):
     assert seconds_of(Path(sys.executable).with_name(command), "--help") < 0.3
 

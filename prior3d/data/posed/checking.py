@@ -17,7 +17,7 @@ from prior3d.errors import DamagedFile, UserError
 Checking = Literal["refuse", "warn", "off"]
 """Action on scenes whose poses, depth and images contradict each other."""
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 """Version of the check. Raise it when the check changes; scenes are then checked again."""
 
 _VERDICT, _PICTURE = "verdict.json", "warped.png"
@@ -35,6 +35,8 @@ class Checked:
         figures: How well the frames agree as given, and under the better reading.
         depth_range: 5th and 95th percentile of the known depth, meters; None without any.
         picture: Neighboring frames warped into each other; None if there was nothing to warp.
+        doubts: What else seems misread (intrinsics, depth along the ray, mirrored or unregistered images); it never
+            ends a run.
     """
 
     scene: str
@@ -42,6 +44,7 @@ class Checked:
     figures: str
     depth_range: tuple[float, float] | None
     picture: Path | None
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, scene: str, folder: Path) -> "Checked":
@@ -49,7 +52,8 @@ class Checked:
         found = json.loads((folder / _VERDICT).read_text(encoding="utf-8"))
         picture = folder / _PICTURE
         depth_range = None if found["depth_range"] is None else tuple(found["depth_range"])
-        return cls(scene, found["mend"], found["figures"], depth_range, picture if picture.is_file() else None)
+        shown = picture if picture.is_file() else None
+        return cls(scene, found["mend"], found["figures"], depth_range, shown, tuple(found["doubts"]))
 
 
 def check_scene(dataset: PosedDataset, scene: int, folder: Path, progress: Progress) -> Sequence[DamagedFile]:
@@ -85,6 +89,7 @@ def check_scene(dataset: PosedDataset, scene: int, folder: Path, progress: Progr
         "mend": None if verdict.better is None else READINGS[verdict.better].mend,
         "figures": verdict.figures() if verdict.agreements else "too few frames overlap to be compared",
         "depth_range": verdict.depth_range,
+        "doubts": _doubts(known, list(frames.values())) if verdict.better is None and verdict.agreements else [],
     }
     (folder / _VERDICT).write_text(json.dumps(content) + "\n", encoding="utf-8")
     if known:
@@ -128,6 +133,7 @@ def describe_checked(checked: Sequence[Checked]) -> list[str]:
     for one in checked:
         if one.mend is not None:
             lines.append(f"warning: scene {one.scene}: {one.mend} ({one.figures}; see {one.picture})")
+        lines += [f"warning: scene {one.scene}: {doubt}" for doubt in one.doubts]
     shown = next((one for one in checked if one.mend is None and one.picture is not None), None)
     if shown is not None:
         lines.append(f"{shown.scene}: {shown.figures}; neighboring frames warped into each other: {shown.picture}")
@@ -137,6 +143,17 @@ def describe_checked(checked: Sequence[Checked]) -> list[str]:
 def facts_of(fingerprint: str) -> Mapping[str, object]:
     """Return the values that the result of a check depends on, given the fingerprint of the scene."""
     return {"version": CHECK_VERSION, "scene": fingerprint}
+
+
+def _doubts(pairs: Sequence[tuple[PosedDepth, PosedDepth]], frames: Sequence[PosedDepth]) -> list[str]:
+    # imported here: these modules import others of this package, which is not complete yet while it is imported
+    from prior3d.data.inspecting.checks import not_registered
+    from prior3d.data.inspecting.findings import misread
+    from prior3d.data.inspecting.readings import FEW
+
+    found = [misread(pairs, FEW), not_registered(frames)]
+    seen = [f"{one.mend} ({one.figure})" for one in found if one is not None]
+    return [*seen[:-1], f"{seen[-1]}; `prior3d-data inspect` shows more"] if seen else []
 
 
 def _small(view: View) -> PosedDepth:

@@ -156,7 +156,7 @@ def choose_pairs(world_from_camera: np.ndarray, depth: float) -> list[tuple[int,
     starts = evenly_chosen(count, 2 * _PAIRS) if gaps else []
     for first in starts:
         inside = [gap for gap in gaps if first + gap < count]
-        moved = [gap for gap in inside if _has_moved(*world_from_camera[[first, first + gap]], depth)]
+        moved = [gap for gap in inside if has_moved(*world_from_camera[[first, first + gap]], depth)]
         if inside:
             pairs.append((first, first + (moved[0] if moved else inside[-1])))
     return [pairs[index] for index in evenly_chosen(len(pairs), _PAIRS)]
@@ -172,7 +172,7 @@ def judge(frames: Sequence[tuple[PosedDepth, PosedDepth]]) -> Verdict:
     Args:
         frames: Overlapping pairs, see `choose_pairs`.
     """
-    measured = [{name: _compare(*pair, reading) for name, reading in READINGS.items()} for pair in frames]
+    measured = [{name: compare(*pair, reading) for name, reading in READINGS.items()} for pair in frames]
     known = [pair for pair in measured if any(np.isfinite(agreement.error) for agreement in pair.values())]
     depths = np.concatenate([np.zeros(0), *(frame.depth[frame.depth > 0].ravel() for pair in frames for frame in pair)])
     depth_range = tuple(np.percentile(depths, [5, 95]).tolist()) if len(depths) else None
@@ -224,7 +224,14 @@ def _relative(first: PosedDepth, second: PosedDepth, reading: Reading) -> np.nda
     return np.linalg.inv(poses[1]) @ poses[0]
 
 
-def _compare(first: PosedDepth, second: PosedDepth, reading: Reading) -> Agreement:
+def compare(first: PosedDepth, second: PosedDepth, reading: Reading) -> Agreement:
+    """Return how well the first frame predicts the second.
+
+    Args:
+        first: Frame with the points.
+        second: Frame that sees them.
+        reading: How to read poses and depth.
+    """
     source, x, y, z = warp(first, second, reading)
     height, width = second.depth.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -263,7 +270,8 @@ def _ratio(error: float, given: float) -> float:
     return (error + _ROUNDING) / (given + _ROUNDING)
 
 
-def _has_moved(first: np.ndarray, second: np.ndarray, depth: float) -> bool:
+def has_moved(first: np.ndarray, second: np.ndarray, depth: float) -> bool:
+    """Return whether two poses [4, 4] differ enough, against a typical depth in meters, to judge a reading by them."""
     cosine = (np.trace(first[:3, :3].T @ second[:3, :3]) - 1) / 2
     turned = np.degrees(np.arccos(np.clip(cosine, -1, 1))) >= _ENOUGH_DEGREES
     return bool(turned or np.linalg.norm(first[:3, 3] - second[:3, 3]) >= _ENOUGH_BASELINE * depth)

@@ -64,6 +64,15 @@ def test_inverted_poses_end_the_run(tmp_path, cls, views):
     assert "check_poses: warn" in refused.value.message
 
 
+def test_mirrored_images_are_warned_of(tmp_path):
+    record(tmp_path / "scans" / "a")
+    for file in (tmp_path / "scans" / "a").glob("*.color.png"):
+        PIL.Image.open(file).transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT).save(file)
+    data = posed(tmp_path)
+    data.prepare()
+    assert any(line.startswith("warning: scene a: the images seem mirrored") for line in data.describe())
+
+
 def test_whoever_knows_better_is_only_warned(tmp_path):
     record(tmp_path / "scans" / "a", np.linalg.inv)
     data = posed(tmp_path, check_poses="warn")

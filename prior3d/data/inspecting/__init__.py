@@ -1,0 +1,1 @@
+"""Inspection of recordings: checks that catch misread files, a summary, and a page with pictures."""
