@@ -13,7 +13,7 @@ from prior3d.data.inspecting.sample import take_sample
 from prior3d.data.inspecting.summary import summary_lines
 from prior3d.data.posed.formats import AUTO, existing_root, recognizing
 from prior3d.data.posed.recorded import RecordedScenes
-from prior3d.errors import ArgumentError, UserError
+from prior3d.errors import ArgumentError, UserError, dotted
 from prior3d.pretraining.building import build_dataset
 from prior3d.recipe.reading import read_plugged
 from prior3d.recipe.sections import DataSection
@@ -37,7 +37,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     section = _section(root, arguments.overrides, registry)
     dataset = build_dataset(section, registry, "train", 0)
     if not isinstance(dataset, RecordedScenes):
-        raise UserError(f"'{section.name}' has no recordings to inspect: name posed", "data.name")
+        raise UserError(f"'{section.name}' has no recordings to inspect: name posed", dotted("data", "name"))
     lines, reader_options = _what(root, section.options, registry)
     lines += dataset.describe()
     _print(lines)
@@ -64,11 +64,8 @@ def _section(root: Path, overrides: list[str], registry: Registry) -> DataSectio
 
 def _what(root: Path, options: Mapping[str, object], registry: Registry) -> tuple[list[str], Mapping[str, object]]:
     """Return lines about the format, and the options of its reader with their values."""
-    try:
-        found = recognizing(root)
-    except UserError:  # the format is given, and no reader would have chosen it
-        found = {}
     name = str(options.get("format", AUTO))
+    found = recognizing(root) if name == AUTO else {}
     if name == AUTO:
         name = next(iter(found), AUTO)
     others = [other for other in found if other != name]

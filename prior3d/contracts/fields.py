@@ -64,6 +64,8 @@ class Field:
         mirrors: whether it stays valid when left and right are swapped.
         on_host: whether it stays in host memory when a batch moves to a GPU, because readers look things up by it; read
             from the GPU, every look-up would wait for the device.
+        of_geometry: whether it relates the pixels of a view to the world, as depth does. With `data.control: permuted`
+            it then stays with the pose; the other fields of a view go with the image.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Field:
     rows_of: str | None = None
     mirrors: bool = True
     on_host: bool = False
+    of_geometry: bool = False
 
     def __post_init__(self) -> None:
         for what, value, kind in (
@@ -237,7 +240,14 @@ def _check_name(field: Field, owner: str, known: Mapping[str, Field], owners: Ma
 _TABLE = (
     Field("image", "[B, V, 3, H, W]", "uint8", "augmented RGB views; float32 0..1 on the device", "resample"),
     Field("image_clean", "[B, V, 3, H, W]", "uint8", "as image, no photometric changes", "resample", made_from="image"),
-    Field("depth", "[B, V, H, W]", "float32", "meters along the optical axis, 0 = unknown", "nearest"),
+    Field(
+        "depth",
+        "[B, V, H, W]",
+        "float32",
+        "meters along the optical axis, 0 = unknown",
+        "nearest",
+        of_geometry=True,
+    ),
     Field(
         "pseudo_depth",
         "[B, V, H, W]",
@@ -253,6 +263,7 @@ _TABLE = (
         "pinhole matrix in pixels, pixel centers at +0.5",
         "intrinsics",
         mirrors=False,
+        of_geometry=True,
     ),
     Field(
         "world_from_camera",
@@ -260,6 +271,7 @@ _TABLE = (
         "float32",
         "pose, meters; OpenCV axes: x right, y down, z forward",
         mirrors=False,
+        of_geometry=True,
     ),
     Field("semantic", "[B, V, H, W]", "int64", "class ids, 255 = ignore", "nearest", kept_as="uint8", probes_only=True),
     Field(
@@ -279,6 +291,7 @@ _TABLE = (
         "vectors",
         kept_as="float16",
         probes_only=True,
+        of_geometry=True,
     ),
     Field("label", "[B]", "int64", "class id of a whole image", probes_only=True),
     Field(

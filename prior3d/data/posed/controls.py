@@ -1,12 +1,13 @@
 """The controls of a study: a posed dataset whose samples lack exactly the signal that a prior learns from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset
+from prior3d.contracts.fields import FIELDS
 from prior3d.contracts.runner import SceneJob
 from prior3d.contracts.view import View
 from prior3d.data.posed.dataset import PosedDataset
@@ -26,9 +27,6 @@ scene and seed that leaves no frame in its place. The geometry of a sample is st
 finds the usual number of matches, but between pixels that do not show the same point. If only poses were permuted,
 depth and pose would contradict each other, and nothing would match.
 """
-
-GEOMETRY = frozenset({"depth", "intrinsics", "world_from_camera", "normals"})
-"""Fields that relate the pixels of a view to the world; the other fields describe its image."""
 
 _CANDIDATES = 64
 
@@ -105,8 +103,9 @@ class Controlled(PosedDataset):
                 pairs = torch.stack([self.pairs(scene).first, self.pairs(scene).second], 1)
                 frames = pairs.unique()  # a frame without a pair is never shown without a control, either
             self._image_of[scene] = permute_frames(frames, pairs, generator("permuted", self.spec.seed, scene))
-        image = self.load(scene, self._image_of[scene][frame], fields - GEOMETRY)
-        return with_geometry(image, self.load(scene, frame, fields & GEOMETRY))
+        of_geometry = {field.name for field in (*FIELDS.values(), *self.fields) if field.of_geometry}
+        image = self.load(scene, self._image_of[scene][frame], fields - of_geometry)
+        return with_geometry(image, self.load(scene, frame, fields & of_geometry), of_geometry)
 
 
 def with_control(dataset: Dataset, control: Control | None) -> Dataset:
@@ -161,12 +160,13 @@ def permute_frames(frames: Tensor, pairs: Tensor, generator: torch.Generator) ->
     return dict(zip(frames.tolist(), frames[min(candidates, key=overlaps)].tolist(), strict=True))
 
 
-def with_geometry(image: View, geometry: View) -> View:
+def with_geometry(image: View, geometry: View, of_geometry: Collection[str]) -> View:
     """Return the view of an image with the geometry of another frame of its scene.
 
     Args:
         image: View with the image and all fields that describe it (classes, pseudo-depth, index of its frame).
-        geometry: View with the fields of `GEOMETRY`.
+        geometry: View with the fields that relate pixels to the world.
+        of_geometry: Names of these fields, see `Field.of_geometry`.
 
     Raises:
         UserError: The two frames differ in size.
@@ -177,8 +177,8 @@ def with_geometry(image: View, geometry: View) -> View:
             f" {image.frame} and {geometry.size} in frame {geometry.frame}",
             "control",
         )
-    kept = {name: value for name, value in image.values.items() if name not in GEOMETRY}
-    taken = {name: value for name, value in geometry.values.items() if name in GEOMETRY}
+    kept = {name: value for name, value in image.values.items() if name not in of_geometry}
+    taken = {name: value for name, value in geometry.values.items() if name in of_geometry}
     return View(kept | taken, image.scene, image.frame, geometry.size)
 
 

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from prior3d.contracts.dataset import Dataset, DataSpec, View
 from prior3d.contracts.fields import SURFACE_FIELDS
+from prior3d.contracts.reader import Cloud
 from prior3d.contracts.runner import Progress, Runner, SceneJob, silent
 from prior3d.data.posed.depth_maps import DepthMaps, at_one_size
 from prior3d.data.posed.fusion import PosedFrame, fuse
@@ -198,7 +198,7 @@ class PosedDataset(Dataset):
         return SceneJob("pairs", self.scenes[scene], facts, partial(self._mine, scene))
 
     def _surface_job(self, scene: int) -> SceneJob:
-        options = {name: value for name, value in asdict(self.surface_options).items() if name != "max_points"}
+        options = self.surface_options.making
         facts = {"version": SURFACE_VERSION, "scene": self.scene_fingerprint(scene), "options": options}
         return SceneJob("surfaces", self.scenes[scene], facts, partial(self._fuse, scene))
 
@@ -239,8 +239,20 @@ class PosedDataset(Dataset):
         """Return the pairs of frames that share points, where the data knows them."""
         raise UserError("this dataset does not know which frames see the same points: set depth", "pairs.source")
 
+    def _surface_of_format(self, scene: int) -> Cloud:
+        """Return the points that come with a scene, where the data has some."""
+        raise UserError("this dataset brings no meshes and no points: set depth", "surface.source")
+
     def _fuse(self, scene: int, folder: Path, progress: Progress) -> list[DamagedFile]:
         damaged: list[DamagedFile] = []
+        if self.surface_options.source == "format":
+            cloud = Cloud(np.zeros((0, 3)), None)
+            try:
+                cloud = self._surface_of_format(scene)
+            except DamagedFile as damage:
+                damaged.append(damage)
+            Surface.save(cloud.points, folder, cloud.colors)
+            return damaged
         fields = _GEOMETRY | {"image"}
         views = self._read_evenly(scene, self.surface_options.max_frames, fields, damaged, progress)
         cloud = fuse(map(_posed_frame, views), self.surface_options)

@@ -11,7 +11,7 @@ import numpy as np
 
 from prior3d.contracts.dataset import DataSpec, table_of
 from prior3d.contracts.fields import UNKNOWN_DEPTH
-from prior3d.contracts.reader import Camera, Frame, Reader, Recording
+from prior3d.contracts.reader import Camera, Cloud, Frame, Reader, Recording
 from prior3d.contracts.runner import SceneJob
 from prior3d.contracts.view import View
 from prior3d.data.posed.cameras import Calibration, camera_problem, scaled
@@ -91,6 +91,7 @@ class OpenScene:
         cameras: All cameras of these frames, before undistortion.
         camera_of: Index [F] of each frame's camera.
         left_out: Dict from problem to the names of the frames that have it.
+        moved: Where the origin [3] float64 lies in the axes of the recording, meters.
     """
 
     recording: Recording
@@ -99,6 +100,7 @@ class OpenScene:
     cameras: Sequence[Camera]
     camera_of: np.ndarray
     left_out: Mapping[str, Sequence[str]]
+    moved: np.ndarray
 
     def camera(self, frame: int) -> Camera:
         """Return the camera of a frame, by its index into `frames`."""
@@ -272,6 +274,15 @@ class RecordedScenes(PosedDataset):
             raise UserError(f"scene {self.scenes[scene]}: {unknown}: set depth", "pairs.source")
         return pairs_of_tracks(overlap, opened.frames, opened.world_from_color, self.pair_options)
 
+    def _surface_of_format(self, scene: int) -> Cloud:
+        opened = self.scene(scene)
+        cloud = opened.recording.surface()
+        if cloud is None:
+            raise UserError(
+                f"scene {self.scenes[scene]}: its format has no mesh and no points: set depth", "surface.source"
+            )
+        return cloud._replace(points=cloud.points - opened.moved)
+
     def _knows_tracks(self, scene: int) -> bool:
         return type(self.scene(scene).recording).overlap is not Recording.overlap
 
@@ -299,8 +310,9 @@ class RecordedScenes(PosedDataset):
         poses = np.array([_pose(frame, fitting) for frame in used.values()]).reshape(-1, 4, 4)
         if fitting:
             poses = poses @ np.linalg.inv(fitting[0].color_from_depth)
-        poses = _near_origin(poses)
-        return OpenScene(recording, list(used), poses, cameras, camera_of, left_out)
+        moved = _origin_of(poses)
+        poses[:, :3, 3] -= moved
+        return OpenScene(recording, list(used), poses, cameras, camera_of, left_out, moved)
 
 
 def _provided(readers: Sequence[Reader]) -> frozenset[str]:
@@ -317,17 +329,13 @@ def _pose(frame: Frame, fitting: Sequence[Calibration]) -> np.ndarray:
     return frame.world_from_camera
 
 
-def _near_origin(poses: np.ndarray) -> np.ndarray:
-    """Return poses [F, 4, 4] with an origin near the cameras; far ones are moved by whole meters.
+def _origin_of(poses: np.ndarray) -> np.ndarray:
+    """Return where to put the origin [3], in whole meters: far cameras [F, 4, 4] get one near them.
 
     Batches hold poses in float32, which rounds georeferenced coordinates to half a meter.
     """
     center = np.median(poses[:, :3, 3], axis=0).round() if len(poses) else np.zeros(3)
-    if np.abs(center).max() < _FAR_FROM_ORIGIN_M:
-        return poses
-    moved = poses.copy()
-    moved[:, :3, 3] -= center
-    return moved
+    return center if np.abs(center).max() >= _FAR_FROM_ORIGIN_M else np.zeros(3)
 
 
 def _registered(depth: np.ndarray, camera: Camera) -> np.ndarray:

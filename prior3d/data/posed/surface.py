@@ -1,10 +1,10 @@
 """The surface of a scene as colored points on disk, and the part of it in the box around a view's frustum."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class SurfaceOptions:
             belong to different things, and sensors invent points between them. Surfaces seen at up to 80 degrees always
             pass.
         max_points: Largest number of points per view; more are thinned to an even random subset.
+        source: Where surfaces come from: "depth" fuses frames; "format" takes the mesh's vertices or the points that
+            come with the recording, as Pri3D does with ScanNet's meshes, and uses none of the options above but
+            max_points.
     """
 
     voxel_size: float = 0.01
@@ -45,6 +48,7 @@ class SurfaceOptions:
     min_frames: int = 2
     edge: float = 0.02
     max_points: int = 200_000
+    source: Literal["depth", "format"] = "depth"
 
     def __post_init__(self) -> None:
         if not (self.voxel_size > 0 and self.edge > 0):
@@ -52,6 +56,13 @@ class SurfaceOptions:
         for name in ("max_frames", "min_frames", "max_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+    @property
+    def making(self) -> dict[str, object]:
+        """The options that the points of a scene depend on."""
+        if self.source == "format":
+            return {"source": self.source}
+        return {name: value for name, value in asdict(self).items() if name not in ("max_points", "source")}
 
 
 class Surface:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from prior3d.contracts.dataset import DataSpec, View
+from prior3d.contracts.fields import Field
 from prior3d.data.posed.controls import Controlled, permute_frames, with_control, with_geometry
 from prior3d.data.posed.dataset import PosedDataset
 from prior3d.data.posed.pairs import PairOptions
@@ -123,6 +124,28 @@ def test_permuted_geometry_is_that_of_another_frame_all_of_it_and_nothing_else(c
     assert len({(scene, *frames) for (scene, _), frames in image_of.items()}) == len(image_of)
 
 
+def test_a_field_of_a_plugin_goes_with_the_pose_or_with_the_image(cache):
+    class Rooms(SyntheticRooms):
+        fields = (
+            Field("acme/plane", "[B, V]", "float32", "distance of the nearest plane, meters", of_geometry=True),
+            Field("acme/tint", "[B, V]", "float32", "tint of the image"),
+        )
+
+        def load(self, scene, frame, fields):
+            view = super().load(scene, frame, fields & FIELDS)
+            own = {name: np.float32(frame) for name in fields - FIELDS}
+            return View(view.values | own, view.scene, view.frame, view.size)
+
+    made = Rooms(DataSpec(SIZE, 2, "train", cache, 0), rooms=2, frames=24)
+    made.prepare()
+    fields = FIELDS | {"acme/plane", "acme/tint"}
+    for draw in range(5):
+        both = zip(sample(with_control(made, PERMUTED), draw, fields), sample(made, draw, fields), strict=True)
+        for view, own in both:
+            assert view["acme/tint"] == view.frame != own.frame
+            assert view["acme/plane"] == own.frame
+
+
 def test_permutations_follow_the_seed_and_survive_workers(cache):
     frames = [
         [[view.frame for view in sample(rooms(cache, PERMUTED, seed=seed), draw)] for draw in range(20)]
@@ -188,7 +211,7 @@ def test_permutations_leave_no_frame_in_place_and_part_what_overlaps():
 def test_frames_of_different_sizes_cannot_be_exchanged():
     image, other = View({"image": np.zeros((4, 6, 3), np.uint8)}, frame=1), View(size=(8, 12), frame=2)
     with pytest.raises(UserError, match=r"one size within a scene, got \(4, 6\) in frame 1 and \(8, 12\) in frame 2"):
-        with_geometry(image, other)
+        with_geometry(image, other, {"depth"})
 
 
 @pytest.mark.parametrize("control", [SELF, PERMUTED])
