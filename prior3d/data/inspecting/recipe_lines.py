@@ -20,12 +20,12 @@ def recipe_line(finding: Finding, camera: Camera, options: Mapping[str, object])
     if line.startswith("depth_scale / ") and isinstance(options.get("depth_scale"), int | float):
         return f"data.reader: {{depth_scale: {options['depth_scale'] / float(line.split()[-1]):g}}}"
     if line.startswith("intrinsics ") and "intrinsics" in options:
-        focal_x, focal_y, left, top = _numbers(camera, 0.5 if options.get("pixel_centers") == "integer" else 0.0)
+        focal_x, focal_y, left, top = _numbers(camera, 0.0 if options.get("pixel_centers") == "half" else 0.5)
         factor = float(line.split()[-1]) if " x " in line else 1.0
         if "swapped" in line:
             left, top = top, left
-        values = {"fx": focal_x, "fy": focal_y, "cx": left, "cy": top}
-        return "data.reader: {intrinsics: {" + _shown({k: v * factor for k, v in values.items()}) + "}}"
+        numbers = ", ".join(f"{value * factor:.6g}" for value in (focal_x, focal_y, left, top))
+        return f"data.reader: {{intrinsics: [{numbers}]}} (a file of intrinsics counts first: correct it)"
     if line == "depth_to_color":
         zoom = finding.zoom
         focal_x, focal_y, left, top = _numbers(camera, 0.5)

@@ -57,6 +57,7 @@ def pair_matrix(sample: SceneSample) -> tuple[np.ndarray, np.ndarray]:
         poses = torch.from_numpy(np.stack([frame.world_from_camera for frame in frames]))
         first, second = torch.triu_indices(count, count, offset=1)
         found = pairwise_overlap(depth, cameras, poses, first, second, 0.03, 0.03, 256).numpy()
+        first, second = first.numpy(), second.numpy()  # a tensor of one index would index as a number
         overlap[first, second] = overlap[second, first] = found
     axes = np.array([frame.world_from_camera[:3, 2] for frame in frames]).reshape(-1, 3)
     return overlap, np.degrees(np.arccos(np.clip(axes @ axes.T, -1, 1)))
