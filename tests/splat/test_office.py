@@ -99,6 +99,7 @@ def inconsistency(features, masks, depth, poses):
     return apart / shuffled, hits / count
 
 
+@pytest.mark.slow
 def test_rendered_features_of_held_out_views_agree_better_than_the_raw_ones(office):
     (_, images, poses), (depth, held_images, held_poses), gaussians = office
     mean = raw_features(images).mean((0, 2, 3), keepdim=True)
