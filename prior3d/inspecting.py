@@ -70,7 +70,7 @@ def _what(root: Path, options: Mapping[str, object], registry: Registry) -> tupl
         name = next(iter(found), AUTO)
     others = [other for other in found if other != name]
     lines = [f"{root}", f"format: {name}" + (f" (also recognized by {', '.join(others)})" if others else "")]
-    parameters = signatures.signature(registry.get("readers", name, "data.format")).parameters
+    parameters = signatures.signature(registry.get("readers", name, dotted("data", "format"))).parameters
     values = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
     return lines, values | dict(options.get("reader") or {})
 
